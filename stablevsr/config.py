@@ -1,0 +1,329 @@
+"""What each network is made of: frozen dataclasses that refuse nonsense, and the presets of the released model.
+
+The configuration of a model travels in the metadata of its weights file as JSON (`to_dict`, `from_dict`).
+"""
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any
+
+from stablevsr.errors import UserError
+
+SCALE = 4  # StableVSR upscales by four: the VAE's latent grid is the low-resolution grid
+
+
+def _require(ok: bool, owner: object, message: str) -> None:
+    if not ok:
+        raise UserError(f"{type(owner).__name__}: {message}")
+
+
+def _require_choice(owner: object, name: str, choices: tuple[str, ...]) -> None:
+    value = getattr(owner, name)
+    _require(value in choices, owner, f"{name} {value!r} is not supported, only {', '.join(map(repr, choices))} are")
+
+
+@dataclass(frozen=True)
+class UNetEncoderConfig:
+    """The encoder and middle of the SD x4 UNet, which the TCM copies (paper, section 4.1)."""
+
+    in_channels: int = 7  # noisy latent and low-resolution frame, stacked
+    channels: tuple[int, ...] = (256, 512, 512, 1024)  # width of each level, finest first
+    blocks_per_level: tuple[int, ...] = (2, 2, 2, 2)  # residual blocks of each level on the way down
+    attention: tuple[bool, ...] = (False, True, True, True)  # levels with a transformer behind each residual block
+    # Levels whose "self" attention looks at the text context instead of the picture; no effect without attention.
+    only_cross_attention: tuple[bool, ...] = (True, True, True, False)
+    num_heads: tuple[int, ...] = (8, 8, 8, 8)  # attention heads of each level (upstream: "attention_head_dim")
+    transformer_depth: tuple[int, ...] = (1, 1, 1, 1)  # transformer blocks in each transformer of a level
+    context_dim: int = 1024  # width of the text context
+    linear_projection: bool = True  # transformer in and out projections: linear layers, or 1x1 convolutions
+    norm_groups: int = 32
+    norm_eps: float = 1e-5
+    cos_first: bool = True  # time embedding: cosines before sines
+    freq_shift: float = 0.0  # time embedding: subtracted from the number of frequencies
+    num_noise_levels: int | None = None  # entries of the noise-level embedding of stock SD x4 files
+
+    def __post_init__(self) -> None:
+        _require(self.in_channels > 0, self, f"in_channels must be positive, got {self.in_channels}")
+        levels = len(self.channels)
+        _require(levels > 0, self, "channels must name at least one level")
+        for name in ("blocks_per_level", "attention", "only_cross_attention", "num_heads", "transformer_depth"):
+            value = getattr(self, name)
+            _require(len(value) == levels, self, f"{name} must have {levels} entries, one a level, got {value}")
+        for name in ("blocks_per_level", "num_heads", "transformer_depth"):
+            value = getattr(self, name)
+            _require(min(value) > 0, self, f"{name} must be positive, got {value}")
+        for width, heads in zip(self.channels, self.num_heads, strict=True):
+            _require(
+                width > 0 and width % self.norm_groups == 0,
+                self,
+                f"a level of {width} channels does not divide into norm_groups = {self.norm_groups}",
+            )
+            _require(width % heads == 0, self, f"a level of {width} channels does not divide into {heads} heads")
+        _require(self.channels[0] % 2 == 0, self, f"the first level must be even, got {self.channels[0]}")
+
+    @property
+    def time_dim(self) -> int:
+        """Width of the time embedding."""
+        return 4 * self.channels[0]
+
+    @property
+    def skip_channels(self) -> tuple[int, ...]:
+        """Width of every skip connection, in the order in which the encoder makes them."""
+        skips = [self.channels[0]]
+        for level, width in enumerate(self.channels):
+            skips += [width] * self.blocks_per_level[level]
+            if level < len(self.channels) - 1:
+                skips.append(width)  # the stride-2 convolution to the next level
+        return tuple(skips)
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """The denoising network: the encoder above, and a decoder that mirrors it with one more block a level."""
+
+    encoder: UNetEncoderConfig = field(default_factory=UNetEncoderConfig)
+    out_channels: int = 4
+
+    def __post_init__(self) -> None:
+        _require(self.out_channels > 0, self, f"out_channels must be positive, got {self.out_channels}")
+
+
+@dataclass(frozen=True)
+class TCMConfig:
+    """The Temporal Conditioning Module (paper, section 4.1): a ControlNet over the UNet's encoder."""
+
+    encoder: UNetEncoderConfig = field(default_factory=UNetEncoderConfig)
+    conditioning_channels: int = 3  # the warped picture of the neighbouring frame
+    # Widths of the conditioning convolutions; each change of width halves the size: two steps, from HR to LR.
+    conditioning_widths: tuple[int, ...] = (64, 128, 256)
+
+    def __post_init__(self) -> None:
+        _require(
+            2 ** (len(self.conditioning_widths) - 1) == SCALE,
+            self,
+            f"conditioning_widths must have 3 entries (two stride-2 steps, x4 to x1), got {self.conditioning_widths}",
+        )
+
+
+@dataclass(frozen=True)
+class VAEConfig:
+    """The f4 autoencoder."""
+
+    image_channels: int = 3
+    latent_channels: int = 4
+    channels: tuple[int, ...] = (128, 256, 512)  # width of each level, finest first
+    blocks_per_level: int = 2  # residual blocks of an encoder level; the decoder has one more
+    norm_groups: int = 32
+    scaling_factor: float = 0.08333  # latents are multiplied by it before diffusion
+
+    def __post_init__(self) -> None:
+        _require(
+            2 ** (len(self.channels) - 1) == SCALE,
+            self,
+            f"channels must have 3 levels (an f4 autoencoder), got {self.channels}",
+        )
+        for width in self.channels:
+            _require(
+                width > 0 and width % self.norm_groups == 0,
+                self,
+                f"a level of {width} channels does not divide into norm_groups = {self.norm_groups}",
+            )
+        _require(self.scaling_factor > 0, self, f"scaling_factor must be positive, got {self.scaling_factor}")
+
+
+@dataclass(frozen=True)
+class FlowConfig:
+    """RAFT (Teed and Deng, ECCV 2020). `RAFT_LARGE` and `RAFT_SMALL` are the published ones."""
+
+    block: str = "residual"  # "residual" (large) or "bottleneck" (small)
+    feature_widths: tuple[int, ...] = (64, 64, 96, 128, 256)  # fnet: stem, three stages, output
+    context_widths: tuple[int, ...] = (64, 64, 96, 128, 256)  # cnet; its output is split into hidden state and context
+    context_norm: str = "batch"  # "batch" (large) or "none" (small); fnet always has instance norm
+    corr_levels: int = 4
+    corr_radius: int = 4
+    motion_corr_widths: tuple[int, ...] = (256, 192)
+    motion_flow_widths: tuple[int, ...] = (128, 64)
+    motion_width: int = 128
+    hidden_dim: int = 128
+    gru_kernels: tuple[tuple[int, int], ...] = ((1, 5), (5, 1))  # one convolutional GRU for each kernel size
+    flow_head_dim: int = 256
+    convex_upsampling: bool = True  # learned x8 upsampling (large), or bilinear (small)
+    num_updates: int = 12
+
+    def __post_init__(self) -> None:
+        _require_choice(self, "block", ("residual", "bottleneck"))
+        _require_choice(self, "context_norm", ("batch", "none"))
+        for name in ("feature_widths", "context_widths"):
+            value = getattr(self, name)
+            _require(len(value) == 5, self, f"{name} must have 5 entries, got {value}")
+        _require(
+            self.context_widths[-1] > self.hidden_dim,
+            self,
+            f"the last of context_widths must exceed hidden_dim = {self.hidden_dim}, got {self.context_widths[-1]}",
+        )
+        _require(self.num_updates > 0, self, f"num_updates must be positive, got {self.num_updates}")
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """The CLIP text tower. The defaults are those of the released model (OpenCLIP ViT-H, last layer dropped)."""
+
+    width: int = 1024
+    mlp_width: int = 4096
+    num_layers: int = 23
+    num_heads: int = 16
+    activation: str = "gelu"  # "gelu" (exact) or "quick_gelu"
+    num_tokens: int = 77  # length of a tokenised prompt
+    vocab_size: int = 49408
+    norm_eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        _require_choice(self, "activation", ("gelu", "quick_gelu"))
+        _require(
+            self.width % self.num_heads == 0, self, f"width {self.width} does not divide into {self.num_heads} heads"
+        )
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """The noise schedule of the diffusion process. Defaults are DDPM's usual ones, not the released model's."""
+
+    num_train_timesteps: int = 1000
+    beta_start: float = 1e-4
+    beta_end: float = 0.02
+    beta_schedule: str = "linear"  # "linear", "scaled_linear" (linear in the root) or "squaredcos_cap_v2" (cosine)
+    prediction_type: str = "epsilon"  # what the UNet predicts: "epsilon", "v_prediction" or "sample" (x0)
+    clip_sample: bool = True  # clamp the x0 estimate to +-clip_sample_range
+    clip_sample_range: float = 1.0
+    timestep_spacing: str = "leading"  # "leading", "linspace" or "trailing"
+    steps_offset: int = 0  # added to every timestep of "leading" spacing
+
+    def __post_init__(self) -> None:
+        _require_choice(self, "beta_schedule", ("linear", "scaled_linear", "squaredcos_cap_v2"))
+        _require_choice(self, "prediction_type", ("epsilon", "v_prediction", "sample"))
+        _require_choice(self, "timestep_spacing", ("leading", "linspace", "trailing"))
+        _require(
+            self.num_train_timesteps > 0, self, f"num_train_timesteps must be positive, got {self.num_train_timesteps}"
+        )
+        _require(
+            0 < self.beta_start <= self.beta_end < 1,
+            self,
+            f"betas must rise within (0, 1), got {self.beta_start} to {self.beta_end}",
+        )
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """All parts together."""
+
+    unet: UNetConfig = field(default_factory=UNetConfig)
+    tcm: TCMConfig = field(default_factory=TCMConfig)
+    vae: VAEConfig = field(default_factory=VAEConfig)
+    flow: FlowConfig | None = field(default_factory=FlowConfig)
+    text: TextConfig | None = None  # None: the file holds the empty prompt's embedding only
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    # Noises the LR frame of models with a noise-level embedding, at most to max_noise_level.
+    low_res_schedule: ScheduleConfig | None = None
+    max_noise_level: int = 350
+
+    def __post_init__(self) -> None:
+        latent, image = self.vae.latent_channels, self.vae.image_channels
+        for name, encoder in (("unet", self.unet.encoder), ("tcm", self.tcm.encoder)):
+            _require(
+                encoder.in_channels == latent + image,
+                self,
+                f"{name} takes {encoder.in_channels} channels, expected {latent} of the latent + {image} of the frame",
+            )
+        _require(
+            self.unet.out_channels == latent,
+            self,
+            f"unet gives {self.unet.out_channels} channels, but the latent has {latent}",
+        )
+        same = ("channels", "blocks_per_level", "context_dim")
+        for name in same:
+            ours, theirs = getattr(self.unet.encoder, name), getattr(self.tcm.encoder, name)
+            _require(ours == theirs, self, f"unet and tcm must agree in {name}, got {ours} and {theirs}")
+        if self.text is not None:
+            _require(
+                self.text.width == self.unet.encoder.context_dim,
+                self,
+                f"the text tower is {self.text.width} wide, the unet expects {self.unet.encoder.context_dim}",
+            )
+        levels = self.unet.encoder.num_noise_levels
+        _require(
+            (levels is None) == (self.low_res_schedule is None),
+            self,
+            f"a noise-level embedding needs a low_res_schedule and the reverse, got {levels} entries "
+            f"and {'no' if self.low_res_schedule is None else 'a'} schedule",
+        )
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A configuration as plain JSON types."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(cls: type, values: dict[str, Any]) -> Any:
+    """The inverse of `to_dict`. Raises `UserError` for a key that `cls` does not have."""
+    hints = typing.get_type_hints(cls)
+    unknown = sorted(set(values) - set(hints))
+    if unknown:
+        raise UserError(f"{cls.__name__} has no field {', '.join(unknown)}; the file may come from a newer version")
+    return cls(**{name: _from_json(hints[name], value) for name, value in values.items()})
+
+
+def _from_json(hint: Any, value: Any) -> Any:
+    if isinstance(value, dict):
+        options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+        return from_dict(next(option for option in options if dataclasses.is_dataclass(option)), value)
+    if isinstance(value, list):
+        return tuple(_from_json(None, item) for item in value)
+    return value
+
+
+RAFT_LARGE = FlowConfig()
+RAFT_SMALL = FlowConfig(
+    block="bottleneck",
+    feature_widths=(32, 32, 64, 96, 128),
+    context_widths=(32, 32, 64, 96, 160),
+    context_norm="none",
+    corr_radius=3,
+    motion_corr_widths=(96,),
+    motion_flow_widths=(64, 32),
+    motion_width=82,
+    hidden_dim=96,
+    gru_kernels=((3, 3),),
+    flow_head_dim=128,
+    convex_upsampling=False,
+)
+
+STABLEVSR_SCHEDULE = ScheduleConfig(
+    beta_schedule="scaled_linear", prediction_type="v_prediction", clip_sample=False, steps_offset=1
+)
+LOW_RES_SCHEDULE = ScheduleConfig(beta_schedule="squaredcos_cap_v2")
+
+# The released model (ECCV 2024).
+STABLEVSR = ModelConfig(schedule=STABLEVSR_SCHEDULE)
+
+# The stock SD x4 upscaler, which conditions on the noise level of the LR frame.
+_SD_X4_ENCODER = UNetEncoderConfig(num_noise_levels=1000)
+SD_X4_UPSCALER = ModelConfig(
+    unet=UNetConfig(_SD_X4_ENCODER),
+    tcm=TCMConfig(_SD_X4_ENCODER),
+    schedule=STABLEVSR_SCHEDULE,
+    low_res_schedule=LOW_RES_SCHEDULE,
+)
+
+# The same classes, as small as they go: for tests and for the untrained model that is bundled until a trained one is.
+_TINY_ENCODER = UNetEncoderConfig(
+    channels=(16, 16, 32, 32), blocks_per_level=(1, 1, 1, 1), num_heads=(2, 2, 2, 2), context_dim=32, norm_groups=8
+)
+TINY = ModelConfig(
+    unet=UNetConfig(_TINY_ENCODER),
+    tcm=TCMConfig(_TINY_ENCODER, conditioning_widths=(8, 16, 16)),
+    vae=VAEConfig(channels=(16, 16, 32), blocks_per_level=1, norm_groups=8),
+    flow=RAFT_SMALL,
+    schedule=STABLEVSR_SCHEDULE,
+)

@@ -1,0 +1,8 @@
+"""The one exception that is meant for the person at the keyboard."""
+
+
+class UserError(Exception):
+    """Bad input, told in one sentence: what was got, what was expected, what to do.
+
+    The command line prints the sentence and exits with 2; callers of the Python API catch it like any exception.
+    """
