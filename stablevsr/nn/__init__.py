@@ -1,0 +1,1 @@
+"""The networks: tensors in, tensors out. No files, no devices, no schedule."""

@@ -1,0 +1,122 @@
+"""Attention: the UNet's transformers over the picture and the text, and the VAE's single head over all positions."""
+
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+# The input norm of the transformers and the VAE use this epsilon whatever the UNet's config says, as upstream.
+NORM_EPS = 1e-6
+
+
+class Attention(nn.Module):
+    """Multi-head attention. Queries come from `x`, keys and values from `context`."""
+
+    def __init__(self, dim: int, context_dim: int, num_heads: int, bias: bool = False) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.to_q = nn.Linear(dim, dim, bias=bias)
+        self.to_k = nn.Linear(context_dim, dim, bias=bias)
+        self.to_v = nn.Linear(context_dim, dim, bias=bias)
+        self.to_out = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """(n, tokens, dim), (n, context tokens, context_dim) to (n, tokens, dim)."""
+        q, k, v = (
+            rearrange(t, "n l (heads d) -> n heads l d", heads=self.num_heads)
+            for t in (self.to_q(x), self.to_k(context), self.to_v(context))
+        )
+        y = F.scaled_dot_product_attention(q, k, v)
+        return self.to_out(rearrange(y, "n heads l d -> n l (heads d)"))
+
+
+class FeedForward(nn.Module):
+    """A gated GELU layer (Shazeer 2020) of four times the width."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.proj_in = nn.Linear(dim, 8 * dim)  # value and gate, stacked
+        self.proj_out = nn.Linear(4 * dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = self.proj_in(x).chunk(2, dim=-1)
+        return self.proj_out(value * F.gelu(gate))
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention, attention to the text, feed-forward; each behind a layer norm and with a skip.
+
+    With `only_cross_attention` the first attention looks at the text as well: levels of the SD x4 upscaler that are
+    too large for real self-attention do that.
+    """
+
+    def __init__(self, dim: int, context_dim: int, num_heads: int, only_cross_attention: bool) -> None:
+        super().__init__()
+        self.only_cross_attention = only_cross_attention
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn1 = Attention(dim, context_dim if only_cross_attention else dim, num_heads)
+        self.norm2 = nn.LayerNorm(dim)
+        self.attn2 = Attention(dim, context_dim, num_heads)
+        self.norm3 = nn.LayerNorm(dim)
+        self.feed_forward = FeedForward(dim)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        y = self.norm1(x)
+        x = x + self.attn1(y, context if self.only_cross_attention else y)
+        x = x + self.attn2(self.norm2(x), context)
+        return x + self.feed_forward(self.norm3(x))
+
+
+class Transformer(nn.Module):
+    """Transformer blocks over the positions of a feature map, with a skip around all of them."""
+
+    def __init__(
+        self,
+        channels: int,
+        context_dim: int,
+        num_heads: int,
+        depth: int,
+        norm_groups: int,
+        linear_projection: bool,
+        only_cross_attention: bool,
+    ) -> None:
+        super().__init__()
+        self.linear_projection = linear_projection
+        self.norm = nn.GroupNorm(norm_groups, channels, NORM_EPS)
+        self.proj_in = nn.Linear(channels, channels) if linear_projection else nn.Conv2d(channels, channels, 1)
+        self.blocks = nn.ModuleList(
+            TransformerBlock(channels, context_dim, num_heads, only_cross_attention) for _ in range(depth)
+        )
+        self.proj_out = nn.Linear(channels, channels) if linear_projection else nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """(n, c, h, w), (n, tokens, context_dim) to (n, c, h, w)."""
+        height = x.shape[-2]
+        y = self.norm(x)
+        if not self.linear_projection:
+            y = self.proj_in(y)
+        y = rearrange(y, "n c h w -> n (h w) c")
+        if self.linear_projection:
+            y = self.proj_in(y)
+        for block in self.blocks:
+            y = block(y, context)
+        if self.linear_projection:
+            y = self.proj_out(y)
+        y = rearrange(y, "n (h w) c -> n c h w", h=height)
+        if not self.linear_projection:
+            y = self.proj_out(y)
+        return x + y
+
+
+class PositionAttention(nn.Module):
+    """The VAE's attention: one head as wide as the feature map, over all positions."""
+
+    def __init__(self, channels: int, norm_groups: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(norm_groups, channels, NORM_EPS)
+        self.attention = Attention(channels, channels, num_heads=1, bias=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, c, h, w) to (n, c, h, w)."""
+        y = rearrange(self.norm(x), "n c h w -> n (h w) c")
+        y = self.attention(y, y)
+        return x + rearrange(y, "n (h w) c -> n c h w", h=x.shape[-2])

@@ -1,0 +1,71 @@
+"""The building blocks that the UNet, the TCM and the VAE share."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class TimeEmbedding(nn.Module):
+    """Sinusoidal embedding of the timestep (Ho et al. 2020), then two linear layers.
+
+    Args:
+        num_frequencies_dim: width of the sinusoids, even.
+        time_dim: width of the result.
+        cos_first: cosines before sines.
+        freq_shift: subtracted from the number of frequencies in the exponent.
+    """
+
+    def __init__(self, num_frequencies_dim: int, time_dim: int, cos_first: bool, freq_shift: float) -> None:
+        super().__init__()
+        self.half_dim = num_frequencies_dim // 2
+        self.cos_first = cos_first
+        self.freq_shift = freq_shift
+        self.linear_1 = nn.Linear(num_frequencies_dim, time_dim)
+        self.linear_2 = nn.Linear(time_dim, time_dim)
+
+    def forward(self, timestep: Tensor) -> Tensor:
+        """(n,) timesteps to (n, time_dim)."""
+        # The sinusoids are float32 whatever the weights are: bf16 cannot tell neighbouring timesteps apart.
+        order = torch.arange(self.half_dim, dtype=torch.float32, device=timestep.device)
+        frequencies = torch.exp(-math.log(10_000) * order / (self.half_dim - self.freq_shift))
+        angles = timestep[:, None].float() * frequencies[None]
+        waves = [angles.cos(), angles.sin()] if self.cos_first else [angles.sin(), angles.cos()]
+        x = torch.cat(waves, dim=-1).to(self.linear_1.weight.dtype)
+        return self.linear_2(F.silu(self.linear_1(x)))
+
+
+class ResBlock(nn.Module):
+    """Two 3x3 convolutions with group norm and SiLU, a skip, and optionally the time embedding in between."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, norm_groups: int, norm_eps: float, time_dim: int | None = None
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(norm_groups, in_channels, norm_eps)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.time_proj = nn.Linear(time_dim, out_channels) if time_dim else None
+        self.norm2 = nn.GroupNorm(norm_groups, out_channels, norm_eps)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.skip = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
+
+    def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
+        """(n, in, h, w), (n, time_dim) to (n, out, h, w)."""
+        y = self.conv1(F.silu(self.norm1(x)))
+        if self.time_proj is not None:
+            y = y + self.time_proj(F.silu(time))[:, :, None, None]
+        y = self.conv2(F.silu(self.norm2(y)))
+        return self.skip(x) + y
+
+
+class Upsample(nn.Module):
+    """Nearest neighbour to a given size, then a 3x3 convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """(n, c, h, w) to (n, c, *size)."""
+        return self.conv(F.interpolate(x, size=size, mode="nearest"))

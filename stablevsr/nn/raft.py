@@ -1,0 +1,205 @@
+"""RAFT, recurrent all-pairs field transforms for optical flow (Teed and Deng, ECCV 2020)."""
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from stablevsr.config import FlowConfig
+from stablevsr.nn.warp import pixel_grid
+
+STRIDE = 8  # features and flow live on a grid eight times as coarse as the picture
+
+
+class NormedConv(nn.Module):
+    """Convolution and, where `norm` names one, a norm. Its padding keeps the size for stride 1."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, norm: str, stride: int = 1) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2)
+        norms = {"instance": nn.InstanceNorm2d, "batch": nn.BatchNorm2d}
+        self.norm = norms[norm](out_channels) if norm in norms else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x))
+
+
+class EncoderBlock(nn.Module):
+    """A residual block of two 3x3 convolutions, or a bottleneck block of 1x1, 3x3, 1x1."""
+
+    def __init__(self, kind: str, in_channels: int, out_channels: int, norm: str, stride: int) -> None:
+        super().__init__()
+        if kind == "residual":
+            layers = [(in_channels, out_channels, 3, stride), (out_channels, out_channels, 3, 1)]
+        else:
+            narrow = out_channels // 4
+            layers = [(in_channels, narrow, 1, 1), (narrow, narrow, 3, stride), (narrow, out_channels, 1, 1)]
+        self.convs = nn.ModuleList(NormedConv(a, b, kernel, norm, step) for a, b, kernel, step in layers)
+        self.skip = NormedConv(in_channels, out_channels, 1, norm, stride) if stride > 1 else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x
+        for conv in self.convs:
+            y = F.relu(conv(y))
+        return F.relu(self.skip(x) + y)
+
+
+class FeatureEncoder(nn.Module):
+    """The picture at an eighth of its size: the feature network (fnet) or the context network (cnet)."""
+
+    def __init__(self, kind: str, widths: tuple[int, ...], norm: str) -> None:
+        super().__init__()
+        self.stem = NormedConv(3, widths[0], 7, norm, stride=2)
+        self.blocks = nn.ModuleList()
+        for in_channels, out_channels, stride in zip(widths, widths[1:4], (1, 2, 2), strict=False):
+            self.blocks.append(EncoderBlock(kind, in_channels, out_channels, norm, stride))
+            self.blocks.append(EncoderBlock(kind, out_channels, out_channels, norm, 1))
+        self.conv_out = nn.Conv2d(widths[3], widths[4], 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, 3, h, w) to (n, widths[4], h / 8, w / 8)."""
+        x = F.relu(self.stem(x))
+        for block in self.blocks:
+            x = block(x)
+        return self.conv_out(x)
+
+
+class MotionEncoder(nn.Module):
+    """Correlation features and the current flow to motion features; the flow itself is passed on at the end."""
+
+    def __init__(self, config: FlowConfig) -> None:
+        super().__init__()
+        corr_widths = (config.corr_levels * (2 * config.corr_radius + 1) ** 2, *config.motion_corr_widths)
+        self.corr_convs = nn.ModuleList(
+            nn.Conv2d(a, b, kernel, padding=kernel // 2)
+            for a, b, kernel in zip(corr_widths, corr_widths[1:], (1, 3), strict=False)
+        )
+        wide, narrow = config.motion_flow_widths
+        self.flow_convs = nn.ModuleList([nn.Conv2d(2, wide, 7, padding=3), nn.Conv2d(wide, narrow, 3, padding=1)])
+        self.conv_out = nn.Conv2d(corr_widths[-1] + narrow, config.motion_width - 2, 3, padding=1)
+
+    def forward(self, flow: Tensor, corr: Tensor) -> Tensor:
+        features = flow
+        for conv in self.corr_convs:
+            corr = F.relu(conv(corr))
+        for conv in self.flow_convs:
+            features = F.relu(conv(features))
+        motion = F.relu(self.conv_out(torch.cat([corr, features], dim=1)))
+        return torch.cat([motion, flow], dim=1)
+
+
+class ConvGRU(nn.Module):
+    """A gated recurrent unit whose matrices are convolutions (equations 3 to 6)."""
+
+    def __init__(self, hidden_dim: int, input_dim: int, kernel: tuple[int, int]) -> None:
+        super().__init__()
+        padding = (kernel[0] // 2, kernel[1] // 2)
+        self.conv_z = nn.Conv2d(hidden_dim + input_dim, hidden_dim, kernel, padding=padding)
+        self.conv_r = nn.Conv2d(hidden_dim + input_dim, hidden_dim, kernel, padding=padding)
+        self.conv_q = nn.Conv2d(hidden_dim + input_dim, hidden_dim, kernel, padding=padding)
+
+    def forward(self, hidden: Tensor, x: Tensor) -> Tensor:
+        both = torch.cat([hidden, x], dim=1)
+        z = torch.sigmoid(self.conv_z(both))
+        r = torch.sigmoid(self.conv_r(both))
+        q = torch.tanh(self.conv_q(torch.cat([r * hidden, x], dim=1)))
+        return (1 - z) * hidden + z * q
+
+
+class CorrelationPyramid:
+    """All-pairs correlation of two feature maps, pooled to several levels (section 3.2)."""
+
+    def __init__(self, features1: Tensor, features2: Tensor, levels: int, radius: int) -> None:
+        c, h = features1.shape[1:3]
+        volume = features1.flatten(2).transpose(1, 2) @ features2.flatten(2)  # (n, h*w of 1, h*w of 2)
+        volume = rearrange(volume / c**0.5, "n p (h w) -> (n p) 1 h w", h=h)
+        self.levels = [volume]
+        for _ in range(levels - 1):
+            self.levels.append(F.avg_pool2d(self.levels[-1], 2))
+        # The window's first axis is added to x and its second to y: swapped, but the weights were trained so.
+        offsets = torch.arange(-radius, radius + 1, device=features1.device, dtype=features1.dtype)
+        self.window = torch.stack(torch.meshgrid(offsets, offsets, indexing="ij"), dim=-1)  # (side, side, 2)
+
+    def lookup(self, coords: Tensor) -> Tensor:
+        """Correlation in a window around `coords` (n, 2, h, w), x then y: (n, levels * side^2, h, w)."""
+        n, _, h, w = coords.shape
+        centres = rearrange(coords, "n xy h w -> (n h w) 1 1 xy")
+        found = []
+        for level, volume in enumerate(self.levels):
+            points = centres / 2**level + self.window
+            size = torch.tensor([volume.shape[-1] - 1, volume.shape[-2] - 1], device=points.device, dtype=points.dtype)
+            samples = F.grid_sample(volume, 2 * points / size - 1, mode="bilinear", align_corners=True)
+            found.append(rearrange(samples, "(n h w) 1 i j -> n (i j) h w", n=n, h=h, w=w))
+        return torch.cat(found, dim=1)
+
+
+class RAFT(nn.Module):
+    """Optical flow between two pictures whose sides divide by 8 and are at least 128 pixels."""
+
+    def __init__(self, config: FlowConfig) -> None:
+        super().__init__()
+        self.config = config
+        hidden, context = config.hidden_dim, config.context_widths[-1] - config.hidden_dim
+        self.fnet = FeatureEncoder(config.block, config.feature_widths, "instance")
+        self.cnet = FeatureEncoder(config.block, config.context_widths, config.context_norm)
+        self.motion_encoder = MotionEncoder(config)
+        self.grus = nn.ModuleList(
+            ConvGRU(hidden, config.motion_width + context, kernel) for kernel in config.gru_kernels
+        )
+        self.flow_head = nn.Sequential(
+            nn.Conv2d(hidden, config.flow_head_dim, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(config.flow_head_dim, 2, 3, padding=1),
+        )
+        self.mask_head = None
+        if config.convex_upsampling:
+            self.mask_head = nn.Sequential(
+                nn.Conv2d(hidden, 256, 3, padding=1), nn.ReLU(), nn.Conv2d(256, 9 * STRIDE**2, 1)
+            )
+
+    def forward(self, picture1: Tensor, picture2: Tensor) -> Tensor:
+        """
+        Args:
+            picture1, picture2: (n, 3, h, w) in [-1, 1].
+
+        Returns:
+            (n, 2, h, w), x then y, in pixels: `picture2` at p + flow(p) shows what `picture1` shows at p. The last
+            of `config.num_updates` predictions.
+        """
+        features1, features2 = self.fnet(torch.cat([picture1, picture2])).chunk(2)
+        pyramid = CorrelationPyramid(features1, features2, self.config.corr_levels, self.config.corr_radius)
+        split = [self.config.hidden_dim, self.config.context_widths[-1] - self.config.hidden_dim]
+        hidden, context = self.cnet(picture1).split(split, dim=1)
+        hidden, context = torch.tanh(hidden), F.relu(context)
+
+        origin = pixel_grid(hidden)  # (1, 2, h / 8, w / 8)
+        coords = origin.expand(hidden.shape[0], -1, -1, -1)
+        for _ in range(self.config.num_updates):
+            coords = coords.detach()  # no gradient through the lookup's position (section 3.3)
+            motion = self.motion_encoder(coords - origin, pyramid.lookup(coords))
+            x = torch.cat([context, motion], dim=1)
+            for gru in self.grus:
+                hidden = gru(hidden, x)
+            coords = coords + self.flow_head(hidden)
+        return self.upsample(coords - origin, hidden)
+
+    def upsample(self, flow: Tensor, hidden: Tensor) -> Tensor:
+        """(n, 2, h / 8, w / 8) to (n, 2, h, w)."""
+        if self.mask_head is None:
+            size = (STRIDE * flow.shape[-2], STRIDE * flow.shape[-1])
+            return STRIDE * F.interpolate(flow, size=size, mode="bilinear", align_corners=True)
+        # The quarter scaled the mask's gradient in training (appendix B); the weights expect it.
+        return convex_upsample(flow, 0.25 * self.mask_head(hidden))
+
+
+def convex_upsample(flow: Tensor, mask: Tensor) -> Tensor:
+    """x8 upsampling in which each fine pixel is a convex combination of its 3x3 coarse ones (appendix B).
+
+    Args:
+        flow: (n, 2, h, w).
+        mask: (n, 9 * 64, h, w), logits of the weights.
+    """
+    weights = rearrange(mask, "n (k i j) h w -> n 1 k i j h w", k=9, i=STRIDE, j=STRIDE).softmax(dim=2)
+    patches = F.unfold(STRIDE * flow, 3, padding=1)
+    patches = rearrange(patches, "n (xy k) (h w) -> n xy k 1 1 h w", k=9, h=flow.shape[-2])
+    return rearrange((weights * patches).sum(dim=2), "n xy i j h w -> n xy (h i) (w j)")

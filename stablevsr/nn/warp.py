@@ -1,0 +1,37 @@
+"""Pixel grids, and backward warping by optical flow."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def pixel_grid(like: Tensor) -> Tensor:
+    """Pixel coordinates (1, 2, h, w), x then y, of the grid of a (n, c, h, w) tensor; same device and dtype."""
+    y, x = torch.meshgrid(
+        torch.arange(like.shape[-2], device=like.device, dtype=like.dtype),
+        torch.arange(like.shape[-1], device=like.device, dtype=like.dtype),
+        indexing="ij",
+    )
+    return torch.stack([x, y])[None]
+
+
+def warp_published(picture: Tensor, flow: Tensor) -> Tensor:
+    """Fetch `picture` along `flow`, with the published code's grid: bilinear, zeros outside.
+
+    The grid is normalised by (size - 1), which means "corners aligned", yet sampled with `align_corners=False`: even
+    a zero flow stretches the picture by half a pixel at its borders. The TCM was trained with this, so it stays.
+
+    Args:
+        picture: (n, c, h, w), the neighbouring frame.
+        flow: (n, 2, h, w), x then y, in pixels: where in `picture` each pixel of the result lies.
+
+    Returns:
+        (n, c, h, w), the neighbour on the grid of the current frame.
+    """
+    height, width = picture.shape[-2:]
+    size = torch.tensor([max(width - 1, 1), max(height - 1, 1)], device=flow.device, dtype=flow.dtype)
+    grid = 2.0 * (pixel_grid(flow) + flow) / size[:, None, None] - 1.0
+    grid = grid.permute(0, 2, 3, 1)
+    # In the flow's precision: a bf16 grid would be off by whole pixels.
+    warped = F.grid_sample(picture.to(grid.dtype), grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    return warped.to(picture.dtype)
