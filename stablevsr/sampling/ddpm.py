@@ -1,0 +1,61 @@
+"""DDPM (Ho et al. 2020) as equations on tensors. `alpha_bar` is abar_t throughout, float32, broadcastable."""
+
+import torch
+from torch import Tensor
+
+from stablevsr.config import ScheduleConfig
+from stablevsr.sampling.schedule import Step
+
+MIN_VARIANCE = 1e-20  # keeps the reference's last step, whose posterior has no width, from taking the log of zero
+
+
+def add_noise(x0: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
+    """The forward process q(x_t | x_0) (equation 4): sqrt(abar) x_0 + sqrt(1 - abar) noise."""
+    return alpha_bar**0.5 * x0 + (1 - alpha_bar) ** 0.5 * noise
+
+
+def v_target(x0: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
+    """v = sqrt(abar) noise - sqrt(1 - abar) x_0 (Salimans and Ho 2022, appendix D)."""
+    return alpha_bar**0.5 * noise - (1 - alpha_bar) ** 0.5 * x0
+
+
+def predict_x0(x: Tensor, prediction: Tensor, alpha_bar: Tensor, prediction_type: str) -> Tensor:
+    """The clean estimate from x_t and the network's output: "epsilon" (equation 15), "v_prediction" or "sample"."""
+    if prediction_type == "epsilon":
+        return (x - (1 - alpha_bar) ** 0.5 * prediction) / alpha_bar**0.5
+    if prediction_type == "v_prediction":
+        return alpha_bar**0.5 * x - (1 - alpha_bar) ** 0.5 * prediction
+    if prediction_type == "sample":
+        return prediction
+    raise ValueError(f"prediction_type {prediction_type!r} is none of epsilon, v_prediction, sample")
+
+
+def posterior(x0: Tensor, x: Tensor, alpha_bar: Tensor, alpha_bar_next: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of q(x_next | x_t, x_0) (equations 6 and 7), the variance clamped at `MIN_VARIANCE`."""
+    alpha = alpha_bar / alpha_bar_next
+    beta = 1 - alpha
+    mean = (alpha_bar_next**0.5 * beta) / (1 - alpha_bar) * x0 + alpha**0.5 * (1 - alpha_bar_next) / (1 - alpha_bar) * x
+    variance = (1 - alpha_bar_next) / (1 - alpha_bar) * beta
+    return mean, variance.clamp(min=MIN_VARIANCE)
+
+
+def ddpm_step(
+    x: Tensor, prediction: Tensor, noise: Tensor, step: Step, config: ScheduleConfig
+) -> tuple[Tensor, Tensor]:
+    """One reverse step.
+
+    Args:
+        x: x_t, float32.
+        prediction: what the network says of x_t, the same shape.
+        noise: fresh unit Gaussian noise, the same shape; unused at timestep 0.
+
+    Returns:
+        The x0 estimate (clipped if the schedule says so), and x at the next timestep.
+    """
+    x0 = predict_x0(x, prediction, step.alpha_bar, config.prediction_type)
+    if config.clip_sample:
+        x0 = x0.clamp(-config.clip_sample_range, config.clip_sample_range)
+    mean, variance = posterior(x0, x, step.alpha_bar, step.alpha_bar_next)
+    if step.timestep == 0:
+        return x0, mean
+    return x0, mean + torch.sqrt(variance) * noise
