@@ -1,0 +1,1 @@
+"""From published checkpoints to our weights file and back."""

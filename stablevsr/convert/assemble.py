@@ -1,0 +1,125 @@
+"""What `tools/convert_weights.py` does: read the parts, put them together, write the file; and the way back."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from stablevsr import weights
+from stablevsr.atomic import replacing
+from stablevsr.config import SD_X4_UPSCALER, TextConfig
+from stablevsr.convert import checkpoint, diffusers_folder
+from stablevsr.convert.draft import Draft, embed_empty_prompt, tcm_from_unet
+from stablevsr.convert.flow import read_flow
+from stablevsr.convert.ldm import convert_ldm
+from stablevsr.errors import UserError
+from stablevsr.model import empty_model
+from stablevsr.prompt import OPEN_CLIP_EMPTY_PROMPT, Tokenizer
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where the parts of a model come from."""
+
+    base: Path  # a folder (diffusers layout), an LDM single file, or a weights file of ours
+    flow: Path | None = None  # RAFT, from torchvision or princeton-vl; None: keep the base's, if any
+    tcm: Path | None = None  # a `controlnet` folder; None: the base's, else initialised from the UNet
+    tokenizer: Path | None = None  # vocabulary for a base that has none (LDM)
+    variant: str | None = None  # like "fp16": which files of a folder to take
+    with_text: bool = False  # keep the text tower and the vocabulary, for prompts
+
+
+def convert(sources: Sources, output: Path, dtype: torch.dtype | None = None) -> weights.Header:
+    """Write the weights file `output`, whole or not at all.
+
+    Args:
+        dtype: of the result's floating-point tensors; None keeps each part's own.
+
+    Returns:
+        The header that was written.
+
+    Raises:
+        UserError: naming the file, the key and what was expected.
+    """
+    draft = _read_base(sources)
+    if sources.tcm is not None:
+        diffusers_folder.read_tcm(draft, sources.tcm, sources.variant)
+    elif draft.tcm is None:
+        tcm_from_unet(draft)
+    if sources.flow is not None:
+        draft.flow, draft.tensors["flow"], draft.provenance["flow"] = read_flow(sources.flow)
+    if not sources.with_text:
+        draft.drop_text()
+    elif draft.text is None:
+        raise UserError(f"{sources.base} holds no text tower to keep: leave --with-text out or convert from its source")
+    elif draft.tokenizer is None:
+        raise UserError(f"{sources.base} holds no vocabulary, which prompts need: give --tokenizer FOLDER")
+    header, tensors = draft.finish()
+    weights.check_tensors(tensors, empty_model(header).state_dict(), str(sources.base))
+    weights.check_finite(tensors, str(sources.base))
+    weights.write(output, header, tensors, dtype)
+    return header
+
+
+def _read_base(sources: Sources) -> Draft:
+    path = sources.base
+    if path.is_dir():
+        return diffusers_folder.read_folder(path, sources.variant)
+    if path.suffix == ".safetensors" and weights.is_ours(path):
+        return _read_ours(path)
+    return _read_ldm(path, sources.tokenizer)
+
+
+def _read_ours(path: Path) -> Draft:
+    header, tensors = weights.read(path)
+    draft = Draft.from_config(header.config)
+    draft.provenance, draft.naming, draft.tokenizer = dict(header.provenance), dict(header.naming), header.tokenizer
+    draft.empty_prompt = tensors.pop("empty_prompt")
+    for name, tensor in tensors.items():
+        part, parameter = name.split(".", 1)
+        draft.tensors.setdefault(part, {})[parameter] = tensor
+    return draft
+
+
+def _read_ldm(path: Path, tokenizer: Path | None) -> Draft:
+    """The original x4-upscaler-ema file. It says nothing of its config: only the released one is known."""
+    tensors = checkpoint.read_tensors(path)
+    parts, config = convert_ldm(tensors, replace(SD_X4_UPSCALER, text=TextConfig()), str(path))
+    draft = Draft.from_config(config)
+    draft.tcm = draft.flow = None
+    draft.tensors = parts
+    draft.provenance = {part: f"LDM, {path.name}" for part in parts}
+    if tokenizer is not None:
+        draft.tokenizer = diffusers_folder.read_tokenizer(tokenizer)
+    embed_empty_prompt(draft, Tokenizer(draft.tokenizer).empty() if draft.tokenizer else OPEN_CLIP_EMPTY_PROMPT)
+    return draft
+
+
+def to_diffusers(path: Path, folder: Path) -> list[str]:
+    """Write the parts of a weights file in the published layout, whole or not at all; returns the parts written."""
+    if folder.exists():
+        raise UserError(f"{folder} exists already: give a new folder")
+    header, tensors = weights.read(path)
+    if not folder.absolute().parent.is_dir():
+        raise UserError(f"{folder.parent} does not exist: make it first")
+    with replacing(folder) as part:
+        return diffusers_folder.write_folder(part, header, tensors)
+
+
+def describe(path: Path) -> str:
+    """The parts of a weights file with their parameter counts, dtypes and provenance, as text."""
+    header, tensors = weights.read(path)
+    lines = [f"{path}: {sum(t.numel() for t in tensors.values()):,} numbers, {path.stat().st_size / 2**20:,.1f} MiB"]
+    for part in ("unet", "tcm", "vae", "flow", "text"):
+        own = [tensor for name, tensor in tensors.items() if name.startswith(part + ".")]
+        if own:
+            dtypes = ", ".join(sorted({str(t.dtype).removeprefix("torch.") for t in own if t.is_floating_point()}))
+            count = sum(tensor.numel() for tensor in own)
+            lines.append(f"  {part:5} {count:>13,}  {dtypes:9} {header.provenance.get(part, 'origin unknown')}")
+        else:
+            lines.append(f"  {part:5} {'not held':>13}")
+    schedule = header.config.schedule
+    lines.append(
+        f"  schedule: {schedule.beta_schedule}, {schedule.prediction_type}, {schedule.timestep_spacing} spacing"
+    )
+    return "\n".join(lines)

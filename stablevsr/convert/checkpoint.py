@@ -1,0 +1,122 @@
+"""Tensors and JSON from published files, memory-mapped where the format allows. Pickles never run code."""
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from stablevsr.errors import UserError
+
+PICKLES = (".bin", ".ckpt", ".pt", ".pth")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; `UserError` if the file is missing or something else."""
+    text = read_text_file(path)
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error}): download it again") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds a JSON {type(value).__name__}, expected an object")
+    return value
+
+
+def read_text_file(path: Path) -> str:
+    """The text of a file; `UserError` if it is missing or not text."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing: the folder is not complete, download it again") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read as text ({error})") from error
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a .safetensors file or a pickle (.bin, .ckpt, .pt, .pth), in the file's dtype.
+
+    Raises:
+        UserError: for a missing, damaged or unknown file, and for a pickle that wants more than tensors.
+    """
+    if not path.is_file():
+        raise UserError(f"weights {path} {'is a folder, expected a file' if path.is_dir() else 'does not exist'}")
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise UserError(f"{path} is truncated or no safetensors file ({error}): download it again") from error
+    if path.suffix in PICKLES:
+        return _tensors_of(_read_pickle(path), path)
+    raise UserError(f"{path} has an unknown type, expected .safetensors or one of {', '.join(PICKLES)}")
+
+
+def _read_pickle(path: Path) -> Any:
+    try:
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except (RuntimeError, ValueError):  # files older than torch 1.6 cannot be mapped
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path} is damaged, or a pickle that wants to run code, which is refused: get it as .safetensors"
+        ) from error
+    except (RuntimeError, ValueError, EOFError, OSError) as error:
+        raise UserError(f"{path} is damaged or no PyTorch file ({error}): download it again") from error
+
+
+def _tensors_of(value: Any, path: Path) -> dict[str, Tensor]:
+    if isinstance(value, dict) and isinstance(value.get("state_dict"), dict):
+        value = value["state_dict"]  # training checkpoints keep more than weights
+    if not isinstance(value, dict) or not value:
+        raise UserError(f"{path} holds a {type(value).__name__}, expected named tensors")
+    for name, tensor in value.items():
+        if not isinstance(tensor, Tensor):
+            raise UserError(f"{path}: {name} is a {type(tensor).__name__}, expected a tensor")
+    return value
+
+
+def find_weights(folder: Path, variant: str | None = None) -> tuple[dict[str, Tensor], str]:
+    """The tensors of one component of a diffusers folder, and the name of the file they came from.
+
+    Takes .safetensors before .bin, and full precision before a variant, unless one is asked for; sharded files go
+    through their index.
+    """
+    stems = ("diffusion_pytorch_model", "model", "pytorch_model")
+    variants = [f".{variant}"] if variant else ["", *sorted(_variants(folder))]
+    for spelling in variants:
+        for suffix in (".safetensors", ".bin"):
+            for stem in stems:
+                single = folder / f"{stem}{spelling}{suffix}"
+                if single.is_file():
+                    return read_tensors(single), single.name
+                for index in (f"{stem}{suffix}.index{spelling}.json", f"{stem}{spelling}{suffix}.index.json"):
+                    if (folder / index).is_file():
+                        return _read_shards(folder / index), index
+    wanted = f"{stems[0]}{variants[0]}.safetensors"
+    raise UserError(f"{folder} holds no weights: expected {wanted} (or {stems[1]}..., .bin, or an index of shards)")
+
+
+def _variants(folder: Path) -> set[str]:
+    """The variants that files in the folder are spelt with, like ".fp16"."""
+    known = (".fp16", ".bf16", ".fp32", ".non_ema")
+    return {variant for variant in known if any(variant in path.name for path in folder.glob("*"))}
+
+
+def _read_shards(index: Path) -> dict[str, Tensor]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise UserError(f"{index} has no weight_map: it is not an index of shards")
+    tensors: dict[str, Tensor] = {}
+    for name in sorted(set(weight_map.values())):
+        if Path(name).name != name:
+            raise UserError(f"{index} names {name!r}, expected a file in its own folder")
+        tensors |= read_tensors(index.parent / name)
+    missing = sorted(set(weight_map) - set(tensors))
+    if missing:
+        raise UserError(f"{index} promises {missing[0]}, but its shard does not hold it: download the shards again")
+    return tensors

@@ -1,0 +1,193 @@
+"""The published folder layout (diffusers), read and written."""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from stablevsr.convert import checkpoint, published_config
+from stablevsr.convert.checkpoint import find_weights, read_json
+from stablevsr.convert.draft import Draft, embed_empty_prompt, on_meta, to_ours
+from stablevsr.convert.keys import (
+    DIFFUSERS_TCM,
+    DIFFUSERS_UNET,
+    DIFFUSERS_VAE,
+    DIFFUSERS_VAE_OLD,
+    TRANSFORMERS_TEXT,
+    TRANSFORMERS_TEXT_BARE,
+    Table,
+    rename,
+)
+from stablevsr.errors import UserError
+from stablevsr.nn.tcm import TCM
+from stablevsr.nn.text import TextEncoder
+from stablevsr.nn.unet import UNet
+from stablevsr.nn.vae import VAE
+from stablevsr.prompt import Tokenizer
+from stablevsr.weights import Header
+
+TOKENIZER_FILES = ("vocab.json", "merges.txt", "special_tokens_map.json", "tokenizer_config.json")
+POSITION_IDS = "embeddings.position_ids"  # a buffer that older files carry: 0, 1, 2, ...
+
+VAE_TABLES: dict[str, Table] = {"new": DIFFUSERS_VAE, "old": DIFFUSERS_VAE_OLD}
+TEXT_TABLES: dict[str, Table] = {"text_model.": TRANSFORMERS_TEXT, "": TRANSFORMERS_TEXT_BARE}
+
+
+def read_folder(folder: Path, variant: str | None = None) -> Draft:
+    """The published StableVSR folder, or a stock SD x4 upscaler folder, which has no `controlnet`.
+
+    Raises:
+        UserError: naming the file and the key, for anything missing, unknown, misshapen or unsupported.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} {'is a file' if folder.exists() else 'does not exist'}, expected a folder")
+    unet = published_config.read_unet(*_config(folder / "unet"))
+    draft = Draft(
+        unet=unet,
+        vae=published_config.read_vae(*_config(folder / "vae")),
+        schedule=published_config.read_schedule(*_config(folder / "scheduler", "scheduler_config.json")),
+        text=published_config.read_text(*_config(folder / "text_encoder")),
+    )
+    if unet.encoder.num_noise_levels is not None:
+        low_res = _config(folder / "low_res_scheduler", "scheduler_config.json")
+        draft.low_res_schedule = published_config.read_schedule(*low_res)
+        index = folder / "model_index.json"
+        if index.is_file():
+            draft.max_noise_level = read_json(index).get("max_noise_level", draft.max_noise_level)
+    _read_unet(draft, folder / "unet", variant)
+    _read_vae(draft, folder / "vae", variant)
+    _read_text(draft, folder / "text_encoder", variant)
+    draft.tokenizer = read_tokenizer(folder / "tokenizer")
+    embed_empty_prompt(draft, Tokenizer(draft.tokenizer).empty())
+    if (folder / "controlnet").is_dir():
+        read_tcm(draft, folder / "controlnet", variant)
+    return draft
+
+
+def read_tcm(draft: Draft, folder: Path, variant: str | None = None) -> None:
+    """Put the TCM of a `controlnet` folder onto a base, instead of the one that may be there."""
+    draft.tcm = published_config.read_tcm(*_config(folder))
+    tensors, name = find_weights(folder, variant)
+    draft.tensors["tcm"] = to_ours(tensors, on_meta(TCM, draft.tcm), DIFFUSERS_TCM, str(folder / name))
+    draft.provenance["tcm"] = f"diffusers, {folder.name}/{name}"
+
+
+def read_tokenizer(folder: Path) -> dict[str, str]:
+    """The texts of the vocabulary files, by file name."""
+    texts = {name: checkpoint.read_text_file(folder / name) for name in TOKENIZER_FILES[:2]}
+    for name in TOKENIZER_FILES[2:]:
+        if (folder / name).is_file():
+            texts[name] = checkpoint.read_text_file(folder / name)
+    return texts
+
+
+def _config(folder: Path, name: str = "config.json") -> tuple[dict, str]:
+    return read_json(folder / name), str(folder / name)
+
+
+def _read_unet(draft: Draft, folder: Path, variant: str | None) -> None:
+    tensors, name = find_weights(folder, variant)
+    draft.tensors["unet"] = to_ours(tensors, on_meta(UNet, draft.unet), DIFFUSERS_UNET, str(folder / name))
+    draft.provenance["unet"] = f"diffusers, {folder.name}/{name}"
+
+
+def _read_vae(draft: Draft, folder: Path, variant: str | None) -> None:
+    tensors, name = find_weights(folder, variant)
+    naming = "old" if any(".query." in key for key in tensors) else "new"
+    draft.tensors["vae"] = to_ours(tensors, on_meta(VAE, draft.vae), VAE_TABLES[naming], str(folder / name))
+    draft.naming["vae_attention"] = naming
+    draft.provenance["vae"] = f"diffusers, {folder.name}/{name}"
+
+
+def _read_text(draft: Draft, folder: Path, variant: str | None) -> None:
+    tensors, name = find_weights(folder, variant)
+    prefix = "text_model." if any(key.startswith("text_model.") for key in tensors) else ""
+    position_ids = prefix + POSITION_IDS
+    if position_ids in tensors:
+        draft.naming["text_position_ids"] = "yes"
+        tensors = {key: tensor for key, tensor in tensors.items() if key != position_ids}
+    expected = on_meta(TextEncoder, draft.text)
+    draft.tensors["text"] = to_ours(tensors, expected, TEXT_TABLES[prefix], str(folder / name))
+    draft.naming["text_prefix"] = prefix
+    draft.provenance["text"] = f"diffusers, {folder.name}/{name}"
+
+
+def write_folder(folder: Path, header: Header, tensors: dict[str, Tensor]) -> list[str]:
+    """Write the parts of a weights file in the published layout: same keys, same bits.
+
+    Returns:
+        The parts that were written. The flow network is not part of that layout.
+    """
+    config, naming = header.config, header.naming
+    vae_table = VAE_TABLES[naming.get("vae_attention", "new")]
+    text_prefix = naming.get("text_prefix", "text_model.")
+    folder.mkdir(parents=True)
+    _write_json(folder / "model_index.json", _model_index(header))
+    _write_part(folder / "unet", published_config.write_unet(config.unet), _part(tensors, "unet"), DIFFUSERS_UNET)
+    _write_part(folder / "controlnet", published_config.write_tcm(config.tcm), _part(tensors, "tcm"), DIFFUSERS_TCM)
+    _write_part(folder / "vae", published_config.write_vae(config.vae), _part(tensors, "vae"), vae_table)
+    _write_schedule(folder / "scheduler", config.schedule)
+    written = ["unet", "controlnet", "vae", "scheduler"]
+    if config.low_res_schedule is not None:
+        _write_schedule(folder / "low_res_scheduler", config.low_res_schedule)
+        written.append("low_res_scheduler")
+    if config.text is not None:
+        text = published_config.write_text(config.text)
+        extra = {}
+        if naming.get("text_position_ids"):
+            extra[text_prefix + POSITION_IDS] = torch.arange(config.text.num_tokens)[None]
+        _write_part(folder / "text_encoder", text, _part(tensors, "text"), TEXT_TABLES[text_prefix], "model", extra)
+        written.append("text_encoder")
+    if header.tokenizer is not None:
+        (folder / "tokenizer").mkdir()
+        for name, content in header.tokenizer.items():
+            (folder / "tokenizer" / name).write_text(content, encoding="utf-8")
+        written.append("tokenizer")
+    return written
+
+
+def _part(tensors: dict[str, Tensor], part: str) -> dict[str, Tensor]:
+    prefix = part + "."
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _write_part(
+    folder: Path,
+    config: published_config.Json,
+    tensors: dict[str, Tensor],
+    table: Table,
+    stem: str = "diffusion_pytorch_model",
+    extra: dict[str, Tensor] | None = None,
+) -> None:
+    folder.mkdir()
+    _write_json(folder / "config.json", config)
+    published = {rename(name, table): tensor.contiguous() for name, tensor in tensors.items()}
+    save_file({**published, **(extra or {})}, folder / f"{stem}.safetensors", metadata={"format": "pt"})
+
+
+def _write_schedule(folder: Path, config: published_config.ScheduleConfig) -> None:
+    folder.mkdir()
+    _write_json(folder / "scheduler_config.json", published_config.write_schedule(config))
+
+
+def _model_index(header: Header) -> published_config.Json:
+    index = {
+        "_class_name": "StableVSRPipeline",
+        "controlnet": ["diffusers", "ControlNetModel"],
+        "scheduler": ["diffusers", "DDPMScheduler"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    if header.config.low_res_schedule is not None:
+        index["low_res_scheduler"] = ["diffusers", "DDPMScheduler"]
+        index["max_noise_level"] = header.config.max_noise_level
+    if header.config.text is not None:
+        index["text_encoder"] = ["transformers", "CLIPTextModel"]
+        index["tokenizer"] = ["transformers", "CLIPTokenizer"]
+    return index
+
+
+def _write_json(path: Path, value: published_config.Json) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,118 @@
+"""A model on its way into a weights file."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from stablevsr.config import (
+    FlowConfig,
+    ModelConfig,
+    ScheduleConfig,
+    TCMConfig,
+    TextConfig,
+    UNetConfig,
+    VAEConfig,
+)
+from stablevsr.convert.keys import Table, rename_all
+from stablevsr.nn.tcm import TCM
+from stablevsr.nn.text import TextEncoder
+from stablevsr.weights import Header, check_tensors
+
+
+@dataclass
+class Draft:
+    """The parts read so far. `tensors` has a dictionary of our parameter names for each part."""
+
+    unet: UNetConfig
+    vae: VAEConfig
+    schedule: ScheduleConfig
+    low_res_schedule: ScheduleConfig | None = None
+    max_noise_level: int = 350
+    tcm: TCMConfig | None = None
+    flow: FlowConfig | None = None
+    text: TextConfig | None = None
+    tokenizer: dict[str, str] | None = None
+    empty_prompt: Tensor | None = None  # (tokens, width) float32
+    tensors: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    provenance: dict[str, str] = field(default_factory=dict)
+    naming: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def from_config(cls, config: ModelConfig) -> "Draft":
+        """A draft of all configured parts, without tensors."""
+        return cls(
+            unet=config.unet,
+            vae=config.vae,
+            schedule=config.schedule,
+            low_res_schedule=config.low_res_schedule,
+            max_noise_level=config.max_noise_level,
+            tcm=config.tcm,
+            flow=config.flow,
+            text=config.text,
+        )
+
+    def drop_text(self) -> None:
+        """Keep the empty prompt's embedding only."""
+        self.text = self.tokenizer = None
+        for collection in (self.tensors, self.provenance):
+            collection.pop("text", None)
+
+    def finish(self) -> tuple[Header, dict[str, Tensor]]:
+        """The header and the tensors of the weights file."""
+        assert self.tcm is not None
+        assert self.empty_prompt is not None
+        config = ModelConfig(
+            unet=self.unet,
+            tcm=self.tcm,
+            vae=self.vae,
+            flow=self.flow,
+            text=self.text,
+            schedule=self.schedule,
+            low_res_schedule=self.low_res_schedule,
+            max_noise_level=self.max_noise_level,
+        )
+        tensors = {f"{part}.{name}": tensor for part, names in self.tensors.items() for name, tensor in names.items()}
+        tensors["empty_prompt"] = self.empty_prompt
+        return Header(config, self.provenance, self.naming, self.tokenizer), tensors
+
+
+def on_meta(network: type[nn.Module], config: object) -> dict[str, Tensor]:
+    """The names and shapes of a network's parameters, without memory."""
+    with torch.device("meta"):
+        return network(config).state_dict()
+
+
+def to_ours(
+    published: Mapping[str, Tensor], expected: Mapping[str, Tensor], table: Table, source: str
+) -> dict[str, Tensor]:
+    """Published tensors under our names; exactly those of `expected`, or `UserError` naming file and published key."""
+    names = rename_all(expected, table)
+    check_tensors(published, {names[ours]: tensor for ours, tensor in expected.items()}, source)
+    return {ours: published[theirs] for ours, theirs in names.items()}
+
+
+def tcm_from_unet(draft: Draft) -> None:
+    """Initialise the TCM as ControlNets are: a copy of the UNet's encoder, zero convolutions at zero."""
+    config = TCMConfig(draft.unet.encoder)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # the conditioning convolutions have no counterpart in the UNet
+        tcm = TCM(config)
+    tcm.zero()
+    dtype = next(iter(draft.tensors["unet"].values())).dtype
+    start = {name: tensor.to(dtype) for name, tensor in tcm.state_dict().items()}
+    # Clones, because a safetensors file holds no tensor twice.
+    start |= {name: tensor.clone() for name, tensor in draft.tensors["unet"].items() if name.startswith("encoder.")}
+    draft.tcm, draft.tensors["tcm"] = config, start
+    draft.provenance["tcm"] = "untrained: initialised from the unet, zero convolutions"
+
+
+def embed_empty_prompt(draft: Draft, tokens: Sequence[int]) -> None:
+    """Compute the embedding of the empty prompt's `tokens` in float32; the tower may be dropped afterwards."""
+    assert draft.text is not None
+    with torch.device("meta"):
+        tower = TextEncoder(draft.text)
+    tower.load_state_dict({name: t.float() for name, t in draft.tensors["text"].items()}, assign=True)
+    with torch.no_grad():
+        draft.empty_prompt = tower(torch.tensor([list(tokens)]))[0].clone()

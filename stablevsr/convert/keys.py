@@ -1,0 +1,175 @@
+"""Key tables: our parameter names to the published ones.
+
+A table is a list of (pattern, replacement) pairs, applied in order to our name; the result is the published name.
+Renaming runs in this one direction only. Reading goes through the names that the model itself expects, so an unknown
+or missing key cannot slip through.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from stablevsr.config import FlowConfig
+from stablevsr.errors import UserError
+
+Table = list[tuple[str, str]]
+
+
+def rename(name: str, table: Table) -> str:
+    """The published name of our parameter `name`."""
+    for pattern, replacement in table:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def rename_all(names: Iterable[str], table: Table) -> dict[str, str]:
+    """Our name to published name, for all of `names`; no two may meet."""
+    renamed = {name: rename(name, table) for name in names}
+    assert len(set(renamed.values())) == len(renamed), "a key table maps two parameters to one name"
+    return renamed
+
+
+# Inside our transformers, with the names they have upstream.
+_TRANSFORMER: Table = [
+    (r"(\.transformer(?:s\.\d+)?)\.blocks\.", r"\1.transformer_blocks."),
+    (r"\.to_out\.", ".to_out.0."),
+    (r"\.feed_forward\.proj_in\.", ".ff.net.0.proj."),
+    (r"\.feed_forward\.proj_out\.", ".ff.net.2."),
+]
+
+_RES_BLOCK: Table = [
+    (r"\.time_proj\.", ".time_emb_proj."),
+    (r"(resnets\.\d+)\.skip\.", r"\1.conv_shortcut."),
+]
+
+# UNetEncoder, as part of UNet and TCM, in the diffusers layout.
+_DIFFUSERS_ENCODER: Table = [
+    *_TRANSFORMER,
+    (r"^encoder\.noise_level_embedding\.", "class_embedding."),
+    (r"^encoder\.levels\.(\d+)\.blocks\.", r"down_blocks.\1.resnets."),
+    (r"^encoder\.levels\.(\d+)\.transformers\.", r"down_blocks.\1.attentions."),
+    (r"^encoder\.levels\.(\d+)\.downsample\.", r"down_blocks.\1.downsamplers.0.conv."),
+    (r"^encoder\.middle\.block_1\.", "mid_block.resnets.0."),
+    (r"^encoder\.middle\.block_2\.", "mid_block.resnets.1."),
+    (r"^encoder\.middle\.transformer\.", "mid_block.attentions.0."),
+    (r"^encoder\.", ""),
+]
+
+DIFFUSERS_UNET: Table = [
+    *_DIFFUSERS_ENCODER,
+    (r"^decoder\.levels\.(\d+)\.blocks\.", r"up_blocks.\1.resnets."),
+    (r"^decoder\.levels\.(\d+)\.transformers\.", r"up_blocks.\1.attentions."),
+    (r"^decoder\.levels\.(\d+)\.upsample\.", r"up_blocks.\1.upsamplers.0."),
+    (r"^decoder\.norm_out\.", "conv_norm_out."),
+    (r"^decoder\.conv_out\.", "conv_out."),
+    *_RES_BLOCK,
+]
+
+DIFFUSERS_TCM: Table = [
+    *_DIFFUSERS_ENCODER,
+    (r"^conditioning\.convs\.", "controlnet_cond_embedding.blocks."),
+    (r"^conditioning\.", "controlnet_cond_embedding."),
+    (r"^zero_convs\.", "controlnet_down_blocks."),
+    (r"^zero_conv_middle\.", "controlnet_mid_block."),
+    *_RES_BLOCK,
+]
+
+DIFFUSERS_VAE: Table = [
+    (r"^encoder\.levels\.(\d+)\.blocks\.", r"encoder.down_blocks.\1.resnets."),
+    (r"^encoder\.levels\.(\d+)\.resample\.", r"encoder.down_blocks.\1.downsamplers.0."),
+    (r"^decoder\.levels\.(\d+)\.blocks\.", r"decoder.up_blocks.\1.resnets."),
+    (r"^decoder\.levels\.(\d+)\.resample\.", r"decoder.up_blocks.\1.upsamplers.0."),
+    (r"\.middle\.block_1\.", ".mid_block.resnets.0."),
+    (r"\.middle\.block_2\.", ".mid_block.resnets.1."),
+    (r"\.middle\.attention\.norm\.", ".mid_block.attentions.0.group_norm."),
+    (r"\.middle\.attention\.attention\.", ".mid_block.attentions.0."),
+    (r"\.norm_out\.", ".conv_norm_out."),
+    (r"\.to_out\.", ".to_out.0."),
+    *_RES_BLOCK,
+]
+
+# The VAE's attention in files written before diffusers 0.15.
+DIFFUSERS_VAE_OLD: Table = [
+    *DIFFUSERS_VAE,
+    (r"\.to_q\.", ".query."),
+    (r"\.to_k\.", ".key."),
+    (r"\.to_v\.", ".value."),
+    (r"\.to_out\.0\.", ".proj_attn."),
+]
+
+# transformers' CLIPTextModel; transformers 5 leaves out the prefix that all published files have.
+TRANSFORMERS_TEXT_BARE: Table = [
+    (r"^(token_embedding|position_embedding)\.", r"embeddings.\1."),
+    (r"^norm_out\.", "final_layer_norm."),
+    (r"^blocks\.(\d+)\.", r"encoder.layers.\1."),
+    (r"\.norm(\d)\.", r".layer_norm\1."),
+    (r"\.to_(q|k|v)\.", r".self_attn.\1_proj."),
+    (r"\.to_out\.", ".self_attn.out_proj."),
+    (r"\.mlp_in\.", ".mlp.fc1."),
+    (r"\.mlp_out\.", ".mlp.fc2."),
+]
+TRANSFORMERS_TEXT: Table = [*TRANSFORMERS_TEXT_BARE, (r"^", "text_model.")]
+
+# RAFT as torchvision has it. The encoders' six blocks are three layers of two.
+TORCHVISION_RAFT: Table = [
+    (r"^fnet\.", "feature_encoder."),
+    (r"^cnet\.", "context_encoder."),
+    *((rf"_encoder\.blocks\.{i}\.", rf"_encoder.layer{i // 2 + 1}.{i % 2}.") for i in range(6)),
+    *((rf"\.convs\.{i}\.", f".convnormrelu{i + 1}.") for i in range(3)),
+    (r"\.stem\.", ".convnormrelu."),
+    (r"\.skip\.", ".downsample."),
+    (r"_encoder\.(.*)\.conv\.", r"_encoder.\1.0."),
+    (r"_encoder\.(.*)\.norm\.", r"_encoder.\1.1."),
+    (r"_encoder\.conv_out\.", "_encoder.conv."),
+    *((rf"^motion_encoder\.corr_convs\.{i}\.", f"update_block.motion_encoder.convcorr{i + 1}.0.") for i in range(2)),
+    *((rf"^motion_encoder\.flow_convs\.{i}\.", f"update_block.motion_encoder.convflow{i + 1}.0.") for i in range(2)),
+    (r"^motion_encoder\.conv\.", "update_block.motion_encoder.conv.0."),
+    *((rf"^grus\.{i}\.conv_", f"update_block.recurrent_block.convgru{i + 1}.conv") for i in range(2)),
+    (r"^flow_head\.0\.", "update_block.flow_head.conv1."),
+    (r"^flow_head\.2\.", "update_block.flow_head.conv2."),
+    (r"^mask_head\.0\.", "mask_predictor.convrelu.0."),
+    (r"^mask_head\.2\.", "mask_predictor.conv."),
+]
+
+
+def princeton_raft(config: FlowConfig) -> Table:
+    """RAFT as princeton-vl/RAFT has it, for names that went through `merge_princeton_names`."""
+    # The two separable GRUs of the large model are numbered, the only one of the small model is not.
+    gru_numbers = [""] if len(config.gru_kernels) == 1 else [str(i + 1) for i in range(len(config.gru_kernels))]
+    return [
+        *((rf"^([fc]net)\.blocks\.{i}\.", rf"\1.layer{i // 2 + 1}.{i % 2}.") for i in range(6)),
+        *((rf"\.convs\.{i}\.(conv|norm)\.", rf".\g<1>{i + 1}.") for i in range(3)),
+        (r"\.stem\.(conv|norm)\.", r".\g<1>1."),
+        (r"\.skip\.conv\.", ".downsample.0."),
+        (r"\.skip\.norm\.", ".downsample.1."),
+        (r"^([fc]net)\.conv_out\.", r"\1.conv2."),
+        *((rf"^motion_encoder\.corr_convs\.{i}\.", f"update_block.encoder.convc{i + 1}.") for i in range(2)),
+        *((rf"^motion_encoder\.flow_convs\.{i}\.", f"update_block.encoder.convf{i + 1}.") for i in range(2)),
+        (r"^motion_encoder\.conv_out\.", "update_block.encoder.conv."),
+        *((rf"^grus\.{i}\.conv_(.)\.", rf"update_block.gru.conv\g<1>{n}.") for i, n in enumerate(gru_numbers)),
+        (r"^flow_head\.0\.", "update_block.flow_head.conv1."),
+        (r"^flow_head\.2\.", "update_block.flow_head.conv2."),
+        (r"^mask_head\.", "update_block.mask."),
+    ]
+
+
+def merge_princeton_names(tensors: Mapping[str, Tensor], config: FlowConfig, path: str) -> dict[str, Tensor]:
+    """The tensors of a princeton-vl/RAFT file `path`, each under one name.
+
+    The published files carry DataParallel's prefix "module.", and the norm of a shortcut twice: as the last norm of
+    its block and as "downsample.1", which stays.
+
+    Raises:
+        UserError: when the two differ.
+    """
+    prefix = "module." if all(name.startswith("module.") for name in tensors) else ""
+    last_norm = "norm3" if config.block == "residual" else "norm4"
+    merged: dict[str, Tensor] = {}
+    for full_name, tensor in tensors.items():
+        name = full_name.removeprefix(prefix).replace(f".{last_norm}.", ".downsample.1.")
+        if name in merged and not torch.equal(merged[name], tensor):
+            raise UserError(f"{path}: {full_name} differs from its duplicate {name}; the file is damaged")
+        merged[name] = tensor
+    return merged

@@ -1,0 +1,144 @@
+"""The parts together, and how a model comes from a file."""
+
+import os
+import shutil
+import warnings
+from importlib import resources
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from stablevsr.config import ModelConfig
+from stablevsr.errors import UserError
+from stablevsr.nn.raft import RAFT
+from stablevsr.nn.tcm import TCM
+from stablevsr.nn.text import TextEncoder
+from stablevsr.nn.unet import UNet
+from stablevsr.nn.vae import VAE
+from stablevsr.prompt import Tokenizer
+from stablevsr.weights import Header, check_finite, check_tensors
+from stablevsr.weights import read as read_weights
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+class StableVSR(nn.Module):
+    """UNet, TCM, VAE, flow and text, with the empty prompt's embedding. `sample_video` runs them."""
+
+    def __init__(self, config: ModelConfig, tokenizer: Tokenizer | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.tokenizer = tokenizer
+        self.provenance: dict[str, str] = {}
+        self.unet = UNet(config.unet)
+        self.tcm = TCM(config.tcm)
+        self.vae = VAE(config.vae)
+        self.flow = RAFT(config.flow) if config.flow else None
+        self.text = TextEncoder(config.text) if config.text else None
+        tokens = config.text.num_tokens if config.text else 77
+        self.register_buffer("empty_prompt", torch.zeros(tokens, config.unet.encoder.context_dim))
+
+    @property
+    def device(self) -> torch.device:
+        return self.empty_prompt.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.empty_prompt.dtype
+
+    @torch.no_grad()
+    def encode_prompt(self, prompt: str | None) -> Tensor:
+        """The UNet's context for a prompt, (1, tokens, width); None and "" give the embedding kept in the file.
+
+        Raises:
+            UserError: when the weights hold no text encoder. A prompt that is too long is cut, with a warning.
+        """
+        if not prompt:
+            return self.empty_prompt[None]
+        if self.text is None or self.tokenizer is None:
+            raise UserError(f"got the prompt {prompt!r}, but these weights hold no text encoder: convert --with-text")
+        tokens, truncated = self.tokenizer.encode(prompt)
+        if truncated:
+            warnings.warn(f"the prompt is longer than {len(tokens)} tokens, its end is cut off", stacklevel=2)
+        return self.text(torch.tensor([tokens], device=self.device))
+
+    def compile_parts(self) -> None:
+        """Compile each network as one graph; the first call of each new size is slow."""
+        for part in (self.unet, self.tcm, self.vae.decoder, self.flow):
+            if part is not None:
+                part.compile(fullgraph=True, dynamic=False)
+
+
+def empty_model(header: Header) -> StableVSR:
+    """A model without memory (on meta), to be filled by `load_state_dict(..., assign=True)`."""
+    tokenizer = Tokenizer(header.tokenizer) if header.tokenizer else None
+    with torch.device("meta"):
+        model = StableVSR(header.config, tokenizer)
+    model.provenance = header.provenance
+    return model.requires_grad_(False).eval()
+
+
+def build_model(
+    weights: str | os.PathLike[str] | None = None,
+    device: str | torch.device | None = None,
+    dtype: str | None = None,
+    compile: bool = False,
+) -> StableVSR:
+    """Build a model from a weights file, ready for `sample_video`.
+
+    Args:
+        weights: a file made by `tools/convert_weights.py`; None is the small model that comes with the package.
+        device: "cpu", "cuda", "cuda:1", "mps"; None takes the best one there is.
+        dtype: "fp32", "fp16" or "bf16" for all networks but flow, which stays in float32; None is fp32.
+        compile: run the networks through `torch.compile`: faster behind a slow first call.
+
+    Raises:
+        UserError: for a file that is damaged or not ours, a device that is not there, an unknown dtype.
+    """
+    target = _device(device)
+    if dtype not in (None, *DTYPES):
+        raise UserError(f"got dtype {dtype!r}, expected one of {', '.join(DTYPES)}")
+    if compile:
+        _require_compiler(target)
+    path = Path(weights) if weights is not None else bundled_weights()
+    header, tensors = read_weights(path)
+    model = empty_model(header)
+    check_tensors(tensors, model.state_dict(), str(path))
+    check_finite(tensors, str(path))
+    model.load_state_dict(tensors, strict=True, assign=True)
+    model.to(target, DTYPES[dtype or "fp32"])
+    if model.flow is not None:
+        model.flow.float()  # half precision would round positions in the picture
+    if compile:
+        model.compile_parts()
+    return model
+
+
+def bundled_weights() -> Path:
+    """The weights file inside the package."""
+    return Path(str(resources.files("stablevsr") / "assets" / "small.safetensors"))
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    names = [name for name, there in available.items() if there]
+    if device is None:
+        return torch.device(names[-1])
+    try:
+        target = torch.device(device)
+    except RuntimeError:
+        target = None
+    if target is None or not available.get(target.type, False):
+        raise UserError(f"device {str(device)!r} is not there, this machine has {', '.join(names)}")
+    if target.type == "cuda" and (target.index or 0) >= torch.cuda.device_count():
+        raise UserError(
+            f"device {str(device)!r} is not there, this machine has {torch.cuda.device_count()} CUDA devices"
+        )
+    return target
+
+
+def _require_compiler(device: torch.device) -> None:
+    compilers = [name for name in (os.environ.get("CXX"), "c++", "g++", "clang++") if name]
+    if device.type == "cpu" and not any(shutil.which(name) for name in compilers):
+        raise UserError("compile=True needs a C++ compiler on the CPU, none of c++, g++, clang++ is there: install one")

@@ -1,0 +1,120 @@
+"""The single-file weights format: safetensors whose metadata says everything needed to build the model.
+
+Tensors are named `part.parameter` (parts: unet, tcm, vae, flow, text), plus `empty_prompt`, the text tower's output
+for the empty prompt, (tokens, width). The metadata holds, as JSON: `config` (`ModelConfig`), `provenance` (where each
+part came from), `naming` (which published spelling was read, so that it can be written back) and, with a text tower,
+`tokenizer` (the texts of the vocabulary files).
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from stablevsr.atomic import replacing
+from stablevsr.config import ModelConfig, from_dict, to_dict
+from stablevsr.errors import UserError
+
+FORMAT = "stablevsr-1"
+CONVERT_HINT = "make one with tools/convert_weights.py"
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a weights file says of itself."""
+
+    config: ModelConfig
+    provenance: dict[str, str] = field(default_factory=dict)
+    naming: dict[str, str] = field(default_factory=dict)
+    tokenizer: dict[str, str] | None = None
+
+    def to_metadata(self) -> dict[str, str]:
+        return {
+            "format": FORMAT,
+            "config": json.dumps(to_dict(self.config)),
+            "provenance": json.dumps(self.provenance),
+            "naming": json.dumps(self.naming),
+            "tokenizer": json.dumps(self.tokenizer),
+        }
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, str], path: Path) -> "Header":
+        if metadata.get("format") != FORMAT:
+            found = metadata.get("format", "no format")
+            raise UserError(f"{path} says {found!r}, expected {FORMAT!r}: it is no stablevsr file, {CONVERT_HINT}")
+        try:
+            parts = {key: json.loads(metadata[key]) for key in ("config", "provenance", "naming", "tokenizer")}
+            return cls(from_dict(ModelConfig, parts.pop("config")), **parts)
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{path} has damaged metadata ({error!r}): {CONVERT_HINT}") from error
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+
+
+def read_header(path: Path) -> Header:
+    """The header alone; no tensor is read. Raises `UserError` for anything that is not a weights file of ours."""
+    if not path.is_file():
+        raise UserError(f"weights {path} {'is a folder' if path.is_dir() else 'does not exist'}: {CONVERT_HINT}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return Header.from_metadata(file.metadata() or {}, path)
+    except SafetensorError as error:
+        raise UserError(f"{path} is truncated or no safetensors file ({error}): {CONVERT_HINT}") from error
+
+
+def is_ours(path: Path) -> bool:
+    """Whether the file calls itself a stablevsr weights file; False for anything that is not safetensors."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get("format") == FORMAT
+    except (OSError, SafetensorError):
+        return False
+
+
+def read(path: Path) -> tuple[Header, dict[str, Tensor]]:
+    """Header and tensors, memory-mapped, in the file's own dtype. Names and values are not checked yet."""
+    return read_header(path), load_file(path)
+
+
+def check_finite(tensors: Mapping[str, Tensor], source: str) -> None:
+    """Raises `UserError`, naming `source` and the key, for NaN or infinity."""
+    for name, tensor in tensors.items():
+        # The extremes carry NaN and infinity on, without a temporary as large as the tensor.
+        if tensor.is_floating_point() and not all(bound.isfinite() for bound in torch.aminmax(tensor)):
+            raise UserError(f"{source}: tensor {name} holds NaN or infinity: the file is damaged, get or make it again")
+
+
+def check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str) -> None:
+    """Raises `UserError`, naming `source` and the keys, unless names and shapes are exactly the `expected` ones."""
+    missing, extra = sorted(set(expected) - set(tensors)), sorted(set(tensors) - set(expected))
+    for what, names in (("lacks", missing), ("has unknown", extra)):
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise UserError(f"{source} {what} {', '.join(names[:3])}{more}: it does not fit its config")
+    for name, tensor in tensors.items():
+        found, wanted = tuple(tensor.shape), tuple(expected[name].shape)
+        if found != wanted:
+            raise UserError(f"{source}: {name} has shape {found}, expected {wanted}: it does not fit its config")
+
+
+def write(path: Path, header: Header, tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> None:
+    """Write a weights file, whole or not at all.
+
+    Args:
+        tensors: named as in the model's state dict. Memory-mapped ones are written without being read into memory.
+        dtype: of the floating-point tensors, but for the empty prompt's embedding, which is small and stays float32;
+            None keeps each as it is.
+    """
+
+    def cast(name: str, tensor: Tensor) -> Tensor:
+        wanted = dtype and tensor.is_floating_point() and name != "empty_prompt"
+        return (tensor.to(dtype) if wanted else tensor).contiguous()
+
+    ready = {name: cast(name, tensor) for name, tensor in tensors.items()}
+    with replacing(path) as part:
+        save_file(ready, part, metadata=header.to_metadata())
