@@ -1,0 +1,134 @@
+"""The `stablevsr` command: arguments in, sentences out. The work is done elsewhere."""
+
+import argparse
+import sys
+import time
+import warnings
+from pathlib import Path
+
+from tqdm import tqdm
+
+from stablevsr import __version__
+from stablevsr.errors import UserError
+from stablevsr.jobs.upscale import upscale
+from stablevsr.media import check_output, open_reader
+from stablevsr.model import DTYPES, build_model
+from stablevsr.sampling.video import Progress
+
+DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+UNITS = {"flow": "pair", "denoise": "frame-step", "decode": "frame"}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns the exit code: 0 done, 1 a run failed, 2 bad usage or input, 130 interrupted."""
+    options = build_parser().parse_args(arguments)
+    warnings.showwarning = lambda message, *_: tell(f"note: {message}")
+    try:
+        return options.run(options)
+    except KeyboardInterrupt:
+        tell("interrupted; nothing was written")
+        return INTERRUPTED
+    except UserError as error:
+        tell(str(error))
+        return BAD_INPUT
+    except Exception as error:
+        if options.debug:
+            raise
+        tell(f"failed: {type(error).__name__}: {error} (--debug shows where)")
+        return FAILED
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    parser = argparse.ArgumentParser(prog="stablevsr", description="StableVSR video super-resolution.")
+    parser.add_argument("--version", action="version", version=f"stablevsr {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True)
+    command = commands.add_parser(
+        "upscale",
+        help="make a video or a folder of images four times as large",
+        description="Make a video or a folder of images four times as large. Frame times and audio come through.",
+    )
+    command.set_defaults(run=run_upscale)
+    command.add_argument("input", type=Path, metavar="IN", help="a video, a folder of images, or one image")
+    command.add_argument("output", type=Path, metavar="OUT", help="a video (.mp4, .mkv, ...), a folder, or one image")
+    command.add_argument("--weights", type=Path, metavar="FILE", help="a weights file (default: the bundled one)")
+    command.add_argument("--steps", type=int, default=50, help="noise levels to visit (default: %(default)s)")
+    command.add_argument("--seed", type=int, default=0, help="of the noise (default: %(default)s)")
+    command.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best there is)")
+    command.add_argument("--dtype", choices=DTYPES, help="of the networks (default: fp32)")
+    command.add_argument("--compile", action="store_true", help="compile the networks: faster behind a slow start")
+    command.add_argument("--prompt", help="what the picture shows (default: the empty prompt)")
+    command.add_argument("--negative-prompt", help="what it shall not show; with --guidance-scale")
+    command.add_argument(
+        "--guidance-scale", type=float, default=1.0, help="classifier-free guidance; above 1 it costs twice the time"
+    )
+    command.add_argument(
+        "--conditioning-scale", type=float, default=1.0, help="weight of the neighbouring frame (default: %(default)s)"
+    )
+    command.add_argument(
+        "--noise-level", type=int, default=20, help="of the frames, for stock SD x4 weights (default: %(default)s)"
+    )
+    command.add_argument("--force", action="store_true", help="replace the output if it exists")
+    command.add_argument("--debug", action="store_true", help="show the traceback of an unexpected error")
+    return parser
+
+
+def run_upscale(options: argparse.Namespace) -> int:
+    """The command `upscale`: everything that can be refused is refused before the weights are loaded."""
+    check_output(options.output, options.input, options.force)
+    with open_reader(options.input) as clip:
+        for notice in clip.notices:
+            tell(f"note: {notice}")
+        model = build_model(options.weights, options.device, options.dtype, options.compile)
+        if "note" in model.provenance:
+            tell(f"note: {model.provenance['note']}")
+        tell(
+            f"{options.input} ({clip.width}x{clip.height}) to {options.output} ({4 * clip.width}x{4 * clip.height}), "
+            f"{options.steps} steps on {model.device}, {options.dtype or 'fp32'}"
+        )
+        start = time.monotonic()
+        with ProgressBars() as bars:
+            count = upscale(
+                model,
+                clip,
+                options.output,
+                seed=options.seed,
+                force=options.force,
+                progress=bars,
+                steps=options.steps,
+                prompt=options.prompt,
+                negative_prompt=options.negative_prompt,
+                guidance_scale=options.guidance_scale,
+                conditioning_scale=options.conditioning_scale,
+                noise_level=options.noise_level,
+            )
+    tell(f"wrote {options.output}: {count} frames in {time.monotonic() - start:.0f} s")
+    return DONE
+
+
+class ProgressBars:
+    """One bar for each phase of a run, with the time that is left."""
+
+    def __init__(self) -> None:
+        self.phase: str | None = None
+        self.bar: tqdm | None = None
+
+    def __enter__(self) -> "ProgressBars":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def __call__(self, progress: Progress) -> None:
+        if progress.phase != self.phase:
+            self.__exit__()
+            self.phase = progress.phase
+            self.bar = tqdm(total=progress.total, desc=progress.phase, unit=UNITS[progress.phase])
+        assert self.bar is not None
+        self.bar.update(progress.done - self.bar.n)
+
+
+def tell(sentence: str) -> None:
+    """One line to the person, beside whatever a pipe carries."""
+    print(f"stablevsr: {sentence}", file=sys.stderr)

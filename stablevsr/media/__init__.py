@@ -1,0 +1,11 @@
+"""Frames in and out: videos, folders of images and single images as streams of 8-bit RGB frames.
+
+Stills go through imageio, video through PyAV; nothing here knows about torch or the model. All bad input is reported
+as `stablevsr.errors.UserError`, one sentence that names the path.
+"""
+
+from stablevsr.media.frame import Frame, Reader, Writer
+from stablevsr.media.opening import open_reader, open_writer
+from stablevsr.media.paths import check_output, natural_key
+
+__all__ = ["Frame", "Reader", "Writer", "check_output", "natural_key", "open_reader", "open_writer"]

@@ -1,0 +1,134 @@
+"""The shapes every kind of input and output shares: one frame, a reader of frames, a writer of frames."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import av
+import numpy as np
+
+from stablevsr.atomic import hidden_sibling, put_in_place, remove
+from stablevsr.errors import UserError
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """One picture of a clip, upright, as a viewer would see it.
+
+    image: (h, w, 3) uint8 RGB, 0..255, never modified by this package.
+    pts, duration: when the frame is shown and for how long, in units of time_base seconds; None for stills.
+    name: what the frame is called, without a suffix; None for video.
+    """
+
+    image: np.ndarray
+    pts: int | None = None
+    time_base: Fraction | None = None
+    duration: int | None = None
+    name: str | None = None
+
+
+class Reader(ABC):
+    """A clip to read, one frame at a time; every `iter()` starts again at the first frame.
+
+    path: the file or folder as given.
+    height, width: size in pixels of the displayed picture, the shape of every frame's image.
+    frame_rate: frames per second, the average for video; 25 for stills.
+    time_base: seconds per unit of the frames' pts (1 / frame_rate for stills, whose pts is None).
+    sample_aspect_ratio: width over height of one pixel of the displayed picture.
+    frame_count: number of frames; exact for stills, what the file claims for video (None when it makes no claim).
+    notices: sentences the user should be shown, complete once the reader is open.
+    """
+
+    path: Path
+    height: int
+    width: int
+    frame_rate: Fraction
+    time_base: Fraction
+    sample_aspect_ratio: Fraction = Fraction(1)
+    frame_count: int | None
+    notices: list[str]
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.notices = []
+        self._passes = ExitStack()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._passes.close()
+
+    def __iter__(self) -> Iterator[Frame]:
+        """Yield every Frame in display order; raises UserError where a frame cannot be read."""
+        frames = self._frames()
+        self._passes.callback(frames.close)
+        return frames
+
+    @abstractmethod
+    def _frames(self) -> Generator[Frame, None, None]: ...
+
+
+class Writer(ABC):
+    """An output being written under a hidden temporary name, put in place whole when the `with` block ends cleanly.
+
+    When the block ends with any exception the temporary goes away and whatever stood under `path` still does.
+    """
+
+    def __init__(self, path: Path, height: int, width: int) -> None:
+        self.path = path
+        self._shape = (height, width, 3)
+        self._part = hidden_sibling(path)
+        self._count = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            if kind is None:
+                if self._count == 0:
+                    raise UserError(f"{self.path} was not written because there was no frame to put in it.")
+                with self._reporting():
+                    self._finish()
+                put_in_place(self._part, self.path)
+        finally:
+            self._abandon()
+
+    def write(self, image: np.ndarray, frame: Frame) -> None:
+        """Append `image`, (height, width, 3) uint8 RGB, which came from `frame` (its pts and name are kept).
+
+        Raises ValueError for another shape or type, UserError when the output cannot be written.
+        """
+        if image.shape != self._shape or image.dtype != np.uint8:
+            raise ValueError(f"expected a uint8 image of shape {self._shape}, got {image.dtype} {image.shape}")
+        self._write(image, frame)
+        self._count += 1
+
+    @abstractmethod
+    def _write(self, image: np.ndarray, frame: Frame) -> None: ...
+
+    @abstractmethod
+    def _finish(self) -> None:
+        """Make the temporary whole and flushed to disk."""
+
+    def _close(self) -> None:  # noqa: B027
+        """Let go of the temporary, finished or not; must not raise."""
+
+    def _abandon(self) -> None:
+        # After a clean end nothing is left under the temporary name.
+        self._close()
+        remove(self._part)
+
+    @contextmanager
+    def _reporting(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, av.FFmpegError) as error:
+            reason = error.strerror or error
+            raise UserError(f"{self.path} could not be written ({reason}); choose another output.") from error

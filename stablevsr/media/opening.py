@@ -1,0 +1,48 @@
+"""Choosing the reader and the writer that fit a path."""
+
+from pathlib import Path
+
+from stablevsr.errors import UserError
+from stablevsr.media.frame import Reader, Writer
+from stablevsr.media.paths import IMAGE_SUFFIXES, check_output, output_kind
+from stablevsr.media.still_reader import FolderReader
+from stablevsr.media.still_writer import FolderWriter, ImageWriter
+from stablevsr.media.video_reader import VideoReader
+from stablevsr.media.video_writer import VideoWriter
+
+
+def open_reader(path: str | Path) -> Reader:
+    """Open a folder of images, a single image (a clip of one frame) or, for any other file, a video.
+
+    Raises UserError when `path` is missing or is not what it should be; the message names it.
+    """
+    path = Path(path)
+    if path.is_dir() or (path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES):
+        return FolderReader(path)
+    if path.is_file():
+        return VideoReader(path)
+    if path.exists():
+        raise UserError(f"Input {path} is neither a file nor a folder; give a video, an image or a folder of images.")
+    raise UserError(f"Input {path} does not exist; give a video, an image or a folder of images.")
+
+
+def open_writer(path: str | Path, source: Reader, *, height: int, width: int, force: bool = False) -> Writer:
+    """Open the output for frames of `height` x `width` pixels made from `source`; `path` decides the kind.
+
+    A video suffix gives a video with the source's timing and audio (height and width must be even), an image suffix
+    one image, anything without a suffix a folder of PNG files. Raises UserError for what `check_output` refuses, an
+    image for a source of more than one frame, and audio that the container cannot hold.
+    """
+    check_output(path, source.path, force)
+    kind = output_kind(path)
+    target = Path(path).resolve()  # a link is written through, not replaced
+    if kind == "folder":
+        return FolderWriter(target, height, width)
+    if kind == "video":
+        return VideoWriter(target, source, height, width)
+    if source.frame_count != 1:
+        raise UserError(
+            f"Output {path} is a single image, but {source.path} may hold more than one frame; "
+            "give a video name or a folder."
+        )
+    return ImageWriter(target, height, width)

@@ -1,0 +1,79 @@
+"""What a path stands for, in which order names are read, and whether an output may be written."""
+
+import os
+import re
+from pathlib import Path
+from typing import Literal
+
+from stablevsr.errors import UserError
+
+VIDEO_FORMATS = {  # suffix -> FFmpeg's name of the container, given explicitly because temporaries have no suffix
+    ".mp4": "mp4",
+    ".m4v": "mp4",
+    ".mov": "mov",
+    ".mkv": "matroska",
+    ".webm": "webm",
+    ".avi": "avi",
+}
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+
+Kind = Literal["video", "image", "folder"]
+
+
+def natural_key(name: str) -> tuple:
+    """Sort key that reads runs of digits as numbers: frame9 comes before frame10."""
+    parts = re.split(r"(\d+)", name)  # text, digits, text, ...: equal positions always hold equal types
+    return [int(part) if i % 2 else part.casefold() for i, part in enumerate(parts)], name
+
+
+def output_kind(path: str | Path) -> Kind:
+    """What would be written to `path`: a video, one image, or a folder of PNG files.
+
+    Raises UserError for a suffix that is neither a video's nor an image's.
+    """
+    suffix = Path(path).suffix.lower()
+    if os.fspath(path).endswith(os.sep) or Path(path).is_dir() or not suffix:
+        return "folder"
+    if suffix in VIDEO_FORMATS:
+        return "video"
+    if suffix in IMAGE_SUFFIXES:
+        return "image"
+    supported = " ".join([*VIDEO_FORMATS, *IMAGE_SUFFIXES])
+    raise UserError(
+        f"Output {path} ends in {suffix}, which cannot be written; use one of {supported}, "
+        "or a name without a suffix for a folder of PNG files."
+    )
+
+
+def check_output(path: str | Path, input_path: str | Path, force: bool) -> None:
+    """Raise UserError unless `path` may be written for the clip at `input_path`; touches nothing.
+
+    Refused: an unknown suffix, the input itself or a folder around it (through links too), a missing or unwritable
+    parent folder and, without `force`, a file that exists or a folder that is not empty.
+    """
+    kind = output_kind(path)
+    target, source = Path(path).resolve(), Path(input_path).resolve()
+    if target == source or (target.exists() and source.exists() and target.samefile(source)):
+        raise UserError(f"Output {path} is the input itself; choose another output.")
+    if source.is_relative_to(target):
+        raise UserError(f"Output {path} is a folder that holds the input {input_path}; choose another output.")
+    if not target.parent.is_dir():
+        raise UserError(f"Output {path} cannot be written because {target.parent} is not a folder; create it first.")
+    if not os.access(target.parent, os.W_OK | os.X_OK):
+        raise UserError(f"Output {path} cannot be written because you have no permission to write in {target.parent}.")
+    if target.exists():
+        _check_existing(path, target, kind, force)
+
+
+def _check_existing(path: str | Path, target: Path, kind: Kind, force: bool) -> None:
+    if kind == "folder":
+        if not target.is_dir():
+            raise UserError(f"Output {path} is a file, but a folder of PNG files would be written; choose another.")
+        if target.is_mount():
+            raise UserError(f"Output {path} is a mount point, which cannot be replaced; choose a folder inside it.")
+        if any(target.iterdir()) and not force:
+            raise UserError(f"Output folder {path} is not empty; choose another or pass --force to replace it.")
+    elif not target.is_file():
+        raise UserError(f"Output {path} exists and is not an ordinary file; choose another output.")
+    elif not force:
+        raise UserError(f"Output {path} exists already; choose another or pass --force to replace it.")

@@ -1,0 +1,115 @@
+"""One image file: what its header says, and its pixels as 8-bit RGB."""
+
+import io
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import av
+import imageio.v3 as iio
+import numpy as np
+
+from stablevsr.errors import UserError
+from stablevsr.media.orientation import Orientation
+
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_MODES_8 = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")  # Pillow's names of the pixel types that can be read
+_MODES_16 = ("I;16", "I;16B", "I;16L", "I;16N")
+
+
+@dataclass(frozen=True)
+class StillHeader:
+    """What is known of an image before its pixels are decoded.
+
+    height, width: size of the upright picture.
+    alpha: whether there is transparency, which will be dropped.
+    deep: FFmpeg's demuxer when samples have 16 bits (Pillow would cut 16-bit colour down to 8), else None.
+    """
+
+    height: int
+    width: int
+    orientation: Orientation
+    alpha: bool
+    deep: str | None
+
+
+def read_header(path: Path) -> StillHeader:
+    """Read the header of an image file; cheap. Raises UserError when it is damaged or its pixels cannot be used."""
+    try:
+        with path.open("rb") as file:
+            magic = file.read(8)
+            if magic == _PNG_SIGNATURE:
+                return _png_header(path, file)
+        return _pillow_header(path, tiff=magic.startswith(_TIFF_MAGIC))
+    except UserError:
+        raise
+    except Exception as error:  # the decoders raise many types for damaged files
+        raise _unreadable(path) from error
+
+
+def read_image(path: Path, header: StillHeader) -> np.ndarray:
+    """Decode an image file to (h, w, 3) uint8 RGB, upright, alpha dropped. Raises UserError when it is damaged."""
+    try:
+        image = _read_deep(path, header.deep) if header.deep else iio.imread(path, plugin="pillow", mode="RGB", index=0)
+    except Exception as error:  # as above
+        raise _unreadable(path) from error
+    return np.ascontiguousarray(header.orientation.apply(image))
+
+
+def _png_header(path: Path, file: BinaryIO) -> StillHeader:
+    # Pillow decodes all pixels of a PNG when asked for EXIF, far too slow for a long folder; the chunks are easy.
+    # Walking to the last one also finds a file that was cut short.
+    width, height, depth, colour = struct.unpack(">8xIIBB7x", file.read(25))
+    names = set()
+    while b"IEND" not in names:
+        length, name = struct.unpack(">I4s", file.read(8))
+        names.add(name)
+        file.seek(length + 4, io.SEEK_CUR)
+    orientation = Orientation()
+    if b"eXIf" in names:
+        orientation = _exif_orientation(iio.immeta(path, plugin="pillow", index=0, exclude_applied=False))
+    alpha = colour in (4, 6) or b"tRNS" in names
+    return _header(height, width, orientation, alpha, "png_pipe" if depth == 16 else None)
+
+
+def _pillow_header(path: Path, tiff: bool) -> StillHeader:
+    with iio.imopen(path, "r", plugin="pillow") as image:
+        height, width = image.properties(index=0).shape[:2]
+        metadata = image.metadata(index=0, exclude_applied=False)
+    mode = metadata["mode"]
+    if mode not in _MODES_8 + _MODES_16:
+        raise UserError(
+            f"{path} has pixels of type {mode}, but only RGB, gray and palette images can be read; convert it to RGB."
+        )
+    alpha = "A" in mode or "transparency" in metadata
+    orientation = _exif_orientation(metadata)
+    if not tiff:
+        return _header(height, width, orientation, alpha, None)
+    # Pillow turns a TIFF upright by itself, already in the size it reports; FFmpeg, for 16 bits, does not.
+    if 16 in np.atleast_1d(metadata.get("BitsPerSample", 1)):
+        return StillHeader(height, width, orientation, alpha, "tiff_pipe")
+    return StillHeader(height, width, Orientation(), alpha, None)
+
+
+def _header(height: int, width: int, orientation: Orientation, alpha: bool, deep: str | None) -> StillHeader:
+    """From the size as stored."""
+    if orientation.transpose:
+        height, width = width, height
+    return StillHeader(height, width, orientation, alpha, deep)
+
+
+def _exif_orientation(metadata: dict) -> Orientation:
+    return Orientation.from_exif(metadata.get("Orientation"))
+
+
+def _read_deep(path: Path, demuxer: str) -> np.ndarray:
+    # From memory, because FFmpeg would take a "%d" in the name for a pattern.
+    with av.open(io.BytesIO(path.read_bytes()), format=demuxer) as container:
+        image = next(container.decode(video=0)).to_ndarray(format="rgb48le")
+    return ((image.astype(np.uint32) + 128) // 257).astype(np.uint8)  # round(value / 257)
+
+
+def _unreadable(path: Path) -> UserError:
+    return UserError(f"{path} is named like an image but cannot be decoded as one; replace or remove it.")

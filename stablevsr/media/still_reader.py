@@ -1,0 +1,82 @@
+"""A folder of images, or one image, read as a clip."""
+
+from collections import Counter
+from collections.abc import Generator
+from fractions import Fraction
+from pathlib import Path
+
+from stablevsr.errors import UserError
+from stablevsr.media.frame import Frame, Reader
+from stablevsr.media.paths import IMAGE_SUFFIXES, natural_key
+from stablevsr.media.still import StillHeader, read_header, read_image
+
+STILL_RATE = Fraction(25)  # images carry no rate; FFmpeg assumes 25 for them too
+
+
+class FolderReader(Reader):
+    """The images of a folder in natural order of their names, or a single image file, at 25 frames per second.
+
+    Hidden files are ignored; sub-folders and files without an image suffix are skipped with a notice. Raises UserError
+    when no image is left, an image cannot be read, or two images differ in size.
+    """
+
+    frame_rate = STILL_RATE
+    time_base = 1 / STILL_RATE
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        files = self._list() if path.is_dir() else [path]
+        self._stills = [(file, read_header(file)) for file in files]
+        self._check_sizes()
+        self._names = _output_names(files)
+        self.height, self.width = self._stills[0][1].height, self._stills[0][1].width
+        self.frame_count = len(files)
+        if any(header.deep for _, header in self._stills):
+            self.notices.append(f"{path}: 16-bit images are read as 8-bit.")
+        if any(header.alpha for _, header in self._stills):
+            self.notices.append(f"{path}: transparency is dropped.")
+
+    def _frames(self) -> Generator[Frame, None, None]:
+        for (file, header), name in zip(self._stills, self._names, strict=True):
+            image = read_image(file, header)
+            if image.shape[:2] != (self.height, self.width):  # the file was changed after the folder was opened
+                raise _size_error(file, image.shape[0], image.shape[1], *self._stills[0])
+            yield Frame(image, name=name)
+
+    def _list(self) -> list[Path]:
+        try:
+            entries = sorted(self.path.iterdir(), key=lambda entry: natural_key(entry.name))
+        except OSError as error:
+            raise UserError(f"Folder {self.path} cannot be read ({error.strerror}); check its permissions.") from error
+        files = []
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                self.notices.append(f"skipped {entry.name}: a folder")
+            elif entry.suffix.lower() not in IMAGE_SUFFIXES:
+                self.notices.append(f"skipped {entry.name}: not an image")
+            else:
+                files.append(entry)
+        if not files:
+            raise UserError(f"Folder {self.path} holds no image; put files ending in {' '.join(IMAGE_SUFFIXES)} there.")
+        return files
+
+    def _check_sizes(self) -> None:
+        first, expected = self._stills[0]
+        for file, header in self._stills:
+            if (header.height, header.width) != (expected.height, expected.width):
+                raise _size_error(file, header.height, header.width, first, expected)
+
+
+def _size_error(file: Path, height: int, width: int, first: Path, expected: StillHeader) -> UserError:
+    return UserError(
+        f"{file} is {width}x{height} but {first} is {expected.width}x{expected.height}; "
+        "all images of a folder must have one size."
+    )
+
+
+def _output_names(files: list[Path]) -> list[str]:
+    """Stems; where two files share one (a.jpg and a.png), their full names, so that no output overwrites another."""
+    counts = Counter(file.stem.casefold() for file in files)
+    return [file.stem if counts[file.stem.casefold()] == 1 else file.name for file in files]

@@ -1,0 +1,54 @@
+"""Frames written as a folder of PNG files, or as one image."""
+
+import os
+from pathlib import Path
+
+import imageio.v3 as iio
+import numpy as np
+
+from stablevsr.atomic import sync
+from stablevsr.errors import UserError
+from stablevsr.media.frame import Frame, Writer
+
+_OPTIONS = {  # the best each lossy format can do
+    ".jpg": {"quality": 95, "subsampling": 0},
+    ".jpeg": {"quality": 95, "subsampling": 0},
+    ".webp": {"lossless": True},
+}
+
+
+class FolderWriter(Writer):
+    """A folder of PNG files named after the source's images, or frame_000001.png and so on for video."""
+
+    def __init__(self, path: Path, height: int, width: int) -> None:
+        super().__init__(path, height, width)
+        with self._reporting():
+            self._part.mkdir()
+
+    def _write(self, image: np.ndarray, frame: Frame) -> None:
+        name = frame.name or f"frame_{self._count + 1:06d}"
+        with self._reporting():
+            _save(self._part / f"{name}.png", ".png", image)
+
+    def _finish(self) -> None:
+        sync(self._part)
+
+
+class ImageWriter(Writer):
+    """One image in the format its suffix says; a second frame is refused with UserError."""
+
+    def _write(self, image: np.ndarray, frame: Frame) -> None:
+        if self._count:
+            raise UserError(f"{self.path} is a single image, but there is more than one frame; write to a folder.")
+        with self._reporting():
+            _save(self._part, self.path.suffix.lower(), image)
+
+    def _finish(self) -> None:
+        pass  # written and flushed with its only frame
+
+
+def _save(file: Path, suffix: str, image: np.ndarray) -> None:
+    with file.open("xb") as stream:  # "x": two frames of one name must not overwrite each other
+        iio.imwrite(stream, image, plugin="pillow", extension=suffix, **_OPTIONS.get(suffix, {}))
+        stream.flush()
+        os.fsync(stream.fileno())
