@@ -19,6 +19,19 @@ def _require(ok: bool, owner: object, message: str) -> None:
         raise UserError(f"{type(owner).__name__}: {message}")
 
 
+def _require_positive(owner: object, *names: str) -> None:
+    """The named fields, numbers or tuples of numbers, must be above zero."""
+    for name in names:
+        value = getattr(owner, name)
+        values = value if isinstance(value, tuple) else (value,)
+        _require(len(values) > 0 and min(values) > 0, owner, f"{name} must be positive, got {value}")
+
+
+def _require_norm_groups(owner: object, channels: tuple[int, ...], groups: int) -> None:
+    for width in channels:
+        _require(width % groups == 0, owner, f"a level of {width} channels does not divide into norm_groups = {groups}")
+
+
 def _require_choice(owner: object, name: str, choices: tuple[str, ...]) -> None:
     value = getattr(owner, name)
     _require(value in choices, owner, f"{name} {value!r} is not supported, only {', '.join(map(repr, choices))} are")
@@ -45,23 +58,20 @@ class UNetEncoderConfig:
     num_noise_levels: int | None = None  # entries of the noise-level embedding of stock SD x4 files
 
     def __post_init__(self) -> None:
-        _require(self.in_channels > 0, self, f"in_channels must be positive, got {self.in_channels}")
+        _require_positive(self, "in_channels", "channels", "blocks_per_level", "num_heads", "transformer_depth")
+        _require_positive(self, "context_dim", "norm_groups", "norm_eps")
         levels = len(self.channels)
-        _require(levels > 0, self, "channels must name at least one level")
         for name in ("blocks_per_level", "attention", "only_cross_attention", "num_heads", "transformer_depth"):
             value = getattr(self, name)
             _require(len(value) == levels, self, f"{name} must have {levels} entries, one a level, got {value}")
-        for name in ("blocks_per_level", "num_heads", "transformer_depth"):
-            value = getattr(self, name)
-            _require(min(value) > 0, self, f"{name} must be positive, got {value}")
+        _require_norm_groups(self, self.channels, self.norm_groups)
         for width, heads in zip(self.channels, self.num_heads, strict=True):
-            _require(
-                width > 0 and width % self.norm_groups == 0,
-                self,
-                f"a level of {width} channels does not divide into norm_groups = {self.norm_groups}",
-            )
             _require(width % heads == 0, self, f"a level of {width} channels does not divide into {heads} heads")
+        half = self.channels[0] // 2  # the number of frequencies of the time embedding
         _require(self.channels[0] % 2 == 0, self, f"the first level must be even, got {self.channels[0]}")
+        _require(self.freq_shift < half, self, f"freq_shift must be below {half}, got {self.freq_shift}")
+        if self.num_noise_levels is not None:
+            _require_positive(self, "num_noise_levels")
 
     @property
     def time_dim(self) -> int:
@@ -87,7 +97,7 @@ class UNetConfig:
     out_channels: int = 4
 
     def __post_init__(self) -> None:
-        _require(self.out_channels > 0, self, f"out_channels must be positive, got {self.out_channels}")
+        _require_positive(self, "out_channels")
 
 
 @dataclass(frozen=True)
@@ -100,6 +110,7 @@ class TCMConfig:
     conditioning_widths: tuple[int, ...] = (64, 128, 256)
 
     def __post_init__(self) -> None:
+        _require_positive(self, "conditioning_channels", "conditioning_widths")
         _require(
             2 ** (len(self.conditioning_widths) - 1) == SCALE,
             self,
@@ -124,13 +135,9 @@ class VAEConfig:
             self,
             f"channels must have 3 levels (an f4 autoencoder), got {self.channels}",
         )
-        for width in self.channels:
-            _require(
-                width > 0 and width % self.norm_groups == 0,
-                self,
-                f"a level of {width} channels does not divide into norm_groups = {self.norm_groups}",
-            )
-        _require(self.scaling_factor > 0, self, f"scaling_factor must be positive, got {self.scaling_factor}")
+        _require_positive(self, "image_channels", "latent_channels", "channels", "blocks_per_level")
+        _require_positive(self, "norm_groups", "scaling_factor")
+        _require_norm_groups(self, self.channels, self.norm_groups)
 
 
 @dataclass(frozen=True)
@@ -163,7 +170,8 @@ class FlowConfig:
             self,
             f"the last of context_widths must exceed hidden_dim = {self.hidden_dim}, got {self.context_widths[-1]}",
         )
-        _require(self.num_updates > 0, self, f"num_updates must be positive, got {self.num_updates}")
+        _require_positive(self, "feature_widths", "context_widths", "motion_corr_widths", "motion_flow_widths")
+        _require_positive(self, "corr_levels", "corr_radius", "hidden_dim", "flow_head_dim", "num_updates")
 
 
 @dataclass(frozen=True)
@@ -181,6 +189,7 @@ class TextConfig:
 
     def __post_init__(self) -> None:
         _require_choice(self, "activation", ("gelu", "quick_gelu"))
+        _require_positive(self, "width", "mlp_width", "num_layers", "num_heads", "num_tokens", "vocab_size", "norm_eps")
         _require(
             self.width % self.num_heads == 0, self, f"width {self.width} does not divide into {self.num_heads} heads"
         )
@@ -204,9 +213,7 @@ class ScheduleConfig:
         _require_choice(self, "beta_schedule", ("linear", "scaled_linear", "squaredcos_cap_v2"))
         _require_choice(self, "prediction_type", ("epsilon", "v_prediction", "sample"))
         _require_choice(self, "timestep_spacing", ("leading", "linspace", "trailing"))
-        _require(
-            self.num_train_timesteps > 0, self, f"num_train_timesteps must be positive, got {self.num_train_timesteps}"
-        )
+        _require_positive(self, "num_train_timesteps", "clip_sample_range")
         _require(
             0 < self.beta_start <= self.beta_end < 1,
             self,

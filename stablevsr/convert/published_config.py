@@ -4,6 +4,7 @@ Every key of a published config is one of: read here, fixed to the values that o
 no difference. Anything else is refused by name, so that a checkpoint never loads as something it is not.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -108,6 +109,22 @@ _SCHEDULE_READ = (
 )
 
 
+def _names_source(read: Callable[[Json, str], Any]) -> Callable[[Json, str], Any]:
+    """What refuses a value may not know the file, or may not have expected the value's type: say both."""
+
+    @functools.wraps(read)
+    def reader(config: Json, source: str) -> Any:
+        try:
+            return read(config, source)
+        except UserError as error:
+            message = str(error)
+            raise UserError(message if message.startswith(source) else f"{source}: {message}") from error
+        except (AttributeError, TypeError, ValueError) as error:
+            raise UserError(f"{source} holds a value of the wrong type ({error}): download it again") from error
+
+    return reader
+
+
 def _check_class(config: Json, source: str, expected: str) -> None:
     found = config.get("_class_name", expected)
     if found != expected:
@@ -171,6 +188,7 @@ def _one_width(value: Any, source: str) -> int:
     return widths.pop()
 
 
+@_names_source
 def read_unet(config: Json, source: str) -> UNetConfig:
     """`config` of a UNet2DConditionModel; `source` names the file in errors, which are `UserError`."""
     _check_class(config, source, "UNet2DConditionModel")
@@ -184,6 +202,7 @@ def read_unet(config: Json, source: str) -> UNetConfig:
     return UNetConfig(encoder, config.get("out_channels", 4))
 
 
+@_names_source
 def read_tcm(config: Json, source: str) -> TCMConfig:
     """`config` of a ControlNetModel."""
     _check_class(config, source, "ControlNetModel")
@@ -193,6 +212,7 @@ def read_tcm(config: Json, source: str) -> TCMConfig:
     return TCMConfig(_read_encoder(config, source), config.get("conditioning_channels", 3), widths)
 
 
+@_names_source
 def read_vae(config: Json, source: str) -> VAEConfig:
     """`config` of an AutoencoderKL. Without a scaling factor it is the SD x4 upscaler's, as in its pipeline."""
     _check_class(config, source, "AutoencoderKL")
@@ -218,6 +238,7 @@ def read_vae(config: Json, source: str) -> VAEConfig:
     )
 
 
+@_names_source
 def read_text(config: Json, source: str) -> TextConfig:
     """`config` of a CLIPTextModel; keys that do not change its last hidden state are many, and ignored."""
     found = config.get("model_type", "clip_text_model")
@@ -235,6 +256,7 @@ def read_text(config: Json, source: str) -> TextConfig:
     )
 
 
+@_names_source
 def read_schedule(config: Json, source: str) -> ScheduleConfig:
     """A scheduler config. One of another class than DDPM gives what it shares with DDPM, its own keys are ignored."""
     ignored: Sequence[str] = _SCHEDULE_IGNORED

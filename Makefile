@@ -1,0 +1,26 @@
+# `make demo` and `make test` set up all they need in a virtual environment of their own.
+PYTHON ?= python3
+VENV ?= .venv
+
+.PHONY: demo test clean
+
+demo: $(VENV)/installed
+	mkdir -p demo
+	$(VENV)/bin/stablevsr upscale stablevsr/assets/demo.mp4 demo/demo_x4.mp4 --steps 10 --force
+	@echo "The clip: stablevsr/assets/demo.mp4 (80x60). The result: demo/demo_x4.mp4 (320x240)."
+
+test: $(VENV)/installed-test
+	$(VENV)/bin/python -m pytest
+
+$(VENV)/installed: setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -e .
+	touch $@
+
+$(VENV)/installed-test: setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -e '.[test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) demo

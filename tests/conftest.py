@@ -1,0 +1,33 @@
+"""Fixtures for all tests."""
+
+from pathlib import Path
+
+import pytest
+from models import DATA, random_model
+
+from stablevsr.config import TINY
+from stablevsr.convert.assemble import Sources, convert
+from stablevsr.model import StableVSR
+from stablevsr.weights import Header, write
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> StableVSR:
+    """Not to be changed: all tests share it."""
+    return random_model()
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(tmp_path_factory: pytest.TempPathFactory, tiny_model: StableVSR) -> Path:
+    """The same model as a file."""
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    write(path, Header(TINY, {"note": "random"}), tiny_model.state_dict())
+    return path
+
+
+@pytest.fixture(scope="session")
+def golden_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The golden checkpoint, converted with its text encoder."""
+    path = tmp_path_factory.mktemp("golden") / "golden.safetensors"
+    convert(Sources(DATA / "checkpoint", DATA / "golden/raft_small.pth", with_text=True), path)
+    return path

@@ -1,0 +1,235 @@
+"""The commands as their users meet them: files in, files out, one sentence for bad input."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import av
+import imageio.v3 as iio
+import numpy as np
+import pytest
+import torch
+
+from stablevsr.cli import main
+from stablevsr.model import bundled_weights
+
+ROOT = Path(__file__).parent.parent
+CONVERT = ROOT / "tools/convert_weights.py"
+
+
+def make_video(path: Path, frames: int = 12, rate: int = 24) -> None:
+    """H.264 with AAC audio, 24x16."""
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("libx264", rate=rate)
+        video.width, video.height, video.pix_fmt = 24, 16, "yuv420p"
+        audio = container.add_stream("aac", rate=48000)
+        rng = np.random.default_rng(0)
+        for i in range(frames):
+            picture = rng.integers(0, 256, (16, 24, 3), dtype=np.uint8)
+            container.mux(video.encode(av.VideoFrame.from_ndarray(picture)))
+            samples = av.AudioFrame.from_ndarray(np.zeros((1, 2000), np.float32), format="fltp", layout="mono")
+            samples.sample_rate, samples.pts = 48000, 2000 * i
+            container.mux(audio.encode(samples))
+        container.mux(video.encode())
+        container.mux(audio.encode())
+
+
+def audio_packets(path: Path) -> list[bytes]:
+    with av.open(str(path)) as container:
+        return [bytes(packet) for packet in container.demux(audio=0) if packet.size]
+
+
+def video_times(path: Path) -> tuple[list[float], tuple[int, int]]:
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        return [frame.time for frame in container.decode(stream)], (stream.width, stream.height)
+
+
+def run(*arguments: object) -> int:
+    return main(["upscale", *map(str, arguments), "--steps", "1", "--device", "cpu"])
+
+
+@pytest.fixture
+def video(tmp_path: Path) -> Path:
+    make_video(tmp_path / "in.mp4")
+    return tmp_path / "in.mp4"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "frames").mkdir()
+    for i in range(2):
+        iio.imwrite(tmp_path / f"frames/{i}.png", np.full((4, 6, 3), 100 * i, np.uint8))
+    return tmp_path / "frames"
+
+
+def test_a_video_keeps_its_frames_times_and_audio(video: Path, capsys: pytest.CaptureFixture) -> None:
+    out = video.parent / "out.mp4"
+    assert run(video, out) == 0
+    times, size = video_times(out)
+    assert size == (96, 64)
+    assert times == video_times(video)[0]
+    assert len(times) == 12
+    assert audio_packets(out) == audio_packets(video)
+    told = capsys.readouterr().err
+    assert "untrained" in told or "note" not in told
+    assert "denoise" in told
+    assert "12 frames" in told
+
+
+def test_a_folder_to_a_folder_and_to_a_video(folder: Path, tmp_path: Path) -> None:
+    assert run(folder, tmp_path / "out") == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0.png", "1.png"]
+    assert iio.imread(tmp_path / "out/1.png").shape == (16, 24, 3)
+    assert run(folder, tmp_path / "out.mkv") == 0
+    assert len(video_times(tmp_path / "out.mkv")[0]) == 2
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype"), [((5, 7), np.uint8), ((5, 7), np.uint16), ((5, 7, 4), np.uint8), ((1, 1, 3), np.uint8)]
+)
+def test_stills_of_every_kind(tmp_path: Path, shape: tuple[int, ...], dtype: type) -> None:
+    iio.imwrite(tmp_path / "in.png", np.full(shape, np.iinfo(dtype).max // 2, dtype))
+    assert run(tmp_path / "in.png", tmp_path / "out.png") == 0
+    assert iio.imread(tmp_path / "out.png").shape == (4 * shape[0], 4 * shape[1], 3)
+
+
+def test_the_same_seed_gives_the_same_file(folder: Path, tmp_path: Path) -> None:
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        assert run(folder, tmp_path / name, "--seed", seed) == 0
+    a, b, c = ((tmp_path / name / "1.png").read_bytes() for name in "abc")
+    assert a == b
+    assert a != c
+
+
+def test_an_existing_output_needs_force(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    out = tmp_path / "out.mp4"
+    out.write_text("precious")
+    assert run(folder, out) == 2
+    assert out.read_text() == "precious"
+    assert "--force" in capsys.readouterr().err
+    assert run(folder, out, "--force") == 0
+    assert len(video_times(out)[0]) == 2
+
+
+def nothing(path: Path) -> None:
+    pass
+
+
+def random_bytes(path: Path) -> None:
+    path.write_bytes(np.random.default_rng(0).bytes(5000))
+
+
+def empty_folder(path: Path) -> None:
+    path.mkdir()
+
+
+def mixed_sizes(path: Path) -> None:
+    path.mkdir()
+    iio.imwrite(path / "a.png", np.zeros((4, 4, 3), np.uint8))
+    iio.imwrite(path / "b.png", np.zeros((4, 8, 3), np.uint8))
+
+
+def text_only(path: Path) -> None:
+    path.mkdir()
+    (path / "notes.txt").write_text("hello")
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (nothing, "does not exist"),
+        (Path.touch, "in"),
+        (random_bytes, "in"),
+        (empty_folder, "in"),
+        (mixed_sizes, "b.png"),
+        (text_only, "in"),
+    ],
+)
+def test_bad_input(tmp_path: Path, make: Callable, words: str, capsys: pytest.CaptureFixture) -> None:
+    make(tmp_path / "in")
+    assert run(tmp_path / "in", tmp_path / "out.mp4") == 2
+    told = [line for line in capsys.readouterr().err.splitlines() if "note:" not in line]
+    assert len(told) == 1, told
+    assert words in told[0]
+    assert [path.name for path in tmp_path.iterdir()] in ([], ["in"])
+
+
+def test_a_text_file_among_the_images_is_skipped_with_a_notice(folder: Path, tmp_path: Path, capsys) -> None:
+    (folder / "notes.txt").write_text("hello")
+    assert run(folder, tmp_path / "out") == 0
+    assert "notes.txt" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--device", "cuda:99"], "device 'cuda:99' is not there"),
+        (["--weights", "none.safetensors"], "none.safetensors does not exist"),
+        (["--weights", __file__], "truncated or no safetensors file"),
+        (["--steps", "0"], "got 0 steps"),
+        (["--seed", "-1"], "got seed -1"),
+        (["--prompt", "a cat"], "hold no text encoder"),
+    ],
+)
+def test_bad_options(folder: Path, tmp_path: Path, options: list[str], words: str, capsys) -> None:
+    assert main(["upscale", str(folder), str(tmp_path / "out"), "--steps", "1", "--device", "cpu", *options]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert words in last
+    assert [path.name for path in tmp_path.iterdir()] == ["frames"]
+
+
+def test_interrupted_runs_leave_nothing(folder: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("stablevsr.jobs.upscale.decode_frame", interrupt)
+    assert run(folder, tmp_path / "out.mp4") == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["frames"]
+
+
+def test_an_unexpected_error_is_one_line_without_debug(folder: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    def fail(*_: object) -> None:
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr("stablevsr.jobs.upscale.decode_frame", fail)
+    assert run(folder, tmp_path / "out.mp4") == 1
+    assert "no room" in capsys.readouterr().err.splitlines()[-1]
+    with pytest.raises(torch.OutOfMemoryError):
+        run(folder, tmp_path / "out.mp4", "--debug")
+
+
+def convert(*arguments: object) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, CONVERT, *map(str, arguments)], capture_output=True, text=True)
+
+
+def test_convert_tool_end_to_end(tmp_path: Path, golden_weights: Path) -> None:
+    inspected = convert("--inspect", bundled_weights())
+    assert inspected.returncode == 0
+    assert "990,162" in inspected.stdout
+    out = tmp_path / "out.safetensors"
+    data = ROOT / "tests/data"
+    made = convert("--stablevsr", data / "checkpoint", "--flow", data / "golden/raft_small.pth", "-o", out)
+    assert made.returncode == 0, made.stderr
+    assert "2,747,972" in made.stdout
+    refused = convert("--stablevsr", data / "checkpoint", "-o", out)
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert "--force" in refused.stderr
+    back = convert("--to-diffusers", tmp_path / "back", out)
+    assert back.returncode == 0, back.stderr
+    assert (tmp_path / "back/unet/config.json").is_file()
+
+
+def test_convert_tool_says_what_is_wrong(tmp_path: Path) -> None:
+    for arguments, words in (
+        (("--stablevsr", tmp_path / "none", "-o", tmp_path / "a"), "none has no controlnet folder"),
+        (("--base", tmp_path / "none", "-o", tmp_path / "a"), "none does not exist"),
+        (("--inspect", __file__), "truncated or no safetensors"),
+        (("--base", tmp_path, "-o", tmp_path / "no/a"), "does not exist: make it first"),
+    ):
+        result = convert(*arguments)
+        assert result.returncode == 2
+        assert words in result.stderr
+        assert result.stderr.count("\n") == 1, result.stderr

@@ -1,0 +1,71 @@
+"""The rules of the house: who may import whom, what is never imported, and the formatter."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "stablevsr"
+
+# Each room may import those in the set, itself, and nothing else of ours.
+BASE = {"errors", "atomic"}
+ROOMS = {
+    "errors": set(),
+    "atomic": {"errors"},
+    "config": BASE,
+    "nn": BASE | {"config"},
+    "sampling": BASE | {"config", "nn"},
+    "prompt": BASE,
+    "weights": BASE | {"config"},
+    "model": BASE | {"config", "nn", "sampling", "prompt", "weights"},
+    "convert": BASE | {"config", "nn", "sampling", "prompt", "weights", "model"},
+    "media": BASE,
+    "jobs": BASE | {"config", "nn", "sampling", "prompt", "weights", "model", "media"},
+    "__init__": {"model", "sampling"},
+    "cli": BASE | {"__init__", "config", "jobs", "media", "model", "sampling"},
+}
+FORBIDDEN = {"diffusers", "transformers", "accelerate"}
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def imported(path: Path) -> Iterator[str]:
+    """The full names of the modules that a file imports, wherever in it the import stands."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def room_of(module: str) -> str:
+    """The room of ours that a module `stablevsr...` lies in."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 and parts[1] in ROOMS else "__init__"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_run_one_way(path: Path) -> None:
+    room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    for module in imported(path):
+        top = module.split(".")[0]
+        assert top not in FORBIDDEN, f"{path} imports {module}"
+        if top == "stablevsr":
+            assert room_of(module) in ROOMS[room] | {room}, f"{path}: {room} may not import {module}"
+
+
+def test_the_package_loads_none_of_the_reference_libraries() -> None:
+    code = "import sys, stablevsr.cli, stablevsr.convert.assemble; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "stablevsr.convert.assemble" in loaded
+    assert not {name.split(".")[0] for name in loaded} & FORBIDDEN
+
+
+@pytest.mark.parametrize("command", [["check"], ["format", "--check"]])
+def test_ruff(command: list[str]) -> None:
+    result = subprocess.run([sys.executable, "-m", "ruff", *command, "."], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr

@@ -1,0 +1,711 @@
+"""Frames in and out. Every file is made here with PyAV or imageio, a dozen tiny frames at most."""
+
+import os
+import resource
+from fractions import Fraction
+from itertools import pairwise
+
+import av
+import imageio.v3 as iio
+import numpy as np
+import pytest
+from av.sidedata.sidedata import Type as SideData
+from av.stream import Disposition
+from av.video.frame import PictureType
+
+from stablevsr.errors import UserError
+from stablevsr.media import Frame, check_output, natural_key, open_reader, open_writer
+
+TICKS = Fraction(1, 30000)
+
+
+def picture(height=32, width=48, seed=0):
+    """A smooth picture whose four corners differ, so that every flip and turn shows."""
+    y, x = np.mgrid[:height, :width]
+    red, green = 40 + 170 * x / width, 40 + 170 * y / height
+    return np.stack([red, green, np.full_like(red, 20 * seed % 256)], -1).astype(np.uint8)
+
+
+def write_video(path, images, *, pts=None, rotation=None, aspect=None, audio=None, codec="libx264", pix_fmt="yuv444p"):
+    """A BT.601 video, lossless for libx264; `audio` is its length in seconds (AAC, mono)."""
+    exact = {"movie_timescale": "30000"} if path.suffix == ".mp4" else {}  # else a late start is kept in milliseconds
+    with av.open(str(path), "w", container_options=exact) as out:
+        stream = out.add_stream(codec, rate=30, options={"qp": "0"} if codec == "libx264" else {}, time_base=TICKS)
+        stream.height, stream.width, stream.pix_fmt = *images[0].shape[:2], pix_fmt
+        if aspect:
+            stream.codec_context.sample_aspect_ratio = aspect
+        if rotation:
+            stream.set_display_rotation(*rotation)
+        sound = out.add_stream("aac", rate=48000, layout="mono") if audio else None
+        if sound:
+            sound.metadata["language"], sound.disposition = "deu", Disposition.comment
+        for i, image in enumerate(images):
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            frame.pts, frame.time_base = pts[i] if pts else i * 1000, TICKS
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
+        if sound:
+            wave = np.sin(np.arange(int(48000 * audio)) / 20, dtype=np.float32)[None] * 0.3
+            frame = av.AudioFrame.from_ndarray(wave, format="fltp", layout="mono")
+            frame.sample_rate, frame.pts, frame.time_base = 48000, 0, Fraction(1, 48000)
+            out.mux(sound.encode(frame))
+            out.mux(sound.encode(None))
+    return path
+
+
+def upscale(source, target, force=False):
+    """What the product does, with a model that repeats pixels."""
+    with (
+        open_reader(source) as reader,
+        open_writer(target, reader, height=4 * reader.height, width=4 * reader.width, force=force) as writer,
+    ):
+        for frame in reader:
+            writer.write(frame.image.repeat(4, 0).repeat(4, 1), frame)
+    return target
+
+
+def packets(path, kind):
+    with av.open(str(path)) as file:
+        return [(p.pts * p.time_base, bytes(p)) for p in file.demux(**{kind: 0}) if p.size]
+
+
+def times(path):
+    with open_reader(path) as reader:
+        return [frame.pts * frame.time_base for frame in reader]
+
+
+def refusal(call, *args, **kwargs):
+    """The message of the UserError that the call raises; it must be a single sentence."""
+    with pytest.raises(UserError) as caught:
+        call(*args, **kwargs)
+    message = str(caught.value)
+    assert message.endswith(".")
+    assert "\n" not in message
+    assert ". " not in message
+    return message
+
+
+def read_all(path):
+    with open_reader(path) as reader:
+        return list(reader)
+
+
+def close_to(got, expected, tolerance):
+    assert got.shape == expected.shape
+    assert got.dtype == np.uint8
+    assert np.abs(got.astype(int) - expected).max() <= tolerance
+
+
+# Video in
+
+
+def test_reads_a_video_frame_by_frame(tmp_path):
+    images = [picture(seed=i) for i in range(12)]
+    path = write_video(tmp_path / "a.mp4", images)
+    with open_reader(path) as reader:
+        assert (reader.height, reader.width, reader.frame_rate, reader.frame_count) == (32, 48, 30, 12)
+        assert reader.notices == []
+        frames = list(reader)
+        assert len(list(reader)) == 12  # a second pass starts over
+    assert [f.pts * f.time_base for f in frames] == [Fraction(i, 30) for i in range(12)]
+    assert frames[0].name is None
+    for frame, image in zip(frames, images, strict=True):
+        close_to(frame.image, image, 2)
+
+
+@pytest.mark.parametrize("pix_fmt", ["yuv420p", "yuv444p"])
+def test_odd_sizes(tmp_path, pix_fmt):
+    # x264 wants even sizes for 4:2:0, FFV1 takes any.
+    codec = "ffv1" if pix_fmt == "yuv420p" else "libx264"
+    path = write_video(tmp_path / "odd.mkv", [picture(53, 37)] * 2, pix_fmt=pix_fmt, codec=codec)
+    frames = read_all(path)
+    assert len(frames) == 2
+    close_to(frames[1].image, picture(53, 37), 6)
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+@pytest.mark.parametrize("degrees", [0, 90, 180, 270])
+def test_rotation_is_applied_and_not_written_again(tmp_path, degrees, mirrored):
+    path = write_video(tmp_path / "r.mp4", [picture()], rotation=(degrees, mirrored), aspect=Fraction(4, 3))
+    expected = np.rot90(picture(), degrees // 90)
+    expected = expected[:, ::-1] if mirrored else expected
+    with open_reader(path) as reader:
+        assert (reader.height, reader.width) == expected.shape[:2]
+        assert reader.sample_aspect_ratio == (Fraction(3, 4) if degrees % 180 else Fraction(4, 3))
+        (frame,) = reader
+    close_to(frame.image, expected, 2)
+    with av.open(str(upscale(path, tmp_path / "out.mp4"))) as out:
+        decoded = next(out.decode(video=0))
+        assert decoded.side_data.get(SideData.DISPLAYMATRIX) is None
+        assert (decoded.height, decoded.width) == (4 * expected.shape[0], 4 * expected.shape[1])
+        assert out.streams.video[0].sample_aspect_ratio == reader.sample_aspect_ratio
+
+
+def flat_video(path, yuv, height, matrix, full):
+    """One frame of one exact YUV colour, tagged with `matrix` (FFmpeg's number) and range."""
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("libx264", rate=25, options={"qp": "0", "preset": "ultrafast"})
+        stream.height, stream.width, stream.pix_fmt = height, 32, "yuv420p"
+        stream.codec_context.colorspace, stream.codec_context.color_range = (
+            matrix,
+            2 if full else 1 if matrix != 2 else 0,
+        )
+        frame = av.VideoFrame(32, height, "yuv420p")
+        for plane, value in zip(frame.planes, yuv, strict=True):
+            plane.update(bytes([value]) * plane.buffer_size)
+        frame.color_range = stream.codec_context.color_range
+        out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
+    return path
+
+
+def yuv_of(rgb, kr, kb, full):
+    """The textbook conversion, in floating point."""
+    r, g, b = (value / 255 for value in rgb)
+    y = kr * r + (1 - kr - kb) * g + kb * b
+    cb, cr = (b - y) / 2 / (1 - kb), (r - y) / 2 / (1 - kr)
+    return (
+        [round(255 * y), round(128 + 255 * cb), round(128 + 255 * cr)]
+        if full
+        else [round(16 + 219 * y), round(128 + 224 * cb), round(128 + 224 * cr)]
+    )
+
+
+BT601, BT709, BT2020 = (0.299, 0.114), (0.2126, 0.0722), (0.2627, 0.0593)
+
+
+@pytest.mark.parametrize(
+    ("tag", "height", "weights", "full"),
+    [
+        (1, 32, BT709, False),
+        (6, 32, BT601, False),
+        (5, 32, BT601, True),
+        (9, 32, BT2020, False),
+        (1, 32, BT709, True),
+        (2, 718, BT601, False),  # untagged
+        (2, 720, BT709, False),
+    ],
+)
+def test_yuv_is_read_with_its_own_matrix_and_range(tmp_path, tag, height, weights, full):
+    rgb = (51, 102, 204)  # swscale's short cuts miss it by 3
+    path = flat_video(tmp_path / "flat.mkv", yuv_of(rgb, *weights, full), height, tag, full)
+    (frame,) = read_all(path)
+    close_to(frame.image, np.full((height, 32, 3), rgb), 1)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".webm"])
+def test_colours_survive_and_are_tagged(tmp_path, suffix):
+    for i, rgb in enumerate([(255, 0, 0), (0, 255, 0), (0, 0, 255), (128, 128, 128), (255, 255, 255), (12, 200, 90)]):
+        folder = tmp_path / f"in{i}"
+        folder.mkdir()
+        iio.imwrite(folder / "0.png", np.full((16, 16, 3), rgb, np.uint8))
+        out = upscale(folder, tmp_path / f"out{i}{suffix}")
+        (frame,) = read_all(out)
+        close_to(frame.image, np.full((64, 64, 3), rgb), 2)
+    with av.open(str(out)) as file:
+        context = file.streams.video[0].codec_context
+        assert [context.colorspace, context.color_primaries, context.color_trc, context.color_range] == [1, 1, 1, 1]
+        assert context.pix_fmt == "yuv420p"
+        # Pure BT.709 in the file itself, not merely the inverse of what the reader does.
+        decoded = next(file.decode(video=0))
+        got = [np.frombuffer(plane, np.uint8)[0] for plane in decoded.planes]
+        assert np.abs(np.subtract(got, yuv_of((12, 200, 90), *BT709, False), dtype=int)).max() <= 1
+
+
+# Video out
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".m4v"])
+def test_variable_rate_offset_and_audio_survive(tmp_path, suffix):
+    # Starts late by no whole number of milliseconds; the audio starts before and ends after the video.
+    pts = [15001 + 1001 * k for k in (0, 1, 2, 5, 6, 9, 20, 21)]
+    source = write_video(tmp_path / "a.mp4", [picture(seed=i) for i in range(8)], pts=pts, audio=1.8)
+    assert times(source) == [p * TICKS for p in pts]
+    out = upscale(source, tmp_path / f"out{suffix}")
+    assert times(out) == times(source)
+    assert packets(out, "audio") == packets(source, "audio")
+    for got, frame in zip(read_all(out), read_all(source), strict=True):
+        close_to(got.image[2::4, 2::4], frame.image, 12)
+
+
+def test_matroska_keeps_times_to_its_millisecond_and_audio_in_step(tmp_path):
+    pts = [1001 * k for k in (0, 1, 2, 5, 6)]
+    source = write_video(tmp_path / "a.mp4", [picture()] * 5, pts=pts, audio=0.5)
+    out = upscale(source, tmp_path / "out.mkv")
+    assert [data for _, data in packets(out, "audio")] == [data for _, data in packets(source, "audio")]
+    shift = packets(out, "audio")[0][0] - packets(source, "audio")[0][0]
+    assert times(out) == pytest.approx([time + shift for time in times(source)], abs=0.0011)
+
+
+def test_avi_in_and_out(tmp_path):
+    # AVI stores times of decoding only, here with frames out of order; a guess would shuffle or delay them.
+    source = tmp_path / "a.avi"
+    with av.open(str(source), "w") as out:
+        stream = out.add_stream("libx264", rate=25, options={"bf": "2", "b-pyramid": "none"}, time_base=Fraction(1, 25))
+        stream.height, stream.width = 32, 48
+        for i in range(12):
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(picture(seed=i), format="rgb24")))
+        out.mux(stream.encode(None))
+    assert times(source) == [Fraction(i, 25) for i in range(12)]
+    out = upscale(source, tmp_path / "out.avi")
+    assert times(out) == times(source)
+    assert [round(f.image[..., 2].mean() / 20) for f in read_all(out)] == list(range(12))
+    with av.open(str(out)) as file:
+        assert PictureType.B not in [frame.pict_type for frame in file.decode(video=0)]
+    with_audio = write_video(tmp_path / "b.mp4", [picture()] * 5, audio=0.3)
+    assert times(upscale(with_audio, tmp_path / "b.avi")) == times(with_audio)
+    uneven = write_video(tmp_path / "uneven.mp4", [picture()] * 3, pts=[0, 100, 9000])
+    assert ".mkv" in refusal(upscale, uneven, tmp_path / "uneven.avi")
+
+
+def test_short_audio(tmp_path):
+    source = write_video(tmp_path / "a.mp4", [picture()] * 60, audio=0.5)
+    out = upscale(source, tmp_path / "out.mp4")
+    assert packets(out, "audio") == packets(source, "audio")
+    assert len(times(out)) == 60
+
+
+def test_audio_and_video_lie_side_by_side_in_the_file(tmp_path):
+    pts = [15000 * i for i in range(50)]  # longer than the 10 s for which FFmpeg waits for the other stream
+    source = write_video(tmp_path / "a.mp4", [picture()] * 50, pts=pts, audio=25)
+    out = upscale(source, tmp_path / "out.mp4")
+    with av.open(str(out)) as file:
+        by_position = sorted((p.pos, p.dts * p.time_base) for p in file.demux() if p.size)
+    in_order = [time for _, time in by_position]
+    assert all(later - earlier > -1.5 for earlier, later in pairwise(in_order))
+
+
+def test_container_that_cannot_hold_the_audio(tmp_path):
+    source = write_video(tmp_path / "a.mp4", [picture()], audio=0.1)
+    message = refusal(upscale, source, tmp_path / "out.webm")
+    assert "aac" in message
+    assert ".mkv" in message
+    assert os.listdir(tmp_path) == ["a.mp4"]
+
+
+def test_frames_at_one_time_are_kept(tmp_path):
+    source = write_video(tmp_path / "a.mkv", [picture()] * 3)
+    with open_reader(source) as reader, open_writer(tmp_path / "o.mp4", reader, height=32, width=48) as writer:
+        for _ in range(3):
+            writer.write(picture(), Frame(picture(), pts=7, time_base=reader.time_base))
+    assert len(times(tmp_path / "o.mp4")) == 3
+
+
+def test_last_frame_keeps_its_length(tmp_path):
+    source = write_video(tmp_path / "a.mkv", [picture()])
+    with open_reader(source) as reader, open_writer(tmp_path / "o.mp4", reader, height=32, width=48) as writer:
+        for pts, duration in ((0, 40), (40, 3000)):
+            writer.write(picture(), Frame(picture(), pts, Fraction(1, 1000), duration))
+    with av.open(str(tmp_path / "o.mp4")) as out:
+        assert out.duration == 3_040_000  # microseconds
+
+
+def test_missing_encoder(tmp_path, monkeypatch):
+    iio.imwrite(tmp_path / "a.png", picture())
+    monkeypatch.setattr(av, "codecs_available", set())
+    assert "libx264" in refusal(upscale, tmp_path / "a.png", tmp_path / "o.mp4")
+    assert os.listdir(tmp_path) == ["a.png"]
+
+
+def test_wrong_pictures_are_the_programmers_fault(tmp_path):
+    source = write_video(tmp_path / "a.mkv", [picture()])
+    with open_reader(source) as reader:
+        with pytest.raises(ValueError, match="even"):
+            open_writer(tmp_path / "o.mp4", reader, height=33, width=48)
+        with (
+            pytest.raises(ValueError, match="uint8"),
+            open_writer(tmp_path / "o.mp4", reader, height=32, width=48) as writer,
+        ):
+            writer.write(picture().astype(np.float32), Frame(picture()))
+    assert os.listdir(tmp_path) == ["a.mkv"]
+
+
+# What is not a video
+
+
+def test_not_a_video(tmp_path, capfd):
+    (tmp_path / "empty.mp4").touch()
+    (tmp_path / "random.mp4").write_bytes(np.random.default_rng(0).bytes(20000))
+    (tmp_path / "notes.txt").write_text("hello\n" * 99)
+    with av.open(str(tmp_path / "sound.mka"), "w") as out:  # cover art makes a video stream of its own
+        stream = out.add_stream("pcm_s16le", rate=8000, layout="mono")
+        frame = av.AudioFrame(format="s16", layout="mono", samples=800)
+        frame.sample_rate = 8000
+        cover = iio.imwrite("<bytes>", picture(), extension=".png")
+        out.add_attachment("cover.png", "image/png", cover)
+        out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
+    with av.open(str(tmp_path / "sound.mka")) as file:
+        assert file.streams.video  # else the test tests nothing
+    for name in ["empty.mp4", "random.mp4", "notes.txt", "sound.mka", "missing.mp4"]:
+        assert name in refusal(open_reader, tmp_path / name)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_odd_names_and_tags(tmp_path, monkeypatch):
+    write_video(tmp_path / "12:30 %d.mkv", [picture()], audio=0.1)
+    data = (tmp_path / "12:30 %d.mkv").read_bytes()
+    assert b"DURATION" in data
+    (tmp_path / "12:30 %d.mkv").write_bytes(data.replace(b"DURATION", b"DURAT\xc8ON"))
+    monkeypatch.chdir(tmp_path)
+    out = upscale("12:30 %d.mkv", "12:31 %d.mkv")
+    assert len(times(out)) == 1
+    with av.open(str(tmp_path / out)) as file:
+        assert file.streams.audio[0].language == "deu"
+        assert file.streams.audio[0].disposition & Disposition.comment
+
+
+def test_what_is_lost_is_told(tmp_path):
+    path = tmp_path / "a.mkv"
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("ffv1", rate=25, height=32, width=48, pix_fmt="yuv420p10le")
+        stream.codec_context.color_trc = 16  # PQ
+        out.add_mux_stream("subrip")
+        frame = av.VideoFrame.from_ndarray(picture(), format="rgb24")
+        out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
+    with open_reader(path) as reader:
+        assert [notice.split(": ")[1] for notice in reader.notices] == [
+            "HDR is not supported, so colours will look flat.",
+            "10-bit video is read as 8-bit.",
+            "subtitles are not copied.",
+        ]
+
+
+# A damaged packet makes the H.264 decoder stop; the MPEG-4 decoder fills the hole and only marks the frame.
+@pytest.mark.parametrize(("codec", "pix_fmt"), [("libx264", "yuv444p"), ("mpeg4", "yuv420p")])
+def test_damage_is_told_by_frame_number(tmp_path, codec, pix_fmt):
+    images = [np.roll(picture(64, 64, seed=i), 9 * i, axis=(0, 1)) for i in range(9)]
+    path = write_video(tmp_path / "a.mkv", images, codec=codec, pix_fmt=pix_fmt)
+    whole = read_all(path)
+    data = bytearray(path.read_bytes())
+    with av.open(str(path)) as file:
+        start = [p.pos for p in file.demux(video=0) if p.size][4]
+    data[start + 40 : start + 50] = b"\x00\xff" * 5
+    path.write_bytes(data)
+    frames = []
+    with open_reader(path) as reader, pytest.raises(UserError, match=r"Frame \d of .*a.mkv"):
+        frames.extend(reader)
+    assert len(frames) <= 5
+    for got, expected in zip(frames, whole, strict=False):
+        assert np.array_equal(got.image, expected.image)
+
+
+def test_size_change_is_refused(tmp_path):
+    first = write_video(tmp_path / "1.h264", [picture()] * 3)
+    second = write_video(tmp_path / "2.h264", [picture(48, 64)] * 3)
+    (tmp_path / "both.h264").write_bytes(first.read_bytes() + second.read_bytes())
+    message = refusal(read_all, tmp_path / "both.h264")
+    assert "Frame 4" in message
+    assert "64x48" in message
+    assert "48x32" in message
+
+
+def test_leaving_early_closes_the_file(tmp_path):
+    path = write_video(tmp_path / "a.mkv", [picture()] * 5)
+    with open_reader(path) as reader:
+        frames = iter(reader)
+        next(frames)
+        assert any(path.samefile(f"/proc/self/fd/{fd}") for fd in open_files())
+    assert not any(path.samefile(f"/proc/self/fd/{fd}") for fd in open_files())
+
+
+def open_files():
+    return [fd for fd in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{fd}")]
+
+
+# Images in
+
+
+@pytest.fixture
+def folder(tmp_path):
+    path = tmp_path / "in"
+    path.mkdir()
+    return path
+
+
+def test_natural_order():
+    names = ["frame10", "frame9", "Frame1", "frame09", "a2b10", "a2b9", "10", "9"]
+    assert sorted(names, key=natural_key) == ["9", "10", "a2b9", "a2b10", "Frame1", "frame09", "frame9", "frame10"]
+
+
+def test_folder_in_folder_out(tmp_path, folder):
+    for i in (10, 9, 1):
+        iio.imwrite(folder / f"frame{i}.png", picture(seed=i))
+    (folder / ".hidden").touch()
+    (folder / "notes.txt").touch()
+    (folder / "sub").mkdir()
+    with open_reader(folder) as reader:
+        assert (reader.height, reader.width, reader.frame_rate, reader.frame_count) == (32, 48, 25, 3)
+        assert reader.notices == ["skipped notes.txt: not an image", "skipped sub: a folder"]
+        assert [f.name for f in reader] == ["frame1", "frame9", "frame10"]
+    out = upscale(folder, tmp_path / "out")
+    assert sorted(os.listdir(out)) == ["frame1.png", "frame10.png", "frame9.png"]
+    assert np.array_equal(iio.imread(out / "frame9.png"), picture(seed=9).repeat(4, 0).repeat(4, 1))
+    assert sorted(os.listdir(tmp_path)) == ["in", "out"]
+
+
+def test_folder_to_video_and_back(tmp_path, folder):
+    for i in range(3):
+        iio.imwrite(folder / f"{i}.png", picture(seed=i))
+    video = upscale(folder, tmp_path / "out.mp4")
+    assert times(video) == [0, Fraction(1, 25), Fraction(2, 25)]
+    out = upscale(video, tmp_path / "back/")
+    assert sorted(os.listdir(out)) == ["frame_000001.png", "frame_000002.png", "frame_000003.png"]
+
+
+def test_one_stem_twice_keeps_both(tmp_path, folder):
+    iio.imwrite(folder / "a.png", picture())
+    iio.imwrite(folder / "a.bmp", picture(seed=5))
+    out = upscale(folder, tmp_path / "out")
+    assert sorted(os.listdir(out)) == ["a.bmp.png", "a.png.png"]
+
+
+def read_one(path):
+    with open_reader(path) as reader:
+        (frame,) = reader
+        assert frame.image.shape == (reader.height, reader.width, 3)
+        return frame.image, reader.notices
+
+
+def test_pixel_types_become_rgb(folder):
+    image = picture(6, 8)
+    gray = image[..., 0]
+    alpha = np.dstack([image, np.zeros_like(gray)])
+    iio.imwrite(folder / "gray.png", gray)
+    iio.imwrite(folder / "bits.png", gray > 100)
+    iio.imwrite(folder / "palette.png", image, bits=4)
+    iio.imwrite(folder / "alpha.png", alpha)
+    iio.imwrite(folder / "grayalpha.png", np.dstack([gray, 0 * gray]))
+    assert read_one(folder / "gray.png")[0].tolist() == np.dstack([gray] * 3).tolist()
+    assert read_one(folder / "bits.png")[0].tolist() == np.dstack([255 * (gray > 100)] * 3).tolist()
+    assert read_one(folder / "alpha.png")[0].tolist() == image.tolist()
+    assert read_one(folder / "grayalpha.png")[0].tolist() == np.dstack([gray] * 3).tolist()
+    assert iio.immeta(folder / "palette.png")["mode"] == "P"
+    close_to(read_one(folder / "palette.png")[0], image, 60)
+    assert read_one(folder / "gray.png")[1] == []
+    with open_reader(folder) as reader:
+        assert reader.notices == [f"{folder}: transparency is dropped."]
+
+
+def deep_image(path, image, codec, source_format, pix_fmt):
+    context = av.CodecContext.create(codec, "w")
+    context.height, context.width, context.pix_fmt, context.time_base = *image.shape[:2], pix_fmt, Fraction(1)
+    frame = av.VideoFrame.from_ndarray(image, format=source_format)
+    path.write_bytes(b"".join(bytes(p) for p in context.encode(frame) + context.encode(None)))
+
+
+def test_16_bit_is_rounded_to_8(folder):
+    image = np.random.default_rng(0).integers(0, 65536, (6, 8, 3), dtype=np.uint16)
+    expected = np.round(image / 257).astype(np.uint8)
+    deep_image(folder / "1.png", image, "png", "rgb48le", "rgb48be")
+    deep_image(folder / "2.tif", image, "tiff", "rgb48le", "rgb48le")
+    deep_image(folder / "3.png", np.dstack([image, image[..., :1]]), "png", "rgba64le", "rgba64be")
+    iio.imwrite(folder / "4.png", image[..., 0])
+    deep_image(folder / "5.tif", image[..., 0], "tiff", "gray16le", "gray16le")
+    frames = read_all(folder)
+    for frame in frames[:3]:
+        assert np.array_equal(frame.image, expected)
+    for frame in frames[3:]:
+        assert np.array_equal(frame.image, np.dstack([expected[..., 0]] * 3))
+    with open_reader(folder) as reader:
+        assert reader.notices == [f"{folder}: 16-bit images are read as 8-bit.", f"{folder}: transparency is dropped."]
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif"])
+def test_exif_orientation(folder, suffix):
+    undo = {  # how an upright picture is stored under each tag
+        1: lambda x: x,
+        2: lambda x: x[:, ::-1],
+        3: lambda x: x[::-1, ::-1],
+        4: lambda x: x[::-1],
+        5: lambda x: x.swapaxes(0, 1),
+        6: lambda x: np.rot90(x, 1),
+        7: lambda x: x[::-1, ::-1].swapaxes(0, 1),
+        8: lambda x: np.rot90(x, -1),
+    }
+    lossless = {".jpg": {"quality": 100, "subsampling": 0}}.get(suffix, {})
+    for tag, store in undo.items():
+        exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0" + bytes([tag]) + b"\0\0\0\0\0\0"
+        stored = np.ascontiguousarray(store(picture(16, 24)))
+        iio.imwrite(folder / f"{tag}{suffix}", stored, plugin="pillow", exif=exif, **lossless)
+        if suffix == ".tif":  # 16-bit images take a path of their own
+            gray = stored[..., 0].astype(np.uint16) * 257
+            iio.imwrite(folder / f"deep{tag}.tif", gray, plugin="pillow", exif=exif)
+    frames = read_all(folder)  # the sizes agree only upright
+    for frame in frames[8:]:
+        close_to(frame.image, np.dstack([picture(16, 24)[..., 0]] * 3), 0)
+    del frames[8:]
+    assert len(frames) == 8
+    for frame in frames:
+        close_to(frame.image, picture(16, 24), 6)
+
+
+def test_folders_that_are_refused(folder):
+    assert "holds no image" in refusal(open_reader, folder)
+    iio.imwrite(folder / "1.png", picture())
+    iio.imwrite(folder / "2.png", picture(16, 16))
+    message = refusal(open_reader, folder)
+    assert "2.png is 16x16" in message
+    assert "1.png is 48x32" in message
+    (folder / "2.png").write_text("this is text")
+    assert "2.png" in refusal(open_reader, folder)
+    whole = iio.imwrite("<bytes>", picture(), extension=".png")
+    (folder / "2.png").write_bytes(whole[:-30])
+    assert "2.png" in refusal(open_reader, folder)
+    (folder / "2.png").write_bytes(whole[:60] + bytes(20) + whole[80:])  # only decoding finds this
+    assert "2.png" in refusal(read_all, folder)
+
+
+def test_cmyk_is_refused(folder):
+    iio.imwrite(folder / "1.jpg", np.zeros((8, 8, 4), np.uint8), mode="CMYK")
+    message = refusal(open_reader, folder)
+    assert "CMYK" in message
+    assert "1.jpg" in message
+
+
+# Images out
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif", ".bmp", ".webp"])
+def test_single_image_out(tmp_path, suffix):
+    iio.imwrite(tmp_path / "a.png", picture())
+    out = upscale(tmp_path / "a.png", tmp_path / f"out{suffix}")
+    close_to(iio.imread(out, plugin="pillow"), picture().repeat(4, 0).repeat(4, 1), 8 if suffix == ".jpg" else 0)
+    mask = os.umask(0)
+    os.umask(mask)
+    assert out.stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+def test_single_image_needs_a_single_frame(tmp_path):
+    source = write_video(tmp_path / "a.mp4", [picture()] * 2)
+    with open_reader(source) as reader:
+        assert "folder" in refusal(open_writer, tmp_path / "out.png", reader, height=32, width=48)
+    assert os.listdir(tmp_path) == ["a.mp4"]
+
+
+# Which outputs are allowed, and what is left behind
+
+
+def test_check_output(tmp_path, folder):
+    clip = tmp_path / "clip.mp4"
+    clip.touch()
+    (tmp_path / "link.mp4").symlink_to(clip)
+    os.link(clip, tmp_path / "hard.mp4")
+    (tmp_path / "old.mp4").touch()
+    (tmp_path / "file").touch()
+    (folder / "1.png").touch()
+
+    for good in ["new.mp4", "new.MKV", "new", "new/", "new.png", ".new", "in/out.mp4"]:
+        check_output(f"{tmp_path}/{good}", clip, False)
+    check_output(tmp_path / "old.mp4", clip, True)
+    check_output(folder, clip, True)
+    (tmp_path / "void").mkdir()
+    check_output(tmp_path / "void", clip, False)
+
+    def refused(name, source=clip, force=False):
+        return refusal(check_output, f"{tmp_path}/{name}", source, force)
+
+    assert "--force" in refused("old.mp4")
+    assert "--force" in refused("in")
+    assert "input itself" in refused("clip.mp4", force=True)
+    assert "input itself" in refused("link.mp4", force=True)
+    assert "input itself" in refused("hard.mp4", force=True)
+    assert "input itself" in refused("in", source=folder, force=True)
+    assert "holds the input" in refused("in", source=folder / "1.png", force=True)
+    assert "is not a folder" in refused("missing/new.mp4")
+    assert "is not a folder" in refused("file/new.mp4")
+    assert "is a file" in refused("file", force=True)
+    assert ".mkv" in refused("new.xyz")
+    os.mkfifo(tmp_path / "pipe.mp4")
+    assert "ordinary" in refused("pipe.mp4", force=True)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_check_output_needs_permission(tmp_path):
+    (tmp_path / "locked").mkdir(mode=0o500)
+    assert "permission" in refusal(check_output, tmp_path / "locked" / "new.mp4", tmp_path / "in.mp4", False)
+
+
+def write_and_raise(writer, frames, error):
+    with writer:
+        for frame in frames:
+            writer.write(frame.image, frame)
+        if error:
+            raise error
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+@pytest.mark.parametrize("name", ["out.mp4", "out", "out.png"])
+def test_failure_leaves_the_old_output_and_nothing_else(tmp_path, name, error):
+    iio.imwrite(tmp_path / "a.png", picture())
+    old = tmp_path / name
+    if name == "out":
+        old.mkdir()
+        old = old / "old.png"
+    old.write_text("precious")
+    before = sorted(os.listdir(tmp_path))
+    with open_reader(tmp_path / "a.png") as reader:
+        frames = list(reader)
+        writer = open_writer(tmp_path / name, reader, height=32, width=48, force=True)
+        with pytest.raises(error):
+            write_and_raise(writer, frames, error)
+        assert "no frame" in refusal(
+            write_and_raise, open_writer(tmp_path / name, reader, height=32, width=48, force=True), [], None
+        )
+    assert sorted(os.listdir(tmp_path)) == before
+    assert not any(".part" in os.readlink(f"/proc/self/fd/{fd}") for fd in open_files())  # would still fill the disk
+    assert old.read_text() == "precious"
+
+
+@pytest.mark.parametrize("name", ["out.mp4", "out", "out.png"])
+def test_force_replaces(tmp_path, name):
+    iio.imwrite(tmp_path / "a.png", picture())
+    upscale(tmp_path / "a.png", tmp_path / name)
+    if name == "out":
+        (tmp_path / "out" / "stale.png").touch()
+    assert "--force" in refusal(upscale, tmp_path / "a.png", tmp_path / name)
+    upscale(tmp_path / "a.png", tmp_path / name, force=True)
+    assert sorted(os.listdir(tmp_path)) == ["a.png", name]
+    if name == "out":
+        assert os.listdir(tmp_path / "out") == ["a.png"]
+
+
+@pytest.mark.parametrize("name", ["out.mp4", "out.mkv", "out", "out.png"])
+def test_full_disk(tmp_path, name):
+    noise = np.random.default_rng(0).integers(0, 256, (32, 48, 3), dtype=np.uint8)
+    iio.imwrite(tmp_path / "a.png", noise)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, limits[1]))
+    try:
+        message = refusal(upscale, tmp_path / "a.png", tmp_path / name)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert name in message
+    assert os.listdir(tmp_path) == ["a.png"]
+
+
+def test_old_folder_comes_back_when_the_swap_fails(tmp_path, monkeypatch):
+    iio.imwrite(tmp_path / "a.png", picture())
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "old.png").touch()
+    rename = type(tmp_path).rename
+
+    def failing(self, target):
+        if target == tmp_path / "out" and (self / "a.png").exists():
+            raise OSError(5, "disk on fire")
+        return rename(self, target)
+
+    monkeypatch.setattr(type(tmp_path), "rename", failing)
+    assert "disk on fire" in refusal(upscale, tmp_path / "a.png", tmp_path / "out", force=True)
+    assert sorted(os.listdir(tmp_path)) == ["a.png", "out"]
+    assert os.listdir(tmp_path / "out") == ["old.png"]
+
+
+def test_output_is_written_through_a_link(tmp_path):
+    iio.imwrite(tmp_path / "a.png", picture())
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    upscale(tmp_path / "a.png", tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert os.listdir(tmp_path / "real") == ["a.png"]

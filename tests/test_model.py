@@ -1,0 +1,145 @@
+"""Weights files and `build_model`: strict, atomic, honest; and compiled parts."""
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from models import random_model
+from safetensors.torch import load_file, save_file
+
+from stablevsr import build_model, sample_video, weights
+from stablevsr.config import TINY
+from stablevsr.errors import UserError
+from stablevsr.model import StableVSR, bundled_weights
+
+
+def test_a_file_gives_the_model_back(tiny_model: StableVSR, tiny_weights: Path) -> None:
+    model = build_model(tiny_weights, device="cpu")
+    assert model.config == TINY
+    assert model.provenance == {"note": "random"}
+    assert not model.training
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    for name, tensor in tiny_model.state_dict().items():
+        assert torch.equal(tensor, model.state_dict()[name])
+
+
+def test_the_bundled_model_runs() -> None:
+    model = build_model(device="cpu")
+    assert sample_video(model, np.zeros((2, 4, 5, 3), np.uint8), steps=1).shape == (2, 16, 20, 3)
+    assert bundled_weights().stat().st_size < 30e6
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"), [("bf16", torch.bfloat16), ("fp16", torch.float16), (None, torch.float32)]
+)
+def test_dtypes_leave_the_flow_alone(tiny_weights: Path, dtype: str | None, expected: torch.dtype) -> None:
+    model = build_model(tiny_weights, device="cpu", dtype=dtype)
+    assert {p.dtype for part in (model.unet, model.tcm, model.vae) for p in part.parameters()} == {expected}
+    assert {p.dtype for p in model.flow.parameters()} == {torch.float32}
+    frames = np.random.default_rng(0).random((2, 3, 8, 8)).astype(np.float32)
+    result = sample_video(model, frames, steps=2)
+    full = sample_video(build_model(tiny_weights, device="cpu"), frames, steps=2)
+    assert np.isfinite(result).all()
+    assert np.abs(result - full).mean() < 0.05
+
+
+def truncate(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def resave(change: dict[str, torch.Tensor | None]) -> object:
+    def spoil(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+        changed = {name: t for name, t in {**tensors, **change}.items() if t is not None}
+        save_file(changed, path, metadata=weights.read_header(path).to_metadata())
+
+    return spoil
+
+
+def other_metadata(**changes: str) -> object:
+    def spoil(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+        save_file(tensors, path, metadata={**weights.read_header(path).to_metadata(), **changes})
+
+    return spoil
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (truncate, "is truncated or no safetensors file"),
+        (resave({"unet.encoder.conv_in.bias": None}), "lacks unet.encoder.conv_in.bias"),
+        (resave({"unet.more": torch.zeros(1)}), "has unknown unet.more"),
+        (resave({"tcm.zero_conv_middle.bias": torch.zeros(7)}), r"has shape \(7,\), expected \(32,\)"),
+        (resave({"tcm.zero_conv_middle.bias": torch.full((32,), torch.nan)}), "zero_conv_middle.bias holds NaN"),
+        (resave({"tcm.zero_conv_middle.bias": torch.full((32,), -torch.inf)}), "holds NaN or infinity"),
+        (other_metadata(format="other-2"), "says 'other-2', expected 'stablevsr-1'"),
+        (other_metadata(config="{"), "has damaged metadata"),
+        (other_metadata(config='{"gizmo": 1}'), "ModelConfig has no field gizmo"),
+    ],
+)
+def test_spoilt_files_are_refused(tiny_weights: Path, tmp_path: Path, spoil: object, message: str) -> None:
+    path = Path(shutil.copy(tiny_weights, tmp_path / "spoilt.safetensors"))
+    spoil(path, {name: tensor.clone() for name, tensor in load_file(path).items()})
+    with pytest.raises(UserError, match=message) as refusal:
+        build_model(path)
+    assert "spoilt.safetensors" in str(refusal.value)
+
+
+def test_files_that_are_not_ours(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not exist"):
+        build_model(tmp_path / "none.safetensors")
+    with pytest.raises(UserError, match="is a folder"):
+        build_model(tmp_path)
+    save_file({"a": torch.zeros(1)}, tmp_path / "plain.safetensors")
+    with pytest.raises(UserError, match=r"no stablevsr file, make one with tools/convert_weights.py"):
+        build_model(tmp_path / "plain.safetensors")
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "xpu", "gpu", "meta"])
+def test_devices_that_are_not_there(device: str) -> None:
+    with pytest.raises(UserError, match=f"device '{device}' is not there, this machine has"):
+        build_model(device=device)
+
+
+def test_unknown_dtype() -> None:
+    with pytest.raises(UserError, match="got dtype 'int8', expected one of fp32, fp16, bf16"):
+        build_model(dtype="int8")
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tiny_model: StableVSR, tmp_path: Path) -> None:
+    path = tmp_path / "file.safetensors"
+    path.write_text("precious")
+    tensors = tiny_model.state_dict() | {"bad": torch.empty(3, device="meta")}
+    with pytest.raises(Exception):  # noqa: B017, PT011 (whatever safetensors says)
+        weights.write(path, weights.Header(TINY), tensors)
+    assert path.read_text() == "precious"
+    assert os.listdir(tmp_path) == ["file.safetensors"]
+
+
+def test_compiled_frames_equal_eager_ones(tiny_weights: Path) -> None:
+    if not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
+        pytest.skip("torch.compile needs a C++ compiler on the CPU, and none is there")
+    frames = np.random.default_rng(0).random((3, 3, 8, 8)).astype(np.float32)
+    eager = sample_video(build_model(tiny_weights, device="cpu"), frames, steps=2)
+    torch._dynamo.reset()
+    compiled = build_model(tiny_weights, device="cpu", compile=True)  # each part with fullgraph=True
+    assert np.abs(sample_video(compiled, frames, steps=2) - eager).max() < 1e-3
+
+
+def test_compile_without_a_compiler_is_refused(tiny_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(UserError, match="needs a C\\+\\+ compiler"):
+        build_model(tiny_weights, device="cpu", compile=True)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize(("dtype", "tolerance"), [("fp32", 2e-3), ("bf16", 0.1)])
+def test_cuda_equals_cpu(dtype: str, tolerance: float, tmp_path: Path) -> None:
+    model = random_model()
+    weights.write(tmp_path / "file.safetensors", weights.Header(TINY), model.state_dict())
+    frames = np.random.default_rng(0).random((3, 3, 24, 40)).astype(np.float32)
+    on_gpu = sample_video(build_model(tmp_path / "file.safetensors", device="cuda", dtype=dtype), frames, steps=3)
+    assert np.abs(on_gpu - sample_video(model, frames, steps=3)).mean() < tolerance

@@ -1,0 +1,278 @@
+"""The loop, the noise, and `sample_video` with networks that are lambdas or tiny."""
+
+import numpy as np
+import pytest
+import torch
+from models import random_model, with_noise_levels
+
+from stablevsr import sample_video
+from stablevsr.config import SCALE, STABLEVSR_SCHEDULE, TINY
+from stablevsr.errors import UserError
+from stablevsr.model import StableVSR
+from stablevsr.nn.warp import warp_published
+from stablevsr.sampling.bidirectional import bidirectional_sampling, pass_order
+from stablevsr.sampling.ddpm import ddpm_step
+from stablevsr.sampling.denoiser import Denoiser
+from stablevsr.sampling.flow import MIN_SIDE, Flows, Padding, empty_flows, estimate_flow
+from stablevsr.sampling.noise import RecordedNoise, SeededNoise
+from stablevsr.sampling.schedule import run_steps
+from stablevsr.sampling.video import Progress, Stopped, noisy_low_res
+
+SHAPE = (4, 3, 5)
+
+
+def clip(n: int, height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (n, height, width, 3), dtype=np.uint8)
+
+
+def test_passes_go_to_and_fro_and_guidance_comes_from_the_neighbour_of_the_same_pass() -> None:
+    noise, guided = SeededNoise(0, SHAPE), []
+
+    def guide(x0: torch.Tensor, source: int, target: int) -> torch.Tensor:
+        guided.append((source, target))
+        return x0
+
+    latents = torch.stack([noise.initial(i) for i in range(3)])
+    seen = list(
+        bidirectional_sampling(
+            latents,
+            run_steps(STABLEVSR_SCHEDULE, 3),
+            STABLEVSR_SCHEDULE,
+            noise,
+            lambda frame, x, step, guidance: 0.1 * x if guidance is None else 0.1 * x + guidance,
+            guide,
+        )
+    )
+    assert [result.frame for result in seen] == [0, 1, 2, 2, 1, 0, 0, 1, 2]
+    assert guided == [(0, 1), (1, 2), (2, 1), (1, 0), (0, 1), (1, 2)]
+    for before, result in zip(seen, seen[1:], strict=False):
+        if result.guidance is not None:
+            assert torch.equal(result.guidance, before.x0)
+    assert torch.equal(torch.stack([seen[i].latent for i in (6, 7, 8)]), latents)
+
+
+def test_one_frame_is_plain_ddpm() -> None:
+    noise = SeededNoise(3, SHAPE)
+    x = noise.initial(0)
+    latents, steps = x[None].clone(), run_steps(STABLEVSR_SCHEDULE, 4)
+    predict = lambda frame, x, step, guidance: x * 0.5  # noqa: E731
+    for _ in bidirectional_sampling(latents, steps, STABLEVSR_SCHEDULE, noise, predict, guide=None):
+        pass
+    for step in steps:
+        _, x = ddpm_step(x, 0.5 * x, noise.step(step.index, 0), step, STABLEVSR_SCHEDULE)
+    assert torch.equal(latents[0], x)
+
+
+def test_pass_order() -> None:
+    assert list(pass_order(0, 3)) == [0, 1, 2]
+    assert list(pass_order(1, 3)) == [2, 1, 0]
+
+
+def test_seeded_noise_is_a_function_of_seed_frame_and_step() -> None:
+    a, b = SeededNoise(7, SHAPE), SeededNoise(7, SHAPE)
+    backwards = {(i, frame): a.step(i, frame) for i in (2, 1, 0) for frame in (1, 0)}
+    assert all(torch.equal(b.step(i, frame), draw) for (i, frame), draw in backwards.items())
+    draws = [b.initial(0), b.initial(1), SeededNoise(8, SHAPE).initial(0), *backwards.values()]
+    draws += [b.low_res(0)[:3].expand(3, 3, 5)]
+    flat = [draw.flatten()[:45] for draw in draws]
+    assert all(not torch.equal(p, q) for i, p in enumerate(flat) for q in flat[:i])
+
+
+def test_seeded_noise_is_unit_gaussian() -> None:
+    draw = SeededNoise(0, (4, 180, 320)).step(3, 2)
+    assert draw.dtype == torch.float32
+    assert abs(draw.mean().item()) < 0.01
+    assert abs(draw.std().item() - 1) < 0.01
+
+
+def test_seeded_noise_has_not_changed() -> None:
+    """A new numpy that draws otherwise would change every user's results: it must not pass unseen."""
+    expected = [0.0599110, 0.0155596, -1.1644385, -0.1326471]
+    assert SeededNoise(0, SHAPE).initial(0).flatten()[:4].tolist() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64])
+def test_refuses_a_seed_out_of_range(seed: int) -> None:
+    with pytest.raises(UserError, match="expected 0 to"):
+        SeededNoise(seed, SHAPE)
+
+
+def test_padding_and_its_inverse() -> None:
+    for height, width in ((4, 4), (128, 136), (129, 300), (720, 1280)):
+        picture = torch.rand(1, 3, height, width)
+        padding = Padding.for_size(height, width)
+        padded = padding.pad(picture)
+        assert all(side % 8 == 0 and side >= MIN_SIDE for side in padded.shape[-2:])
+        assert torch.equal(padding.crop(padded), picture)
+    assert Padding.for_size(720, 1280) == Padding(0, 0)
+
+
+def test_flow_takes_the_target_first() -> None:
+    """The flow lives on the target's grid: RAFT(current, neighbour), not the reverse."""
+    given = []
+
+    def raft(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        given.extend([a, b])
+        return torch.zeros(1, 2, *a.shape[-2:])
+
+    dark, bright = torch.full((1, 3, 9, 7), -1.0), torch.full((1, 3, 9, 7), 1.0)
+    assert estimate_flow(raft, target=dark, source=bright).shape == (1, 2, 36, 28)
+    assert given[0].mean().item() == pytest.approx(-1)
+    assert given[1].mean().item() == pytest.approx(1)
+    assert given[0].shape[-2:] == (128, 128)
+
+
+def test_flows_between_frames() -> None:
+    flows = Flows(forward=torch.tensor([1.0, 2.0]), backward=torch.tensor([-1.0, -2.0]))
+    assert flows.between(target=2, source=1).item() == 2
+    assert flows.between(target=1, source=2).item() == -2
+
+
+def test_guidance_is_the_decoded_estimate_warped(tiny_model: StableVSR) -> None:
+    flows = empty_flows(2, 6, 5)
+    flows.forward.normal_(generator=torch.Generator().manual_seed(0))
+    denoiser = Denoiser(tiny_model, torch.zeros(2, 3, 6, 5), flows, tiny_model.encode_prompt(None))
+    x0 = torch.randn(4, 6, 5)
+    expected = warp_published(tiny_model.vae.decode(x0[None] / 0.08333), flows.forward)
+    assert torch.equal(denoiser.guide(x0, source=0, target=1), expected[0])
+
+
+def test_warp_keeps_float_positions_for_half_precision_pictures() -> None:
+    picture, flow = torch.rand(1, 1, 64, 2048), torch.zeros(1, 2, 64, 2048)
+    warped = warp_published(picture.bfloat16(), flow)
+    assert (warped.float() - warp_published(picture, flow)).abs().max() < 0.02
+
+
+def test_classifier_free_guidance(tiny_model: StableVSR) -> None:
+    """negative + scale (positive - negative), TCM and UNet alike, with both contexts in one batch."""
+    step = run_steps(STABLEVSR_SCHEDULE, 10)[4]
+    x, guidance = torch.randn(4, 6, 5), torch.randn(3, 24, 20)
+    low_res, flows = torch.rand(1, 3, 6, 5), empty_flows(1, 6, 5)
+    contexts = torch.randn(2, 77, 32)
+
+    def predict(context: torch.Tensor, scale: float) -> torch.Tensor:
+        return Denoiser(tiny_model, low_res, flows, context, 0.7, scale).predict(0, x, step, guidance)
+
+    negative, positive = (predict(context[None], 1.0) for context in contexts)
+    together = predict(contexts, 3.0)
+    torch.testing.assert_close(together, negative + 3.0 * (positive - negative), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(together, positive, atol=1e-3)
+
+
+def test_conditioning_scale_zero_leaves_the_unet_alone(tiny_model: StableVSR) -> None:
+    step = run_steps(STABLEVSR_SCHEDULE, 10)[4]
+    x, guidance = torch.randn(4, 6, 5), torch.randn(3, 24, 20)
+    denoisers = [
+        Denoiser(tiny_model, torch.rand(1, 3, 6, 5), empty_flows(1, 6, 5), tiny_model.encode_prompt(None), scale)
+        for scale in (0.0, 1.0)
+    ]
+    alone = denoisers[0].predict(0, x, step, None)
+    low_res = denoisers[0].low_res
+    assert torch.equal(denoisers[0].predict(0, x, step, guidance), alone)
+    with_tcm = Denoiser(tiny_model, low_res, denoisers[1].flows, denoisers[1].context)
+    assert not torch.allclose(with_tcm.predict(0, x, step, guidance), alone)
+
+
+@pytest.mark.parametrize(("n", "height", "width"), [(1, 1, 1), (2, 1, 3), (3, 5, 8), (5, 3, 2), (2, 37, 53)])
+def test_any_size_and_any_number_of_frames(tiny_model: StableVSR, n: int, height: int, width: int) -> None:
+    result = sample_video(tiny_model, clip(n, height, width), steps=2)
+    assert result.shape == (n, SCALE * height, SCALE * width, 3)
+    assert result.dtype == np.uint8
+
+
+def test_same_seed_same_bits_other_seed_other_bits(tiny_model: StableVSR) -> None:
+    frames = clip(3, 6, 7)
+    first, again, other = (sample_video(tiny_model, frames, steps=2, seed=seed) for seed in (1, 1, 2))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_every_kind_of_clip_gives_the_same_picture(tiny_model: StableVSR) -> None:
+    frames = clip(2, 6, 7)
+    as_float = torch.from_numpy(frames).permute(0, 3, 1, 2) / 255
+    uint8 = sample_video(tiny_model, torch.from_numpy(frames), steps=2)
+    floats = sample_video(tiny_model, as_float, steps=2)
+    assert np.array_equal(uint8.numpy(), sample_video(tiny_model, frames, steps=2))
+    assert torch.equal(floats, torch.from_numpy(sample_video(tiny_model, as_float.numpy(), steps=2)))
+    assert floats.dtype == torch.float32
+    assert (floats.permute(0, 2, 3, 1) * 255 - uint8).abs().max() <= 0.51
+
+
+def test_injected_noise_replaces_the_seed(tiny_model: StableVSR) -> None:
+    seeded = SeededNoise(5, (4, 6, 7))
+    recorded = RecordedNoise(
+        torch.stack([seeded.initial(i) for i in range(2)]),
+        torch.stack([torch.stack([seeded.step(t, i) for i in range(2)]) for t in range(2)]),
+    )
+    frames = clip(2, 6, 7)
+    replayed = sample_video(tiny_model, frames, steps=2, noise=recorded)
+    assert np.array_equal(replayed, sample_video(tiny_model, frames, steps=2, seed=5))
+
+
+def test_noise_of_the_wrong_shape_is_refused(tiny_model: StableVSR) -> None:
+    with pytest.raises(UserError, match=r"gave shape \(4, 3, 5\) for frame 0, expected \(4, 6, 7\)"):
+        sample_video(tiny_model, clip(1, 6, 7), steps=1, noise=SeededNoise(0, SHAPE))
+
+
+def test_encoder_batched_over_frames_equals_frame_by_frame(tiny_model: StableVSR) -> None:
+    x, time, context = torch.randn(5, 7, 9, 6), torch.full((5,), 321), tiny_model.encode_prompt(None)
+    together = tiny_model.unet.encoder(x, time, context.expand(5, -1, -1))
+    for i in range(5):
+        alone = tiny_model.unet.encoder(x[i : i + 1], time[:1], context)
+        for a, b in zip([*together.skips, together.middle], [*alone.skips, alone.middle], strict=True):
+            torch.testing.assert_close(a[i : i + 1], b, rtol=0, atol=1e-5)
+
+
+def test_progress_counts_every_unit_and_can_stop(tiny_model: StableVSR) -> None:
+    seen: list[Progress] = []
+    sample_video(tiny_model, clip(3, 4, 4), steps=2, progress=seen.append)
+    assert [(p.phase, p.done, p.total) for p in seen] == (
+        [("flow", i, 2) for i in (1, 2)]
+        + [("denoise", i, 6) for i in range(1, 7)]
+        + [("decode", i, 3) for i in (1, 2, 3)]
+    )
+    with pytest.raises(Stopped, match="phase denoise, 2 of 6"):
+        sample_video(tiny_model, clip(3, 4, 4), steps=2, progress=lambda p: p.phase == "flow" or p.done < 2)
+
+
+def test_noise_level_models_noise_the_frame() -> None:
+    model = random_model(with_noise_levels(TINY))
+    frames = clip(2, 6, 7)
+    results = [sample_video(model, frames, steps=2, noise_level=level) for level in (0, 350)]
+    assert not np.array_equal(*results)
+    low_res = torch.zeros(2, 3, 6, 7)
+    noisy = noisy_low_res(model, low_res, 350, SeededNoise(0, (4, 6, 7)))
+    # squaredcos at t = 350 keeps abar = 0.7266 (cos^2 of Nichol and Dhariwal): the rest is noise
+    assert noisy.std().item() == pytest.approx((1 - 0.7266) ** 0.5, rel=0.1)
+    with pytest.raises(UserError, match="got noise level 351, expected 0 to 350"):
+        sample_video(model, frames, steps=2, noise_level=351)
+
+
+@pytest.mark.parametrize(
+    ("frames", "message"),
+    [
+        ([1, 2], "got frames of type list"),
+        (np.zeros((2, 4, 4, 4), np.uint8), r"got frames of shape \(2, 4, 4, 4\)"),
+        (np.zeros((0, 4, 4, 3), np.uint8), "got frames of shape"),
+        (np.zeros((2, 4, 4, 3), np.float32), "got frames of shape"),
+        (np.zeros((2, 3, 4, 4), np.int32), "type torch.int32"),
+        (np.full((1, 3, 4, 4), 255.0), r"between 255 and 255, expected \[0, 1\]"),
+        (np.full((1, 3, 4, 4), np.nan), "between nan and nan"),
+    ],
+)
+def test_frames_that_make_no_sense(tiny_model: StableVSR, frames: object, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        sample_video(tiny_model, frames, steps=1)
+
+
+def test_bad_options_are_refused_before_any_work(tiny_model: StableVSR) -> None:
+    def no_work(progress: Progress) -> None:
+        raise AssertionError(progress)
+
+    for options, message in (
+        ({"steps": 0}, "got 0 steps"),
+        ({"prompt": "a cat"}, "hold no text encoder"),
+        ({"negative_prompt": "blur"}, "no effect with guidance scale 1"),
+    ):
+        with pytest.raises(UserError, match=message):
+            sample_video(tiny_model, clip(2, 4, 4), progress=no_work, **options)
