@@ -12,14 +12,29 @@ from stablevsr.errors import UserError
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A hidden name to write a file or folder to: put in place of `path` when the block ends well, else removed."""
+    """A hidden name to write a file or a new folder to: put in place of `path` when the block ends well, else removed.
+
+    A link is written through, not replaced. Raises UserError when something else than a file stands at `path`.
+    """
+    path = path.resolve()
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} exists and is not an ordinary file; choose another name.")
     part = hidden_sibling(path)
     try:
         yield part
-        sync(part)
+        for written in [part, *part.rglob("*")] if part.is_dir() else [part]:
+            _give_usual_rights(written)
+            sync(written)
         put_in_place(part, path)
     finally:
         remove(part)
+
+
+def _give_usual_rights(path: Path) -> None:
+    # Libraries that write through a temporary of their own leave files that only their owner can read.
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
 
 
 def hidden_sibling(path: Path) -> Path:

@@ -1,9 +1,12 @@
 """The `stablevsr` command: arguments in, sentences out. The work is done elsewhere."""
 
 import argparse
+import signal
 import sys
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tqdm import tqdm
@@ -22,11 +25,12 @@ UNITS = {"flow": "pair", "denoise": "frame-step", "decode": "frame"}
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit code: 0 done, 1 a run failed, 2 bad usage or input, 130 interrupted."""
     options = build_parser().parse_args(arguments)
-    warnings.showwarning = lambda message, *_: tell(f"note: {message}")
     try:
-        return options.run(options)
+        with warnings.catch_warnings(), stopped_by_signal():
+            warnings.showwarning = lambda message, *_: tell(f"note: {message}")
+            return options.run(options)
     except KeyboardInterrupt:
-        tell("interrupted; nothing was written")
+        tell("interrupted; nothing unfinished is left under the output's name")
         return INTERRUPTED
     except UserError as error:
         tell(str(error))
@@ -74,14 +78,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run_upscale(options: argparse.Namespace) -> int:
-    """The command `upscale`: everything that can be refused is refused before the weights are loaded."""
+    """The command `upscale`: input and output are looked at before the weights are loaded."""
     check_output(options.output, options.input, options.force)
     with open_reader(options.input) as clip:
         for notice in clip.notices:
             tell(f"note: {notice}")
         model = build_model(options.weights, options.device, options.dtype, options.compile)
-        if "note" in model.provenance:
-            tell(f"note: {model.provenance['note']}")
+        for notice in untrained_parts(model.provenance):
+            tell(f"note: {notice}")
         tell(
             f"{options.input} ({clip.width}x{clip.height}) to {options.output} ({4 * clip.width}x{4 * clip.height}), "
             f"{options.steps} steps on {model.device}, {options.dtype or 'fp32'}"
@@ -106,6 +110,13 @@ def run_upscale(options: argparse.Namespace) -> int:
     return DONE
 
 
+def untrained_parts(provenance: dict[str, str]) -> list[str]:
+    """What the weights say of themselves that the user should know before waiting for pictures."""
+    if "note" in provenance:
+        return [provenance["note"]]
+    return [f"{part} is {origin}" for part, origin in provenance.items() if origin.startswith("untrained")]
+
+
 class ProgressBars:
     """One bar for each phase of a run, with the time that is left."""
 
@@ -127,6 +138,20 @@ class ProgressBars:
             self.bar = tqdm(total=progress.total, desc=progress.phase, unit=UNITS[progress.phase])
         assert self.bar is not None
         self.bar.update(progress.done - self.bar.n)
+
+
+@contextmanager
+def stopped_by_signal() -> Iterator[None]:
+    """Let SIGTERM clean up as Ctrl-C does."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def tell(sentence: str) -> None:

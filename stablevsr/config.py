@@ -19,6 +19,24 @@ def _require(ok: bool, owner: object, message: str) -> None:
         raise UserError(f"{type(owner).__name__}: {message}")
 
 
+def _require_types(owner: Any) -> None:
+    """Every field has its declared type: a number of another kind, or a word for a truth value, is a mistake."""
+    for name, hint in typing.get_type_hints(type(owner)).items():
+        value = getattr(owner, name)
+        _require(_fits(value, hint), owner, f"{name} is {value!r}, expected {getattr(hint, '__name__', hint)}")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    if isinstance(hint, types.UnionType):
+        return any(_fits(value, option) for option in typing.get_args(hint))
+    if typing.get_origin(hint) is tuple:
+        options = typing.get_args(hint)
+        return isinstance(value, tuple) and all(_fits(item, options[0]) for item in value)
+    if hint is float:
+        return type(value) in (int, float)
+    return type(value) is hint or (dataclasses.is_dataclass(hint) and isinstance(value, hint))
+
+
 def _require_positive(owner: object, *names: str) -> None:
     """The named fields, numbers or tuples of numbers, must be above zero."""
     for name in names:
@@ -58,6 +76,7 @@ class UNetEncoderConfig:
     num_noise_levels: int | None = None  # entries of the noise-level embedding of stock SD x4 files
 
     def __post_init__(self) -> None:
+        _require_types(self)
         _require_positive(self, "in_channels", "channels", "blocks_per_level", "num_heads", "transformer_depth")
         _require_positive(self, "context_dim", "norm_groups", "norm_eps")
         levels = len(self.channels)
@@ -97,6 +116,7 @@ class UNetConfig:
     out_channels: int = 4
 
     def __post_init__(self) -> None:
+        _require_types(self)
         _require_positive(self, "out_channels")
 
 
@@ -110,6 +130,7 @@ class TCMConfig:
     conditioning_widths: tuple[int, ...] = (64, 128, 256)
 
     def __post_init__(self) -> None:
+        _require_types(self)
         _require_positive(self, "conditioning_channels", "conditioning_widths")
         _require(
             2 ** (len(self.conditioning_widths) - 1) == SCALE,
@@ -130,6 +151,7 @@ class VAEConfig:
     scaling_factor: float = 0.08333  # latents are multiplied by it before diffusion
 
     def __post_init__(self) -> None:
+        _require_types(self)
         _require(
             2 ** (len(self.channels) - 1) == SCALE,
             self,
@@ -160,6 +182,7 @@ class FlowConfig:
     num_updates: int = 12
 
     def __post_init__(self) -> None:
+        _require_types(self)
         _require_choice(self, "block", ("residual", "bottleneck"))
         _require_choice(self, "context_norm", ("batch", "none"))
         for name in ("feature_widths", "context_widths"):
@@ -188,6 +211,7 @@ class TextConfig:
     norm_eps: float = 1e-5
 
     def __post_init__(self) -> None:
+        _require_types(self)
         _require_choice(self, "activation", ("gelu", "quick_gelu"))
         _require_positive(self, "width", "mlp_width", "num_layers", "num_heads", "num_tokens", "vocab_size", "norm_eps")
         _require(
@@ -210,10 +234,12 @@ class ScheduleConfig:
     steps_offset: int = 0  # added to every timestep of "leading" spacing
 
     def __post_init__(self) -> None:
+        _require_types(self)
         _require_choice(self, "beta_schedule", ("linear", "scaled_linear", "squaredcos_cap_v2"))
         _require_choice(self, "prediction_type", ("epsilon", "v_prediction", "sample"))
         _require_choice(self, "timestep_spacing", ("leading", "linspace", "trailing"))
         _require_positive(self, "num_train_timesteps", "clip_sample_range")
+        _require(self.steps_offset >= 0, self, f"steps_offset must not be negative, got {self.steps_offset}")
         _require(
             0 < self.beta_start <= self.beta_end < 1,
             self,
@@ -234,8 +260,10 @@ class ModelConfig:
     # Noises the LR frame of models with a noise-level embedding, at most to max_noise_level.
     low_res_schedule: ScheduleConfig | None = None
     max_noise_level: int = 350
+    context_tokens: int = 77  # of the empty prompt's embedding
 
     def __post_init__(self) -> None:
+        _require_types(self)
         latent, image = self.vae.latent_channels, self.vae.image_channels
         for name, encoder in (("unet", self.unet.encoder), ("tcm", self.tcm.encoder)):
             _require(
@@ -247,6 +275,11 @@ class ModelConfig:
             self.unet.out_channels == latent,
             self,
             f"unet gives {self.unet.out_channels} channels, but the latent has {latent}",
+        )
+        _require(
+            self.tcm.conditioning_channels == image,
+            self,
+            f"tcm is conditioned on {self.tcm.conditioning_channels} channels, but the vae decodes to {image}",
         )
         same = ("channels", "blocks_per_level", "context_dim")
         for name in same:
@@ -265,6 +298,23 @@ class ModelConfig:
             f"a noise-level embedding needs a low_res_schedule and the reverse, got {levels} entries "
             f"and {'no' if self.low_res_schedule is None else 'a'} schedule",
         )
+        _require(
+            self.tcm.encoder.num_noise_levels in (None, levels),
+            self,
+            f"tcm embeds {self.tcm.encoder.num_noise_levels} noise levels, the unet {levels}",
+        )
+        _require_positive(self, "max_noise_level", "context_tokens")
+        if self.low_res_schedule is not None:
+            limit = min(levels, self.low_res_schedule.num_train_timesteps) - 1
+            _require(
+                self.max_noise_level <= limit, self, f"max_noise_level is {self.max_noise_level}, expected <= {limit}"
+            )
+        if self.text is not None:
+            _require(
+                self.text.num_tokens == self.context_tokens,
+                self,
+                f"the text tower gives {self.text.num_tokens} tokens, the empty prompt has {self.context_tokens}",
+            )
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -282,7 +332,7 @@ def from_dict(cls: type, values: dict[str, Any]) -> Any:
 
 
 def _from_json(hint: Any, value: Any) -> Any:
-    if isinstance(value, dict):
+    if isinstance(value, dict) and typing.get_origin(hint) is not dict:
         options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
         return from_dict(next(option for option in options if dataclasses.is_dataclass(option)), value)
     if isinstance(value, list):
@@ -334,3 +384,21 @@ TINY = ModelConfig(
     flow=RAFT_SMALL,
     schedule=STABLEVSR_SCHEDULE,
 )
+
+# A model that two CPU cores can train and run: the same classes, a wider latent, RAFT small.
+_SMALL_ENCODER = UNetEncoderConfig(
+    in_channels=11,
+    channels=(48, 64, 96, 128),
+    blocks_per_level=(1, 1, 1, 1),
+    num_heads=(4, 4, 4, 4),
+    context_dim=32,
+    norm_groups=16,
+)
+SMALL = ModelConfig(
+    unet=UNetConfig(_SMALL_ENCODER, out_channels=8),
+    tcm=TCMConfig(_SMALL_ENCODER, conditioning_widths=(16, 32, 48)),
+    vae=VAEConfig(latent_channels=8, channels=(24, 48, 96), blocks_per_level=1, norm_groups=8, scaling_factor=1.0),
+    flow=RAFT_SMALL,
+    schedule=STABLEVSR_SCHEDULE,
+)
+PRESETS = {"stablevsr": STABLEVSR, "sd_x4_upscaler": SD_X4_UPSCALER, "small": SMALL, "tiny": TINY}

@@ -36,8 +36,7 @@ class StableVSR(nn.Module):
         self.vae = VAE(config.vae)
         self.flow = RAFT(config.flow) if config.flow else None
         self.text = TextEncoder(config.text) if config.text else None
-        tokens = config.text.num_tokens if config.text else 77
-        self.register_buffer("empty_prompt", torch.zeros(tokens, config.unet.encoder.context_dim))
+        self.register_buffer("empty_prompt", torch.zeros(config.context_tokens, config.unet.encoder.context_dim))
 
     @property
     def device(self) -> torch.device:
@@ -63,8 +62,21 @@ class StableVSR(nn.Module):
             warnings.warn(f"the prompt is longer than {len(tokens)} tokens, its end is cut off", stacklevel=2)
         return self.text(torch.tensor([tokens], device=self.device))
 
+    def place(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Move to a device; all networks get `dtype`, but for those that need more.
+
+        Flow stays in float32, for half precision would round positions in the picture. The VAE does for float16,
+        in which the published one overflows; bfloat16 has the range.
+        """
+        for name, part in self.named_children():
+            wide = name == "flow" or (name == "vae" and dtype == torch.float16)
+            part.to(device, torch.float32 if wide else dtype)
+        self.empty_prompt = self.empty_prompt.to(device, dtype)
+
     def compile_parts(self) -> None:
         """Compile each network as one graph; the first call of each new size is slow."""
+        # Every size of clip is a graph of its own, two for the UNet: the usual limit is reached at the fifth.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
         for part in (self.unet, self.tcm, self.vae.decoder, self.flow):
             if part is not None:
                 part.compile(fullgraph=True, dynamic=False)
@@ -72,7 +84,7 @@ class StableVSR(nn.Module):
 
 def empty_model(header: Header) -> StableVSR:
     """A model without memory (on meta), to be filled by `load_state_dict(..., assign=True)`."""
-    tokenizer = Tokenizer(header.tokenizer) if header.tokenizer else None
+    tokenizer = Tokenizer(header.tokenizer, header.config.context_tokens) if header.tokenizer else None
     with torch.device("meta"):
         model = StableVSR(header.config, tokenizer)
     model.provenance = header.provenance
@@ -90,7 +102,7 @@ def build_model(
     Args:
         weights: a file made by `tools/convert_weights.py`; None is the small model that comes with the package.
         device: "cpu", "cuda", "cuda:1", "mps"; None takes the best one there is.
-        dtype: "fp32", "fp16" or "bf16" for all networks but flow, which stays in float32; None is fp32.
+        dtype: "fp32", "fp16" or "bf16", see `StableVSR.place`; None is fp32.
         compile: run the networks through `torch.compile`: faster behind a slow first call.
 
     Raises:
@@ -107,9 +119,7 @@ def build_model(
     check_tensors(tensors, model.state_dict(), str(path))
     check_finite(tensors, str(path))
     model.load_state_dict(tensors, strict=True, assign=True)
-    model.to(target, DTYPES[dtype or "fp32"])
-    if model.flow is not None:
-        model.flow.float()  # half precision would round positions in the picture
+    model.place(target, DTYPES[dtype or "fp32"])
     if compile:
         model.compile_parts()
     return model

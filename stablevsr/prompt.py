@@ -56,6 +56,11 @@ class Tokenizer:
             self._vocabulary[names[name]] for name in ("bos_token", "eos_token", "pad_token")
         )
 
+    @property
+    def size(self) -> int:
+        """How many tokens the vocabulary has."""
+        return len(self._vocabulary)
+
     def empty(self) -> list[int]:
         """The ids of the empty prompt."""
         return self._framed([])

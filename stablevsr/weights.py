@@ -7,6 +7,7 @@ part came from), `naming` (which published spelling was read, so that it can be 
 """
 
 import json
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,8 +20,10 @@ from torch import Tensor
 from stablevsr.atomic import replacing
 from stablevsr.config import ModelConfig, from_dict, to_dict
 from stablevsr.errors import UserError
+from stablevsr.prompt import VOCABULARY_FILES
 
 FORMAT = "stablevsr-1"
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 CONVERT_HINT = "make one with tools/convert_weights.py"
 
 
@@ -49,8 +52,16 @@ class Header:
             raise UserError(f"{path} says {found!r}, expected {FORMAT!r}: it is no stablevsr file, {CONVERT_HINT}")
         try:
             parts = {key: json.loads(metadata[key]) for key in ("config", "provenance", "naming", "tokenizer")}
+            for key in ("provenance", "naming", "tokenizer"):
+                texts = parts[key]
+                if key == "tokenizer" and texts is None:
+                    continue
+                if not isinstance(texts, dict) or not all(isinstance(value, str) for value in texts.values()):
+                    raise ValueError(f"{key} is not an object of texts")
+            if not set(parts["tokenizer"] or ()) <= set(VOCABULARY_FILES):
+                raise ValueError(f"tokenizer holds other files than {', '.join(VOCABULARY_FILES)}")
             return cls(from_dict(ModelConfig, parts.pop("config")), **parts)
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path} has damaged metadata ({error!r}): {CONVERT_HINT}") from error
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
@@ -100,6 +111,10 @@ def check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor],
         found, wanted = tuple(tensor.shape), tuple(expected[name].shape)
         if found != wanted:
             raise UserError(f"{source}: {name} has shape {found}, expected {wanted}: it does not fit its config")
+        dtypes = FLOATS if expected[name].is_floating_point() else (torch.int64,)
+        if tensor.dtype not in dtypes:
+            names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+            raise UserError(f"{source}: {name} is of type {tensor.dtype}, expected one of {names}")
 
 
 def write(path: Path, header: Header, tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> None:
@@ -109,12 +124,33 @@ def write(path: Path, header: Header, tensors: Mapping[str, Tensor], dtype: torc
         tensors: named as in the model's state dict. Memory-mapped ones are written without being read into memory.
         dtype: of the floating-point tensors, but for the empty prompt's embedding, which is small and stays float32;
             None keeps each as it is.
+
+    Raises:
+        UserError: when the file cannot be written, or a value does not fit `dtype`.
     """
+    try:
+        with replacing(path) as part, tempfile.TemporaryDirectory(prefix=".stablevsr-", dir=part.parent) as scratch:
+            ready = {name: tensor.contiguous() for name, tensor in tensors.items()}
+            if dtype is not None:
+                ready |= _cast(ready, dtype, Path(scratch) / "cast", path)
+            save_file(ready, part, metadata=header.to_metadata())
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} could not be written ({error}); nothing was changed") from error
 
-    def cast(name: str, tensor: Tensor) -> Tensor:
-        wanted = dtype and tensor.is_floating_point() and name != "empty_prompt"
-        return (tensor.to(dtype) if wanted else tensor).contiguous()
 
-    ready = {name: cast(name, tensor) for name, tensor in tensors.items()}
-    with replacing(path) as part:
-        save_file(ready, part, metadata=header.to_metadata())
+def _cast(tensors: Mapping[str, Tensor], dtype: torch.dtype, scratch: Path, path: Path) -> dict[str, Tensor]:
+    """The floating-point tensors of another dtype, in `dtype`, in a mapped file: memory need not hold them."""
+    todo = {
+        name: tensor
+        for name, tensor in tensors.items()
+        if tensor.is_floating_point() and tensor.dtype != dtype and name != "empty_prompt"
+    }
+    if not todo:
+        return {}
+    space = torch.from_file(str(scratch), shared=True, size=sum(t.numel() for t in todo.values()), dtype=dtype)
+    done, start = {}, 0
+    for name, tensor in todo.items():
+        done[name] = space[start : start + tensor.numel()].view(tensor.shape).copy_(tensor)
+        start += tensor.numel()
+    check_finite(done, f"{path} in {str(dtype).removeprefix('torch.')}")
+    return done

@@ -4,6 +4,7 @@ import json
 import pickle
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
 from stablevsr import weights
-from stablevsr.config import SD_X4_UPSCALER, STABLEVSR, TINY, ModelConfig, from_dict, to_dict
+from stablevsr.config import SD_X4_UPSCALER, STABLEVSR, TINY, ModelConfig, TextConfig, from_dict, to_dict
 from stablevsr.convert import published_config as published
 from stablevsr.convert.assemble import Sources, convert, describe, to_diffusers
 from stablevsr.convert.keys import DIFFUSERS_VAE, DIFFUSERS_VAE_OLD, rename_all
@@ -225,7 +226,12 @@ def test_unsupported_configs_are_refused_by_name(folder: Path, part: str, change
     edit_json(folder / part / ("scheduler_config.json" if part == "scheduler" else "config.json"), **changes)
     with pytest.raises(UserError, match=message):
         convert(Sources(folder), folder / "out.safetensors")
-    assert not list(folder.glob("*out*"))
+    assert leftovers(folder) == set()
+
+
+def leftovers(folder: Path) -> set[str]:
+    """What stands in the folder beside the parts of the checkpoint."""
+    return {entry.name for entry in folder.iterdir()} - {entry.name for entry in CHECKPOINT.iterdir()}
 
 
 class RunsCode:
@@ -280,7 +286,7 @@ def spoil_merges(folder: Path) -> None:
         (spoil_missing_key, "unet/diffusion_pytorch_model.safetensors lacks conv_in.weight"),
         (spoil_extra_key, "has unknown surprise"),
         (spoil_shape, r"conv_in.bias has shape \(5,\), expected \(32,\)"),
-        (spoil_nan, "unet.encoder.conv_in.bias holds NaN"),
+        (spoil_nan, "unet/diffusion_pytorch_model.safetensors: tensor conv_in.bias holds NaN"),
         (spoil_pickle, "wants to run code, which is refused"),
         (spoil_json, "unet/config.json is not valid JSON"),
         (spoil_merges, "merges.txt is missing"),
@@ -293,7 +299,7 @@ def test_spoilt_folders(
     spoil(folder)
     with pytest.raises(UserError, match=message):
         convert(Sources(folder, FLOW), folder / "out.safetensors")
-    assert not list(folder.glob("*out*"))
+    assert leftovers(folder) == set()
     assert not Path("pickle-ran-code").exists()
 
 
@@ -306,3 +312,78 @@ def test_to_diffusers_does_not_touch_what_exists(golden_weights: Path, tmp_path:
     (tmp_path / "mine").mkdir()
     with pytest.raises(UserError, match="mine exists already"):
         to_diffusers(golden_weights, tmp_path / "mine")
+
+
+def test_a_folder_or_device_is_never_replaced_by_a_file(tmp_path: Path) -> None:
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious/thesis.txt").write_text("years")
+    with pytest.raises(UserError, match="precious exists and is not an ordinary file"):
+        convert(Sources(CHECKPOINT), tmp_path / "precious")
+    assert (tmp_path / "precious/thesis.txt").read_text() == "years"
+
+
+def test_files_have_the_usual_rights(golden_weights: Path, tmp_path: Path) -> None:
+    plain = tmp_path / "plain"
+    plain.touch()
+    to_diffusers(golden_weights, tmp_path / "back")
+    for path in (golden_weights, part_file(tmp_path / "back", "unet")):
+        assert path.stat().st_mode == plain.stat().st_mode
+
+
+def test_a_value_that_does_not_fit_the_dtype_is_refused(folder: Path, tmp_path: Path) -> None:
+    edit_tensors(part_file(folder, "vae"), lambda t: t.update({"decoder.conv_out.bias": torch.full((3,), 1e6)}))
+    with pytest.raises(UserError, match=r"in float16: tensor vae.decoder.conv_out.bias holds NaN or infinity"):
+        convert(Sources(folder), tmp_path / "out.safetensors", torch.float16)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+
+
+def test_a_vocabulary_of_another_model_is_refused(folder: Path, tmp_path: Path) -> None:
+    edit_json(folder / "tokenizer/vocab.json", more=530)
+    with pytest.raises(UserError, match="a vocabulary of 531 tokens, the text encoder knows 530"):
+        convert(Sources(folder), tmp_path / "out.safetensors")
+
+
+def test_a_weights_file_cannot_name_files_outside_its_folder(golden_weights: Path, tmp_path: Path) -> None:
+    metadata = weights.read_header(golden_weights).to_metadata()
+    metadata["tokenizer"] = json.dumps({"../../escaped.txt": "boo"})
+    save_file(load_file(golden_weights), tmp_path / "evil.safetensors", metadata=metadata)
+    with pytest.raises(UserError, match="tokenizer holds other files"):
+        to_diffusers(tmp_path / "evil.safetensors", tmp_path / "back")
+
+
+def test_the_original_single_file_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """LDM to ours through the tool's own path, at a small size: same bits as the model it was laid out from."""
+    config = replace(with_noise_levels(TINY), text=TextConfig(32, 64, 2, 4, vocab_size=49408))
+    model = random_model(config)
+    from stablevsr.convert import assemble, ldm
+
+    monkeypatch.setattr(assemble, "SD_X4_UPSCALER", replace(config, text=None))
+    monkeypatch.setattr(assemble, "TextConfig", lambda: config.text)
+    published_names = {}
+    for part, table in (("unet", ldm.ldm_unet(config.unet.encoder)), ("vae", ldm.ldm_vae(config.vae))):
+        state = getattr(model, part).state_dict()
+        published_names |= {theirs: state[ours] for ours, theirs in rename_all(state, table).items()}
+    state, fused = model.text.state_dict(), {}
+    for ours, theirs in rename_all(state, ldm.OPEN_CLIP_TEXT).items():
+        if theirs.endswith("]"):
+            fused.setdefault(theirs[:-3], {})[int(theirs[-2])] = state[ours]
+        else:
+            published_names[theirs] = state[ours]
+    published_names |= {name: torch.cat([parts[i] for i in range(3)]) for name, parts in fused.items()}
+    for name in list(published_names):
+        if ".attn_1." in name and name.endswith("weight") and "norm" not in name:
+            published_names[name] = published_names[name][..., None, None]
+    for path in (tmp_path / "x4.safetensors", tmp_path / "x4.ckpt"):
+        if path.suffix == ".ckpt":
+            torch.save({"state_dict": published_names}, path)
+        else:
+            save_file({name: tensor.clone() for name, tensor in published_names.items()}, path)
+        header = convert(Sources(path, FLOW), tmp_path / "ours.safetensors")
+        assert header.provenance["unet"] == f"LDM, {path.name}"
+        assert header.provenance["tcm"].startswith("untrained")
+        ours = load_file(tmp_path / "ours.safetensors")
+        for part in ("unet", "vae"):
+            for name, tensor in getattr(model, part).state_dict().items():
+                assert torch.equal(ours[f"{part}.{name}"], tensor), name
+        empty = torch.tensor([[49406, 49407, *[0] * 75]])
+        torch.testing.assert_close(ours["empty_prompt"][None], model.text(empty))

@@ -57,6 +57,8 @@ def tiny_config(**changes):
         tcm=dataclasses.replace(TINY.tcm, encoder=encoder),
         text=text,
         low_res_schedule=LOW_RES_SCHEDULE,
+        max_noise_level=5,
+        context_tokens=9,
     )
 
 

@@ -709,3 +709,26 @@ def test_output_is_written_through_a_link(tmp_path):
     upscale(tmp_path / "a.png", tmp_path / "link")
     assert (tmp_path / "link").is_symlink()
     assert os.listdir(tmp_path / "real") == ["a.png"]
+
+
+def test_a_forced_folder_must_hold_nothing_but_images(tmp_path, monkeypatch):
+    (tmp_path / "in").mkdir()
+    iio.imwrite(tmp_path / "in/a.png", np.zeros((4, 4, 3), np.uint8))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/thesis.txt").write_text("years")
+    with pytest.raises(UserError, match=r"holds thesis.txt, which is no image and would be lost"):
+        check_output(tmp_path / "out", tmp_path / "in", force=True)
+    monkeypatch.chdir(tmp_path / "out")
+    for name in ("", "."):
+        with pytest.raises(UserError, match=r"empty name|the folder you are in"):
+            check_output(name, tmp_path / "in", force=True)
+
+
+def test_an_animated_png_is_read_as_its_first_picture_with_a_notice(tmp_path):
+    from PIL import Image
+
+    pictures = [Image.new("RGB", (4, 4), (60 * i, 0, 0)) for i in range(3)]
+    pictures[0].save(tmp_path / "a.png", save_all=True, append_images=pictures[1:])
+    with open_reader(tmp_path / "a.png") as reader:
+        assert len(list(reader)) == 1
+        assert any("several pictures" in notice for notice in reader.notices)

@@ -37,8 +37,11 @@ def test_the_bundled_model_runs() -> None:
 )
 def test_dtypes_leave_the_flow_alone(tiny_weights: Path, dtype: str | None, expected: torch.dtype) -> None:
     model = build_model(tiny_weights, device="cpu", dtype=dtype)
-    assert {p.dtype for part in (model.unet, model.tcm, model.vae) for p in part.parameters()} == {expected}
-    assert {p.dtype for p in model.flow.parameters()} == {torch.float32}
+    assert {p.dtype for part in (model.unet, model.tcm) for p in part.parameters()} == {expected}
+    # float16 overflows in the published VAE
+    assert model.vae.dtype == (torch.float32 if dtype == "fp16" else expected)
+    original = load_file(tiny_weights)
+    assert all(torch.equal(value, original[f"flow.{name}"]) for name, value in model.flow.state_dict().items())
     frames = np.random.default_rng(0).random((2, 3, 8, 8)).astype(np.float32)
     result = sample_video(model, frames, steps=2)
     full = sample_video(build_model(tiny_weights, device="cpu"), frames, steps=2)

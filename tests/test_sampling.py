@@ -276,3 +276,47 @@ def test_bad_options_are_refused_before_any_work(tiny_model: StableVSR) -> None:
     ):
         with pytest.raises(UserError, match=message):
             sample_video(tiny_model, clip(2, 4, 4), progress=no_work, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"conditioning_scale": float("nan")}, "got conditioning scale nan, expected a finite number"),
+        ({"guidance_scale": float("inf")}, "got guidance scale inf"),
+        ({"steps": 2.5}, "got 2.5 steps"),
+        ({"seed": None}, "got seed None"),
+    ],
+)
+def test_numbers_that_make_no_sense(tiny_model: StableVSR, options: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        sample_video(tiny_model, clip(1, 4, 4), **{"steps": 1, **options})
+
+
+def test_flipped_and_read_only_arrays_are_clips_too(tiny_model: StableVSR) -> None:
+    frames = clip(2, 6, 7)
+    frames.flags.writeable = False
+    flipped = sample_video(tiny_model, frames[..., ::-1], steps=1)
+    assert np.array_equal(flipped, sample_video(tiny_model, frames[..., ::-1].copy(), steps=1))
+
+
+def test_noise_sources_may_give_numpy_arrays_and_must_give_the_right_shape(tiny_model: StableVSR) -> None:
+    class Numpy(SeededNoise):
+        def step(self, index: int, frame: int) -> np.ndarray:
+            return super().step(index, frame).numpy().astype(np.float64)
+
+    class Flat(SeededNoise):
+        def step(self, index: int, frame: int) -> torch.Tensor:
+            return torch.zeros(4, 1, 1)
+
+    frames = clip(2, 6, 7)
+    result = sample_video(tiny_model, frames, steps=2, noise=Numpy(0, (4, 6, 7)))
+    assert np.array_equal(result, sample_video(tiny_model, frames, steps=2))
+    with pytest.raises(UserError, match=r"gave shape \(4, 1, 1\) for step 0 of frame 0"):
+        sample_video(tiny_model, frames, steps=2, noise=Flat(0, (4, 6, 7)))
+
+
+def test_numbers_that_overflow_are_an_error_not_a_black_frame() -> None:
+    model = random_model()
+    model.vae.decoder.conv_out.weight.fill_(torch.inf)
+    with pytest.raises(UserError, match="not finite"):
+        sample_video(model, clip(1, 4, 4), steps=1)

@@ -41,6 +41,17 @@ def test_timesteps(config: ScheduleConfig, steps: int) -> None:
     assert timesteps(config, steps) == scheduler.timesteps.tolist()
 
 
+def test_every_number_of_steps_falls_within_the_schedule() -> None:
+    """Rounding in "trailing" spacing yields one timestep too many for some numbers, -1 among them."""
+    for config in SCHEDULES[2:5]:
+        for steps in range(1, 1000):
+            times = timesteps(config, steps)
+            assert len(times) == steps
+            assert times[0] < config.num_train_timesteps
+            assert times[-1] >= 0
+            assert all(a > b for a, b in zip(times, times[1:], strict=False))
+
+
 @pytest.mark.parametrize("config", SCHEDULES)
 def test_whole_runs(config: ScheduleConfig) -> None:
     """Every step of runs of several lengths: x0 and x_{t-1}, the network's output and the noise made up."""

@@ -83,6 +83,9 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"convert_weights: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("convert_weights: interrupted; no unfinished file is left", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -1,9 +1,11 @@
 """What `tools/convert_weights.py` does: read the parts, put them together, write the file; and the way back."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from stablevsr import weights
 from stablevsr.atomic import replacing
@@ -14,7 +16,7 @@ from stablevsr.convert.flow import read_flow
 from stablevsr.convert.ldm import convert_ldm
 from stablevsr.errors import UserError
 from stablevsr.model import empty_model
-from stablevsr.prompt import OPEN_CLIP_EMPTY_PROMPT, Tokenizer
+from stablevsr.prompt import OPEN_CLIP_EMPTY_PROMPT
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,6 @@ def convert(sources: Sources, output: Path, dtype: torch.dtype | None = None) ->
         raise UserError(f"{sources.base} holds no vocabulary, which prompts need: give --tokenizer FOLDER")
     header, tensors = draft.finish()
     weights.check_tensors(tensors, empty_model(header).state_dict(), str(sources.base))
-    weights.check_finite(tensors, str(sources.base))
     weights.write(output, header, tensors, dtype)
     return header
 
@@ -71,7 +72,8 @@ def _read_base(sources: Sources) -> Draft:
 
 
 def _read_ours(path: Path) -> Draft:
-    header, tensors = weights.read(path)
+    header, tensors = read_checked(path)
+    weights.check_finite(tensors, str(path))
     draft = Draft.from_config(header.config)
     draft.provenance, draft.naming, draft.tokenizer = dict(header.provenance), dict(header.naming), header.tokenizer
     draft.empty_prompt = tensors.pop("empty_prompt")
@@ -89,17 +91,27 @@ def _read_ldm(path: Path, tokenizer: Path | None) -> Draft:
     draft.tcm = draft.flow = None
     draft.tensors = parts
     draft.provenance = {part: f"LDM, {path.name}" for part in parts}
+    weights.check_finite(tensors, str(path))
+    tokens: Sequence[int] = OPEN_CLIP_EMPTY_PROMPT
     if tokenizer is not None:
         draft.tokenizer = diffusers_folder.read_tokenizer(tokenizer)
-    embed_empty_prompt(draft, Tokenizer(draft.tokenizer).empty() if draft.tokenizer else OPEN_CLIP_EMPTY_PROMPT)
+        tokens = diffusers_folder.read_tokens(draft, tokenizer)
+    embed_empty_prompt(draft, tokens)
     return draft
+
+
+def read_checked(path: Path) -> tuple[weights.Header, dict[str, Tensor]]:
+    """Header and tensors of a weights file that holds exactly what its configuration says."""
+    header, tensors = weights.read(path)
+    weights.check_tensors(tensors, empty_model(header).state_dict(), str(path))
+    return header, tensors
 
 
 def to_diffusers(path: Path, folder: Path) -> list[str]:
     """Write the parts of a weights file in the published layout, whole or not at all; returns the parts written."""
     if folder.exists():
         raise UserError(f"{folder} exists already: give a new folder")
-    header, tensors = weights.read(path)
+    header, tensors = read_checked(path)
     if not folder.absolute().parent.is_dir():
         raise UserError(f"{folder.parent} does not exist: make it first")
     with replacing(folder) as part:
@@ -108,7 +120,7 @@ def to_diffusers(path: Path, folder: Path) -> list[str]:
 
 def describe(path: Path) -> str:
     """The parts of a weights file with their parameter counts, dtypes and provenance, as text."""
-    header, tensors = weights.read(path)
+    header, tensors = read_checked(path)
     lines = [f"{path}: {sum(t.numel() for t in tensors.values()):,} numbers, {path.stat().st_size / 2**20:,.1f} MiB"]
     for part in ("unet", "tcm", "vae", "flow", "text"):
         own = [tensor for name, tensor in tensors.items() if name.startswith(part + ".")]

@@ -65,7 +65,7 @@ def _read_pickle(path: Path) -> Any:
         raise UserError(
             f"{path} is damaged, or a pickle that wants to run code, which is refused: get it as .safetensors"
         ) from error
-    except (RuntimeError, ValueError, EOFError, OSError) as error:
+    except Exception as error:  # what is no pickle at all fails in many ways
         raise UserError(f"{path} is damaged or no PyTorch file ({error}): download it again") from error
 
 
@@ -75,6 +75,8 @@ def _tensors_of(value: Any, path: Path) -> dict[str, Tensor]:
     if not isinstance(value, dict) or not value:
         raise UserError(f"{path} holds a {type(value).__name__}, expected named tensors")
     for name, tensor in value.items():
+        if not isinstance(name, str):
+            raise UserError(f"{path} holds a tensor called {name!r}, expected names")
         if not isinstance(tensor, Tensor):
             raise UserError(f"{path}: {name} is a {type(tensor).__name__}, expected a tensor")
     return value
@@ -109,7 +111,7 @@ def _variants(folder: Path) -> set[str]:
 
 def _read_shards(index: Path) -> dict[str, Tensor]:
     weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict):
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise UserError(f"{index} has no weight_map: it is not an index of shards")
     tensors: dict[str, Tensor] = {}
     for name in sorted(set(weight_map.values())):

@@ -25,10 +25,9 @@ from stablevsr.nn.tcm import TCM
 from stablevsr.nn.text import TextEncoder
 from stablevsr.nn.unet import UNet
 from stablevsr.nn.vae import VAE
-from stablevsr.prompt import Tokenizer
+from stablevsr.prompt import VOCABULARY_FILES, Tokenizer
 from stablevsr.weights import Header
 
-TOKENIZER_FILES = ("vocab.json", "merges.txt", "special_tokens_map.json", "tokenizer_config.json")
 POSITION_IDS = "embeddings.position_ids"  # a buffer that older files carry: 0, 1, 2, ...
 
 VAE_TABLES: dict[str, Table] = {"new": DIFFUSERS_VAE, "old": DIFFUSERS_VAE_OLD}
@@ -55,12 +54,12 @@ def read_folder(folder: Path, variant: str | None = None) -> Draft:
         draft.low_res_schedule = published_config.read_schedule(*low_res)
         index = folder / "model_index.json"
         if index.is_file():
-            draft.max_noise_level = read_json(index).get("max_noise_level", draft.max_noise_level)
+            draft.max_noise_level = read_json(index).get("max_noise_level") or draft.max_noise_level
     _read_unet(draft, folder / "unet", variant)
     _read_vae(draft, folder / "vae", variant)
     _read_text(draft, folder / "text_encoder", variant)
     draft.tokenizer = read_tokenizer(folder / "tokenizer")
-    embed_empty_prompt(draft, Tokenizer(draft.tokenizer).empty())
+    embed_empty_prompt(draft, read_tokens(draft, folder / "tokenizer"))
     if (folder / "controlnet").is_dir():
         read_tcm(draft, folder / "controlnet", variant)
     return draft
@@ -76,11 +75,22 @@ def read_tcm(draft: Draft, folder: Path, variant: str | None = None) -> None:
 
 def read_tokenizer(folder: Path) -> dict[str, str]:
     """The texts of the vocabulary files, by file name."""
-    texts = {name: checkpoint.read_text_file(folder / name) for name in TOKENIZER_FILES[:2]}
-    for name in TOKENIZER_FILES[2:]:
+    texts = {name: checkpoint.read_text_file(folder / name) for name in VOCABULARY_FILES[:2]}
+    for name in VOCABULARY_FILES[2:]:
         if (folder / name).is_file():
             texts[name] = checkpoint.read_text_file(folder / name)
     return texts
+
+
+def read_tokens(draft: Draft, folder: Path) -> list[int]:
+    """The empty prompt's tokens by the draft's vocabulary, which must be the one that its text tower was made for."""
+    tokenizer = Tokenizer(draft.tokenizer, draft.text.num_tokens)
+    if tokenizer.size != draft.text.vocab_size:
+        raise UserError(
+            f"{folder} has a vocabulary of {tokenizer.size} tokens, the text encoder knows {draft.text.vocab_size}: "
+            "they do not belong together"
+        )
+    return tokenizer.empty()
 
 
 def _config(folder: Path, name: str = "config.json") -> tuple[dict, str]:
@@ -121,8 +131,9 @@ def write_folder(folder: Path, header: Header, tensors: dict[str, Tensor]) -> li
         The parts that were written. The flow network is not part of that layout.
     """
     config, naming = header.config, header.naming
-    vae_table = VAE_TABLES[naming.get("vae_attention", "new")]
+    vae_table = VAE_TABLES.get(naming.get("vae_attention", "new"), DIFFUSERS_VAE)
     text_prefix = naming.get("text_prefix", "text_model.")
+    text_table = TEXT_TABLES.get(text_prefix, TRANSFORMERS_TEXT)
     folder.mkdir(parents=True)
     _write_json(folder / "model_index.json", _model_index(header))
     _write_part(folder / "unet", published_config.write_unet(config.unet), _part(tensors, "unet"), DIFFUSERS_UNET)
@@ -138,7 +149,7 @@ def write_folder(folder: Path, header: Header, tensors: dict[str, Tensor]) -> li
         extra = {}
         if naming.get("text_position_ids"):
             extra[text_prefix + POSITION_IDS] = torch.arange(config.text.num_tokens)[None]
-        _write_part(folder / "text_encoder", text, _part(tensors, "text"), TEXT_TABLES[text_prefix], "model", extra)
+        _write_part(folder / "text_encoder", text, _part(tensors, "text"), text_table, "model", extra)
         written.append("text_encoder")
     if header.tokenizer is not None:
         (folder / "tokenizer").mkdir()

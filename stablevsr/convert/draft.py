@@ -18,7 +18,7 @@ from stablevsr.config import (
 from stablevsr.convert.keys import Table, rename_all
 from stablevsr.nn.tcm import TCM
 from stablevsr.nn.text import TextEncoder
-from stablevsr.weights import Header, check_tensors
+from stablevsr.weights import Header, check_finite, check_tensors
 
 
 @dataclass
@@ -72,6 +72,7 @@ class Draft:
             schedule=self.schedule,
             low_res_schedule=self.low_res_schedule,
             max_noise_level=self.max_noise_level,
+            context_tokens=self.empty_prompt.shape[0],
         )
         tensors = {f"{part}.{name}": tensor for part, names in self.tensors.items() for name, tensor in names.items()}
         tensors["empty_prompt"] = self.empty_prompt
@@ -87,24 +88,32 @@ def on_meta(network: type[nn.Module], config: object) -> dict[str, Tensor]:
 def to_ours(
     published: Mapping[str, Tensor], expected: Mapping[str, Tensor], table: Table, source: str
 ) -> dict[str, Tensor]:
-    """Published tensors under our names; exactly those of `expected`, or `UserError` naming file and published key."""
+    """Published tensors under our names: exactly those of `expected`, all finite, or `UserError` naming the key."""
     names = rename_all(expected, table)
     check_tensors(published, {names[ours]: tensor for ours, tensor in expected.items()}, source)
+    check_finite(published, source)
     return {ours: published[theirs] for ours, theirs in names.items()}
 
 
-def tcm_from_unet(draft: Draft) -> None:
-    """Initialise the TCM as ControlNets are: a copy of the UNet's encoder, zero convolutions at zero."""
-    config = TCMConfig(draft.unet.encoder)
+def tcm_start(config: TCMConfig, unet: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What ControlNets start from: a copy of the UNet's encoder, zero convolutions at zero.
+
+    The conditioning convolutions have no counterpart in the UNet: theirs are random, always the same.
+    """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # the conditioning convolutions have no counterpart in the UNet
+        torch.manual_seed(0)
         tcm = TCM(config)
     tcm.zero()
-    dtype = next(iter(draft.tensors["unet"].values())).dtype
+    dtype = next(iter(unet.values())).dtype
     start = {name: tensor.to(dtype) for name, tensor in tcm.state_dict().items()}
     # Clones, because a safetensors file holds no tensor twice.
-    start |= {name: tensor.clone() for name, tensor in draft.tensors["unet"].items() if name.startswith("encoder.")}
-    draft.tcm, draft.tensors["tcm"] = config, start
+    return start | {name: tensor.clone() for name, tensor in unet.items() if name.startswith("encoder.")}
+
+
+def tcm_from_unet(draft: Draft) -> None:
+    """Give a stock upscaler the TCM that training starts from."""
+    draft.tcm = TCMConfig(draft.unet.encoder)
+    draft.tensors["tcm"] = tcm_start(draft.tcm, draft.tensors["unet"])
     draft.provenance["tcm"] = "untrained: initialised from the unet, zero convolutions"
 
 

@@ -51,6 +51,8 @@ def check_output(path: str | Path, input_path: str | Path, force: bool) -> None:
     Refused: an unknown suffix, the input itself or a folder around it (through links too), a missing or unwritable
     parent folder and, without `force`, a file that exists or a folder that is not empty.
     """
+    if not os.fspath(path):
+        raise UserError("The output has an empty name; give a video, an image or a folder.")
     kind = output_kind(path)
     target, source = Path(path).resolve(), Path(input_path).resolve()
     if target == source or (target.exists() and source.exists() and target.samefile(source)):
@@ -71,8 +73,16 @@ def _check_existing(path: str | Path, target: Path, kind: Kind, force: bool) -> 
             raise UserError(f"Output {path} is a file, but a folder of PNG files would be written; choose another.")
         if target.is_mount():
             raise UserError(f"Output {path} is a mount point, which cannot be replaced; choose a folder inside it.")
+        if Path.cwd().is_relative_to(target):
+            raise UserError(f"Output {path} is the folder you are in; choose a new one.")
         if any(target.iterdir()) and not force:
             raise UserError(f"Output folder {path} is not empty; choose another or pass --force to replace it.")
+        foreign = [entry.name for entry in target.iterdir() if entry.suffix.lower() not in IMAGE_SUFFIXES]
+        if foreign:
+            raise UserError(
+                f"Output folder {path} holds {sorted(foreign)[0]}, which is no image and would be lost; "
+                "choose another folder."
+            )
     elif not target.is_file():
         raise UserError(f"Output {path} exists and is not an ordinary file; choose another output.")
     elif not force:

@@ -25,6 +25,7 @@ class StillHeader:
 
     height, width: size of the upright picture.
     alpha: whether there is transparency, which will be dropped.
+    pages: pictures in the file, of which the first is read.
     deep: FFmpeg's demuxer when samples have 16 bits (Pillow would cut 16-bit colour down to 8), else None.
     """
 
@@ -33,6 +34,7 @@ class StillHeader:
     orientation: Orientation
     alpha: bool
     deep: str | None
+    pages: int
 
 
 def read_header(path: Path) -> StillHeader:
@@ -71,12 +73,14 @@ def _png_header(path: Path, file: BinaryIO) -> StillHeader:
     if b"eXIf" in names:
         orientation = _exif_orientation(iio.immeta(path, plugin="pillow", index=0, exclude_applied=False))
     alpha = colour in (4, 6) or b"tRNS" in names
-    return _header(height, width, orientation, alpha, "png_pipe" if depth == 16 else None)
+    pages = 2 if b"acTL" in names else 1  # animated: how many does not matter
+    return _header(height, width, orientation, alpha, "png_pipe" if depth == 16 else None, pages)
 
 
 def _pillow_header(path: Path, tiff: bool) -> StillHeader:
     with iio.imopen(path, "r", plugin="pillow") as image:
         height, width = image.properties(index=0).shape[:2]
+        pages = image.properties(index=...).n_images or 1
         metadata = image.metadata(index=0, exclude_applied=False)
     mode = metadata["mode"]
     if mode not in _MODES_8 + _MODES_16:
@@ -86,18 +90,20 @@ def _pillow_header(path: Path, tiff: bool) -> StillHeader:
     alpha = "A" in mode or "transparency" in metadata
     orientation = _exif_orientation(metadata)
     if not tiff:
-        return _header(height, width, orientation, alpha, None)
+        return _header(height, width, orientation, alpha, None, pages)
     # Pillow turns a TIFF upright by itself, already in the size it reports; FFmpeg, for 16 bits, does not.
     if 16 in np.atleast_1d(metadata.get("BitsPerSample", 1)):
-        return StillHeader(height, width, orientation, alpha, "tiff_pipe")
-    return StillHeader(height, width, Orientation(), alpha, None)
+        return StillHeader(height, width, orientation, alpha, "tiff_pipe", pages)
+    return StillHeader(height, width, Orientation(), alpha, None, pages)
 
 
-def _header(height: int, width: int, orientation: Orientation, alpha: bool, deep: str | None) -> StillHeader:
+def _header(
+    height: int, width: int, orientation: Orientation, alpha: bool, deep: str | None, pages: int
+) -> StillHeader:
     """From the size as stored."""
     if orientation.transpose:
         height, width = width, height
-    return StillHeader(height, width, orientation, alpha, deep)
+    return StillHeader(height, width, orientation, alpha, deep, pages)
 
 
 def _exif_orientation(metadata: dict) -> Orientation:

@@ -35,6 +35,9 @@ class FolderReader(Reader):
             self.notices.append(f"{path}: 16-bit images are read as 8-bit.")
         if any(header.alpha for _, header in self._stills):
             self.notices.append(f"{path}: transparency is dropped.")
+        for file, header in self._stills:
+            if header.pages > 1:
+                self.notices.append(f"{file.name} holds several pictures, only the first is read.")
 
     def _frames(self) -> Generator[Frame, None, None]:
         for (file, header), name in zip(self._stills, self._names, strict=True):

@@ -1,5 +1,7 @@
 """RAFT, recurrent all-pairs field transforms for optical flow (Teed and Deng, ECCV 2020)."""
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -166,6 +168,16 @@ class RAFT(nn.Module):
             (n, 2, h, w), x then y, in pixels: `picture2` at p + flow(p) shows what `picture1` shows at p. The last
             of `config.num_updates` predictions.
         """
+        for flow, hidden in self.updates(picture1, picture2):  # noqa: B007 (the last one counts)
+            pass
+        return self.upsample(flow, hidden)
+
+    def predictions(self, picture1: Tensor, picture2: Tensor) -> list[Tensor]:
+        """What `forward` returns, behind every update: for training."""
+        return [self.upsample(flow, hidden) for flow, hidden in self.updates(picture1, picture2)]
+
+    def updates(self, picture1: Tensor, picture2: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Flow (n, 2, h / 8, w / 8), in units of 8 pixels, and hidden state behind every update."""
         features1, features2 = self.fnet(torch.cat([picture1, picture2])).chunk(2)
         pyramid = CorrelationPyramid(features1, features2, self.config.corr_levels, self.config.corr_radius)
         split = [self.config.hidden_dim, self.config.context_widths[-1] - self.config.hidden_dim]
@@ -181,7 +193,7 @@ class RAFT(nn.Module):
             for gru in self.grus:
                 hidden = gru(hidden, x)
             coords = coords + self.flow_head(hidden)
-        return self.upsample(coords - origin, hidden)
+            yield coords - origin, hidden
 
     def upsample(self, flow: Tensor, hidden: Tensor) -> Tensor:
         """(n, 2, h / 8, w / 8) to (n, 2, h, w)."""

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from stablevsr.config import VAEConfig
 from stablevsr.nn.attention import NORM_EPS, PositionAttention
-from stablevsr.nn.layers import ResBlock, Upsample
+from stablevsr.nn.layers import ResBlock
 
 
 class Posterior(NamedTuple):
@@ -64,11 +64,15 @@ class Downsample(nn.Module):
         return self.conv(F.pad(x, (0, 1, 0, 1)))
 
 
-class DoubleSize(Upsample):
+class DoubleSize(nn.Module):
     """Nearest neighbour to twice the size, then a 3x3 convolution."""
 
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x, (2 * x.shape[-2], 2 * x.shape[-1]))
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
 class Encoder(nn.Module):
@@ -130,6 +134,10 @@ class VAE(nn.Module):
         self.quant_conv = nn.Conv2d(2 * latent, 2 * latent, 1)
         self.post_quant_conv = nn.Conv2d(latent, latent, 1)
         self.decoder = Decoder(config)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.post_quant_conv.weight.dtype
 
     def encode(self, picture: Tensor) -> Posterior:
         """(n, 3, 4h, 4w) in [-1, 1] to the posterior over (n, latent_channels, h, w)."""

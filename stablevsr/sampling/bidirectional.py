@@ -8,7 +8,7 @@ from torch import Tensor
 
 from stablevsr.config import ScheduleConfig
 from stablevsr.sampling.ddpm import ddpm_step
-from stablevsr.sampling.noise import NoiseSource
+from stablevsr.sampling.noise import NoiseSource, as_draw
 from stablevsr.sampling.schedule import Step
 
 # (frame, x_t, step, guidance or None) -> prediction
@@ -61,7 +61,8 @@ def bidirectional_sampling(
             guidance = None if previous is None else guide(previous.x0, previous.frame, frame)
             x = latents[frame]
             prediction = predict(frame, x, step, guidance)
-            x0, x = ddpm_step(x, prediction, noise.step(step.index, frame).to(x.device), step, schedule)
+            draw = as_draw(noise.step(step.index, frame), x.shape, f"step {step.index} of frame {frame}").to(x)
+            x0, x = ddpm_step(x, prediction, draw, step, schedule)
             latents[frame] = x
             previous = FrameStep(step, frame, guidance, prediction, x0, x)
             yield previous

@@ -33,7 +33,7 @@ class Denoiser:
             (3, 4h, 4w), about [-1, 1], not clamped.
         """
         vae = self.model.vae
-        picture = vae.decode(x0[None].to(self.model.dtype) / vae.scaling_factor)
+        picture = vae.decode(x0[None].to(vae.dtype) / vae.scaling_factor)
         flow = self.flows.between(target, source).to(x0.device)
         return warp_published(picture, flow)[0]
 

@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stablevsr.config import SCALE
+from stablevsr.nn.raft import STRIDE
 
 MIN_SIDE = 128  # below, RAFT's coarsest correlation level has a single entry and its lookup divides by zero
-STRIDE = 8
 
 
 @dataclass(frozen=True)

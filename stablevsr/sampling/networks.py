@@ -13,7 +13,7 @@ from stablevsr.nn.vae import VAE
 
 
 class Networks(Protocol):
-    """The parts of a model, on one device; all but the flow network in one dtype."""
+    """The parts of a model, on one device."""
 
     config: ModelConfig
     unet: UNet
@@ -25,7 +25,9 @@ class Networks(Protocol):
     def device(self) -> torch.device: ...
 
     @property
-    def dtype(self) -> torch.dtype: ...
+    def dtype(self) -> torch.dtype:
+        """Of UNet and TCM; the VAE has its own."""
+        ...
 
     def encode_prompt(self, prompt: str | None) -> Tensor:
         """The context of a prompt, (1, tokens, width); None is the empty prompt."""

@@ -25,6 +25,14 @@ class NoiseSource(Protocol):
         ...
 
 
+def as_draw(value: object, shape: tuple[int, ...], what: str) -> Tensor:
+    """What a source gave, as a float32 tensor; `UserError` unless it is an array of `shape`."""
+    draw = torch.as_tensor(value).float()
+    if tuple(draw.shape) != tuple(shape):
+        raise UserError(f"the noise source gave shape {tuple(draw.shape)} for {what}, expected {tuple(shape)}")
+    return draw
+
+
 @dataclass(frozen=True)
 class SeededNoise:
     """Draws that are a pure function of (seed, frame, step): the same in any order, batch, device and restart.
@@ -36,7 +44,7 @@ class SeededNoise:
     shape: tuple[int, int, int]  # latent channels, h, w
 
     def __post_init__(self) -> None:
-        if not 0 <= self.seed < 2**64:
+        if not isinstance(self.seed, int) or not 0 <= self.seed < 2**64:
             raise UserError(f"got seed {self.seed}, expected 0 to 2^64 - 1")
 
     def initial(self, frame: int) -> Tensor:

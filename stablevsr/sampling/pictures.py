@@ -12,9 +12,19 @@ from stablevsr.errors import UserError
 Clip = np.ndarray | Tensor
 
 
+def as_tensor(frames: Clip) -> Tensor:
+    """A clip as a tensor; `UserError` for numpy types that torch does not have."""
+    if isinstance(frames, Tensor):
+        return frames
+    try:
+        return torch.from_numpy(np.require(frames, requirements=["C", "W"]))  # flipped arrays and read-only ones too
+    except TypeError as error:
+        raise UserError(f"got frames of type {frames.dtype}, expected uint8 or float") from error
+
+
 def normalise(frames: Tensor) -> Tensor:
     """(n, h, w, 3) uint8 to (n, 3, h, w) float32 in [-1, 1]."""
-    return rearrange(frames, "n h w c -> n c h w").float() / 127.5 - 1.0
+    return rearrange(frames, "n h w c -> n c h w").contiguous().float() / 127.5 - 1.0
 
 
 def to_uint8(frames: Tensor) -> Tensor:
@@ -28,6 +38,7 @@ class ClipKind:
 
     is_numpy: bool
     is_uint8: bool
+    device: torch.device
 
     @classmethod
     def of(cls, frames: Clip) -> "ClipKind":
@@ -35,7 +46,7 @@ class ClipKind:
         wanted = "expected (n, h, w, 3) uint8 or (n, 3, h, w) float in [0, 1]"
         if not isinstance(frames, np.ndarray | Tensor):
             raise UserError(f"got frames of type {type(frames).__name__}, {wanted}, as a numpy array or a torch tensor")
-        tensor = torch.as_tensor(frames)
+        tensor = as_tensor(frames)
         is_uint8 = tensor.dtype == torch.uint8
         shape = tuple(tensor.shape)
         fits = len(shape) == 4 and shape[3 if is_uint8 else 1] == 3 and min(shape) > 0
@@ -45,14 +56,15 @@ class ClipKind:
             low, high = tensor.min().item(), tensor.max().item()
             if not (low >= 0.0 and high <= 1.0):  # also for NaN
                 raise UserError(f"got float frames between {low:g} and {high:g}, expected [0, 1]")
-        return cls(isinstance(frames, np.ndarray), is_uint8)
+        return cls(isinstance(frames, np.ndarray), is_uint8, tensor.device)
 
     def to_model(self, frames: Clip) -> Tensor:
         """To (n, 3, h, w) float32 in [-1, 1] on the CPU."""
-        tensor = torch.as_tensor(frames).cpu()
-        return normalise(tensor) if self.is_uint8 else tensor.float() * 2.0 - 1.0
+        tensor = as_tensor(frames).cpu()
+        # Contiguous, because convolutions round differently for other layouts.
+        return normalise(tensor) if self.is_uint8 else tensor.contiguous().float() * 2.0 - 1.0
 
     def from_model(self, frames: Tensor) -> Clip:
         """The inverse, from (n, 3, h, w) float32 in [0, 1]."""
         frames = to_uint8(frames) if self.is_uint8 else frames
-        return frames.numpy() if self.is_numpy else frames
+        return frames.numpy() if self.is_numpy else frames.to(self.device)

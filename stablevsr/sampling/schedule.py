@@ -1,5 +1,6 @@
 """The noise schedule: betas, their cumulative products, and which timesteps a run visits."""
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -40,8 +41,9 @@ def betas(config: ScheduleConfig) -> Tensor:
     return torch.tensor([min(1 - ratio, 0.999) for ratio in ratios], dtype=torch.float32)
 
 
+@functools.cache
 def alphas_cumprod(config: ScheduleConfig) -> Tensor:
-    """abar_t, the cumulative products of 1 - beta_t, (num_train_timesteps,) float32."""
+    """abar_t, the cumulative products of 1 - beta_t, (num_train_timesteps,) float32; shared, not to be changed."""
     return torch.cumprod(1.0 - betas(config), dim=0)
 
 
@@ -52,14 +54,14 @@ def timesteps(config: ScheduleConfig, num_steps: int) -> list[int]:
         UserError: when the schedule has fewer timesteps than `num_steps`, or an offset leads outside it.
     """
     n = config.num_train_timesteps
-    if not 1 <= num_steps <= n:
+    if not isinstance(num_steps, int) or not 1 <= num_steps <= n:
         raise UserError(f"got {num_steps} steps, expected 1 to {n}: this model was trained with {n} noise levels")
     if config.timestep_spacing == "linspace":
         times = np.linspace(0, n - 1, num_steps).round()[::-1]
     elif config.timestep_spacing == "leading":
         times = np.arange(num_steps)[::-1] * (n // num_steps) + config.steps_offset
     else:
-        times = np.arange(n, 0, -n / num_steps).round() - 1
+        times = np.arange(n, 0, -n / num_steps)[:num_steps].round() - 1  # rounding may yield one too many
     times = [int(time) for time in times]
     if times[0] >= n:
         raise UserError(

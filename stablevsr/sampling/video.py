@@ -1,5 +1,6 @@
 """A clip through the whole model: flows, the bidirectional loop, and the final decode."""
 
+import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ from stablevsr.sampling.ddpm import add_noise
 from stablevsr.sampling.denoiser import Denoiser
 from stablevsr.sampling.flow import Flows, empty_flows, estimate_flow
 from stablevsr.sampling.networks import Networks
-from stablevsr.sampling.noise import NoiseSource, SeededNoise
+from stablevsr.sampling.noise import NoiseSource, SeededNoise, as_draw
 from stablevsr.sampling.pictures import Clip, ClipKind
 from stablevsr.sampling.schedule import alphas_cumprod, run_steps
 
@@ -52,13 +53,14 @@ def fill_flows(model: Networks, low_res: Tensor, flows: Flows, progress: OnProgr
 
 def noisy_low_res(model: Networks, low_res: Tensor, noise_level: int, noise: NoiseSource) -> Tensor:
     """The LR clip noised to `noise_level`, as stock SD x4 models were trained."""
-    limit = min(model.config.max_noise_level, model.config.unet.encoder.num_noise_levels - 1)
-    if not 0 <= noise_level <= limit:
+    limit = model.config.max_noise_level
+    if not isinstance(noise_level, int) or not 0 <= noise_level <= limit:
         raise UserError(f"got noise level {noise_level}, expected 0 to {limit} for these weights")
     if not hasattr(noise, "low_res"):
         raise UserError("these weights noise the LR frames: the noise source needs a method low_res(frame)")
     alpha_bar = alphas_cumprod(model.config.low_res_schedule)[noise_level]
-    return torch.stack([add_noise(frame, noise.low_res(i), alpha_bar) for i, frame in enumerate(low_res)])
+    draws = [as_draw(noise.low_res(i), frame.shape, f"LR frame {i}").cpu() for i, frame in enumerate(low_res)]
+    return torch.stack([add_noise(frame, draw, alpha_bar) for frame, draw in zip(low_res, draws, strict=True)])
 
 
 @torch.no_grad()
@@ -86,6 +88,9 @@ def sampling_steps(
     """
     if low_res.shape[0] > 1 and model.flow is None:
         raise UserError("these weights hold no flow network, which a clip of several frames needs: convert with --flow")
+    for name, scale in (("guidance", guidance_scale), ("conditioning", conditioning_scale)):
+        if not math.isfinite(scale):
+            raise UserError(f"got {name} scale {scale}, expected a finite number")
     context = model.encode_prompt(prompt)
     if guidance_scale > 1.0:  # 1 and below mean none, as in the reference
         context = torch.cat([model.encode_prompt(negative_prompt), context])
@@ -101,10 +106,7 @@ def sampling_steps(
     shape = (model.config.vae.latent_channels, h, w)
     latents = torch.empty(n, *shape, device=model.device)
     for frame in range(n):
-        start = torch.as_tensor(noise.initial(frame))
-        if tuple(start.shape) != shape:
-            raise UserError(f"the noise source gave shape {tuple(start.shape)} for frame {frame}, expected {shape}")
-        latents[frame] = start
+        latents[frame] = as_draw(noise.initial(frame), shape, f"frame {frame}")
     schedule = model.config.schedule
     return bidirectional_sampling(
         latents, run_steps(schedule, steps), schedule, noise, denoiser.predict, denoiser.guide
@@ -114,7 +116,10 @@ def sampling_steps(
 @torch.no_grad()
 def decode_frame(model: Networks, latent: Tensor) -> Tensor:
     """A final latent (c, h, w) to its picture (3, 4h, 4w), float32 in [0, 1] on the CPU."""
-    picture = model.vae.decode(latent[None].to(model.device, model.dtype) / model.vae.scaling_factor)[0]
+    vae = model.vae
+    picture = vae.decode(latent[None].to(model.device, vae.dtype) / vae.scaling_factor)[0]
+    if not picture.isfinite().all():
+        raise UserError("a decoded frame is not finite: the numbers overflowed, use bf16 or fp32")
     return (picture.float() / 2 + 0.5).clamp(0, 1).cpu()
 
 
@@ -163,7 +168,7 @@ def sample_video(
     Args:
         model: from `build_model`.
         frames: (n, h, w, 3) uint8 or (n, 3, h, w) float in [0, 1]; numpy or torch; any n and any size.
-        steps: noise levels to visit, 1 to 1000.
+        steps: noise levels to visit, 1 to 999 for the released model.
         seed: of the noise; the same seed gives the same draws on every device.
         prompt: what the picture shows; None is the empty prompt. Anything else needs weights with a text encoder.
         negative_prompt: what it shall not show; only with `guidance_scale` above 1.
@@ -177,7 +182,8 @@ def sample_video(
         The clip at (4h, 4w), of the same kind as `frames`.
 
     Raises:
-        UserError: for frames, steps or scales that make no sense, or a prompt that these weights cannot read.
+        UserError: for frames, steps or scales that make no sense, a prompt that these weights cannot read, and
+            numbers that overflow.
         Stopped: when `progress` returned False.
     """
     kind = ClipKind.of(frames)
@@ -185,7 +191,7 @@ def sample_video(
     latents = sample_latents(
         model,
         low_res,
-        noise or seeded_noise(model, seed, *low_res.shape[2:]),
+        seeded_noise(model, seed, *low_res.shape[2:]) if noise is None else noise,
         steps=steps,
         prompt=prompt,
         negative_prompt=negative_prompt,
