@@ -15,8 +15,9 @@ from stablevsr import __version__
 from stablevsr.errors import UserError
 from stablevsr.jobs.upscale import upscale
 from stablevsr.media import check_output, open_reader
-from stablevsr.model import DTYPES, build_model
+from stablevsr.model import DTYPES, build_model, pick_device
 from stablevsr.sampling.video import Progress
+from stablevsr.training.train import train
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 UNITS = {"flow": "pair", "denoise": "frame-step", "decode": "frame"}
@@ -47,6 +48,24 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="stablevsr", description="StableVSR video super-resolution.")
     parser.add_argument("--version", action="version", version=f"stablevsr {__version__}")
     commands = parser.add_subparsers(title="commands", required=True)
+    add_upscale(commands)
+    add_train(commands)
+    return parser
+
+
+def add_train(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser(
+        "train",
+        help="train one part of a model by a recipe",
+        description="Train one part of a model by a recipe. A run that was stopped goes on from its checkpoint.",
+    )
+    command.set_defaults(run=run_train)
+    command.add_argument("recipe", type=Path, metavar="RECIPE", help="a TOML file, see recipes/")
+    command.add_argument("--device", help="cpu, cuda, mps (default: the best there is)")
+    command.add_argument("--debug", action="store_true", help="show the traceback of an unexpected error")
+
+
+def add_upscale(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser(
         "upscale",
         help="make a video or a folder of images four times as large",
@@ -74,7 +93,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--force", action="store_true", help="replace the output if it exists")
     command.add_argument("--debug", action="store_true", help="show the traceback of an unexpected error")
-    return parser
+
+
+def run_train(options: argparse.Namespace) -> int:
+    """The command `train`."""
+    tell(f"wrote {train(options.recipe, pick_device(options.device))}")
+    return DONE
 
 
 def run_upscale(options: argparse.Namespace) -> int:

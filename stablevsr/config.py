@@ -19,7 +19,7 @@ def _require(ok: bool, owner: object, message: str) -> None:
         raise UserError(f"{type(owner).__name__}: {message}")
 
 
-def _require_types(owner: Any) -> None:
+def require_types(owner: Any) -> None:
     """Every field has its declared type: a number of another kind, or a word for a truth value, is a mistake."""
     for name, hint in typing.get_type_hints(type(owner)).items():
         value = getattr(owner, name)
@@ -32,6 +32,8 @@ def _fits(value: Any, hint: Any) -> bool:
     if typing.get_origin(hint) is tuple:
         options = typing.get_args(hint)
         return isinstance(value, tuple) and all(_fits(item, options[0]) for item in value)
+    if typing.get_origin(hint) is dict:
+        return isinstance(value, dict) and all(_fits(item, typing.get_args(hint)[1]) for item in value.values())
     if hint is float:
         return type(value) in (int, float)
     return type(value) is hint or (dataclasses.is_dataclass(hint) and isinstance(value, hint))
@@ -76,7 +78,7 @@ class UNetEncoderConfig:
     num_noise_levels: int | None = None  # entries of the noise-level embedding of stock SD x4 files
 
     def __post_init__(self) -> None:
-        _require_types(self)
+        require_types(self)
         _require_positive(self, "in_channels", "channels", "blocks_per_level", "num_heads", "transformer_depth")
         _require_positive(self, "context_dim", "norm_groups", "norm_eps")
         levels = len(self.channels)
@@ -116,7 +118,7 @@ class UNetConfig:
     out_channels: int = 4
 
     def __post_init__(self) -> None:
-        _require_types(self)
+        require_types(self)
         _require_positive(self, "out_channels")
 
 
@@ -130,7 +132,7 @@ class TCMConfig:
     conditioning_widths: tuple[int, ...] = (64, 128, 256)
 
     def __post_init__(self) -> None:
-        _require_types(self)
+        require_types(self)
         _require_positive(self, "conditioning_channels", "conditioning_widths")
         _require(
             2 ** (len(self.conditioning_widths) - 1) == SCALE,
@@ -151,7 +153,7 @@ class VAEConfig:
     scaling_factor: float = 0.08333  # latents are multiplied by it before diffusion
 
     def __post_init__(self) -> None:
-        _require_types(self)
+        require_types(self)
         _require(
             2 ** (len(self.channels) - 1) == SCALE,
             self,
@@ -182,7 +184,7 @@ class FlowConfig:
     num_updates: int = 12
 
     def __post_init__(self) -> None:
-        _require_types(self)
+        require_types(self)
         _require_choice(self, "block", ("residual", "bottleneck"))
         _require_choice(self, "context_norm", ("batch", "none"))
         for name in ("feature_widths", "context_widths"):
@@ -211,7 +213,7 @@ class TextConfig:
     norm_eps: float = 1e-5
 
     def __post_init__(self) -> None:
-        _require_types(self)
+        require_types(self)
         _require_choice(self, "activation", ("gelu", "quick_gelu"))
         _require_positive(self, "width", "mlp_width", "num_layers", "num_heads", "num_tokens", "vocab_size", "norm_eps")
         _require(
@@ -234,7 +236,7 @@ class ScheduleConfig:
     steps_offset: int = 0  # added to every timestep of "leading" spacing
 
     def __post_init__(self) -> None:
-        _require_types(self)
+        require_types(self)
         _require_choice(self, "beta_schedule", ("linear", "scaled_linear", "squaredcos_cap_v2"))
         _require_choice(self, "prediction_type", ("epsilon", "v_prediction", "sample"))
         _require_choice(self, "timestep_spacing", ("leading", "linspace", "trailing"))
@@ -263,7 +265,7 @@ class ModelConfig:
     context_tokens: int = 77  # of the empty prompt's embedding
 
     def __post_init__(self) -> None:
-        _require_types(self)
+        require_types(self)
         latent, image = self.vae.latent_channels, self.vae.image_channels
         for name, encoder in (("unet", self.unet.encoder), ("tcm", self.tcm.encoder)):
             _require(

@@ -108,7 +108,7 @@ def build_model(
     Raises:
         UserError: for a file that is damaged or not ours, a device that is not there, an unknown dtype.
     """
-    target = _device(device)
+    target = pick_device(device)
     if dtype not in (None, *DTYPES):
         raise UserError(f"got dtype {dtype!r}, expected one of {', '.join(DTYPES)}")
     if compile:
@@ -130,7 +130,8 @@ def bundled_weights() -> Path:
     return Path(str(resources.files("stablevsr") / "assets" / "small.safetensors"))
 
 
-def _device(device: str | torch.device | None) -> torch.device:
+def pick_device(device: str | torch.device | None) -> torch.device:
+    """The device of that name, or the best there is; `UserError` if it is not there."""
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     names = [name for name, there in available.items() if there]
     if device is None:

@@ -62,9 +62,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     header = Header(replace(STABLEVSR, text=TextConfig(vocab_size=530)), tokenizer=texts)
     expected = empty_model(header).state_dict()
     half = {name: torch.half if tensor.is_floating_point() else None for name, tensor in expected.items()}
-    tensors = {
-        name: torch.full_like(tensor, 0.01, dtype=half[name], device="cpu") for name, tensor in expected.items()
-    }
+    tensors = {name: torch.full_like(tensor, 0.01, dtype=half[name], device="cpu") for name, tensor in expected.items()}
     write_folder(folder, header, tensors)
     flow = {rename(name[5:], TORCHVISION_RAFT): tensors[name] for name in tensors if name.startswith("flow.")}
     torch.save(flow, folder.parent / "raft_large.pth")

@@ -24,10 +24,10 @@ ROOMS = {
     "model": BASE | {"config", "nn", "sampling", "prompt", "weights"},
     "convert": BASE | {"config", "nn", "sampling", "prompt", "weights", "model"},
     "media": BASE,
-    "training": BASE | {"config", "nn", "sampling", "prompt", "weights", "model", "convert"},
+    "training": BASE | {"config", "nn", "sampling", "prompt", "weights", "model"},
     "jobs": BASE | {"config", "nn", "sampling", "prompt", "weights", "model", "media"},
     "__init__": {"model", "sampling"},
-    "cli": BASE | {"__init__", "config", "jobs", "media", "model", "sampling"},
+    "cli": BASE | {"__init__", "config", "jobs", "media", "model", "sampling", "training"},
 }
 FORBIDDEN = {"diffusers", "transformers", "accelerate"}
 FILES = sorted(PACKAGE.rglob("*.py"))

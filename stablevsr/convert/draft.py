@@ -16,7 +16,7 @@ from stablevsr.config import (
     VAEConfig,
 )
 from stablevsr.convert.keys import Table, rename_all
-from stablevsr.nn.tcm import TCM
+from stablevsr.nn.tcm import starting_state
 from stablevsr.nn.text import TextEncoder
 from stablevsr.weights import Header, check_finite, check_tensors
 
@@ -95,25 +95,10 @@ def to_ours(
     return {ours: published[theirs] for ours, theirs in names.items()}
 
 
-def tcm_start(config: TCMConfig, unet: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What ControlNets start from: a copy of the UNet's encoder, zero convolutions at zero.
-
-    The conditioning convolutions have no counterpart in the UNet: theirs are random, always the same.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        tcm = TCM(config)
-    tcm.zero()
-    dtype = next(iter(unet.values())).dtype
-    start = {name: tensor.to(dtype) for name, tensor in tcm.state_dict().items()}
-    # Clones, because a safetensors file holds no tensor twice.
-    return start | {name: tensor.clone() for name, tensor in unet.items() if name.startswith("encoder.")}
-
-
 def tcm_from_unet(draft: Draft) -> None:
     """Give a stock upscaler the TCM that training starts from."""
     draft.tcm = TCMConfig(draft.unet.encoder)
-    draft.tensors["tcm"] = tcm_start(draft.tcm, draft.tensors["unet"])
+    draft.tensors["tcm"] = starting_state(draft.tcm, draft.tensors["unet"])
     draft.provenance["tcm"] = "untrained: initialised from the unet, zero convolutions"
 
 

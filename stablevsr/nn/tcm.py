@@ -1,5 +1,8 @@
 """The Temporal Conditioning Module (paper, section 4.1): a ControlNet fed with the warped neighbouring frame."""
 
+from collections.abc import Mapping
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -64,3 +67,21 @@ class TCM(nn.Module):
         for conv in (*self.zero_convs, self.zero_conv_middle, self.conditioning.conv_out):
             nn.init.zeros_(conv.weight)
             nn.init.zeros_(conv.bias)
+
+
+def starting_state(config: TCMConfig, unet: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The parameters that a TCM starts training from: the UNet's encoder, zero convolutions at zero.
+
+    The conditioning convolutions have no counterpart in the UNet: theirs are random, always the same.
+
+    Args:
+        unet: the UNet's state dict; its dtype is the result's.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        tcm = TCM(config)
+    tcm.zero()
+    dtype = next(iter(unet.values())).dtype
+    start = {name: tensor.to(dtype) for name, tensor in tcm.state_dict().items()}
+    # Clones, because the two must not share memory: one will be trained, and a weights file holds no tensor twice.
+    return start | {name: tensor.clone() for name, tensor in unet.items() if name.startswith("encoder.")}

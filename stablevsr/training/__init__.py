@@ -1,0 +1,1 @@
+"""Clips to learn from, losses as pure functions, and the loop."""

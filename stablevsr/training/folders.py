@@ -1,0 +1,86 @@
+"""REDS- and Vimeo-style folders: root/{hr,lr}/clip/frame."""
+
+from pathlib import Path
+
+import imageio.v3 as iio
+import numpy as np
+import torch
+from torch import Tensor
+
+from stablevsr.config import SCALE
+from stablevsr.errors import UserError
+from stablevsr.training.data import Window, Windows, downscale
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+
+
+class FolderWindows(Windows):
+    """Crops of neighbouring frames from clips on disk; LR frames are made by antialiased bicubic where there are none.
+
+    Args:
+        root: holds `hr/CLIP/FRAME` and, if the LR frames are to be taken from disk, `lr/CLIP/FRAME`.
+        include, exclude: names of clips; without `include` all but the excluded are taken.
+        num_frames: of a window.
+
+    Raises:
+        UserError: for folders that are missing or empty, and for LR and HR clips that differ in count; while reading,
+            for frames that cannot be read or do not match in size.
+    """
+
+    def __init__(
+        self, seed: int, crop: int, root: Path, include: tuple[str, ...], exclude: tuple[str, ...], num_frames: int
+    ) -> None:
+        super().__init__(seed, crop)
+        self.num_frames = num_frames
+        self.clips: list[tuple[list[Path], list[Path]]] = []
+        hr, lr = root / "hr", root / "lr"
+        if not hr.is_dir():
+            raise UserError(f"data folder {root} has no folder hr, expected hr/CLIP/FRAME.png")
+        there = sorted(entry.name for entry in hr.iterdir() if entry.is_dir())
+        missing = sorted(set(include) - set(there))
+        if missing:
+            raise UserError(f"data folder {hr} has no clip {missing[0]}, which the recipe includes")
+        for name in include or [name for name in there if name not in exclude]:
+            high, low = _frames(hr / name), _frames(lr / name) if lr.is_dir() else []
+            if lr.is_dir() and len(low) != len(high):
+                raise UserError(f"clip {name} has {len(high)} frames in {hr} and {len(low)} in {lr}, expected as many")
+            if len(high) >= num_frames:
+                self.clips.append((high, low))
+        if not self.clips:
+            raise UserError(f"data folder {hr} holds no clip of at least {num_frames} frames that the recipe takes")
+
+    def clip(self, random: np.random.Generator) -> Window:
+        high, low = self.clips[random.integers(len(self.clips))]
+        start = random.integers(len(high) - self.num_frames + 1)
+        files = slice(start, start + self.num_frames)
+        hr = torch.stack([_read(path) for path in high[files]])
+        lr = torch.stack([_read(path) for path in low[files]]) if low else self._downscaled(hr, high[start])
+        expected = (SCALE * lr.shape[-2], SCALE * lr.shape[-1])
+        if tuple(hr.shape[-2:]) != expected:
+            raise UserError(
+                f"{high[start]} is {hr.shape[-1]}x{hr.shape[-2]}, expected {expected[1]}x{expected[0]}, "
+                f"four times its LR frame"
+            )
+        if min(hr.shape[-2:]) < self.crop:
+            raise UserError(f"{high[start]} is {hr.shape[-1]}x{hr.shape[-2]}, smaller than the crop of {self.crop}")
+        return {"hr": hr, "lr": lr}
+
+    def _downscaled(self, hr: Tensor, path: Path) -> Tensor:
+        if hr.shape[-1] % SCALE or hr.shape[-2] % SCALE:
+            raise UserError(f"{path} is {hr.shape[-1]}x{hr.shape[-2]}, expected sides that divide by {SCALE}")
+        return (downscale(hr) * 255).round() / 255
+
+
+def _frames(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+
+
+def _read(path: Path) -> Tensor:
+    """(3, h, w) in [0, 1]."""
+    try:
+        picture = iio.imread(path, plugin="pillow", mode="RGB")
+    except Exception as error:  # the decoders raise many types for damaged files
+        raise UserError(f"training frame {path} cannot be read ({error})") from error
+    return torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1).float() / 255

@@ -1,0 +1,182 @@
+"""The training loop: one for all stages, one process or many, resumable to the bit."""
+
+import csv
+import math
+import os
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from stablevsr.nn.attention import Transformer
+from stablevsr.nn.layers import ResBlock
+from stablevsr.training.checkpoint import load_checkpoint, save_checkpoint
+from stablevsr.training.data import Window, Windows
+from stablevsr.training.recipe import OptimiserRecipe, Recipe
+from stablevsr.training.stages import Randomness, StageLoss
+
+
+def learning_rate(optimiser: OptimiserRecipe, step: int, steps: int) -> float:
+    """The rate of step `step` of `steps`, counted from 0: linear warm-up, then constant or a half cosine."""
+    rate = optimiser.lr * min(1.0, (step + 1) / (optimiser.warmup + 1))
+    if optimiser.decay == "cosine":
+        rate *= 0.5 * (1 + math.cos(math.pi * step / steps))
+    return rate
+
+
+class Trainer:
+    """Weights, optimiser and moving average of a run, and the steps it does on them.
+
+    All randomness is a function of (seed, step, process), so that weights, optimiser state, moving average and the
+    number of the step are all there is to resume.
+    """
+
+    def __init__(self, recipe: Recipe, loss: StageLoss, windows: Windows, folder: Path, device: torch.device) -> None:
+        self.recipe, self.windows, self.folder, self.device = recipe, windows, folder, device
+        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        self.learner = loss.learner
+        self.optimiser = torch.optim.AdamW(
+            self.learner.parameters(),
+            recipe.optimiser.lr,
+            betas=tuple(recipe.optimiser.betas),
+            weight_decay=recipe.optimiser.weight_decay,
+        )
+        self.step = 0
+        self.average = {name: value.detach().clone() for name, value in self.learner.state_dict().items()}
+        self.loss: nn.Module = DistributedDataParallel(loss) if self.world > 1 else loss
+        self.log = Log(folder / "log.csv") if self.rank == 0 else None
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / "checkpoint.pt"
+
+    def run(self) -> dict[str, Tensor]:
+        """Train to the last step, from the checkpoint if there is one; returns the weights to keep."""
+        if self.checkpoint.exists():
+            self.resume()
+        batches = self.batches()
+        bar = tqdm(total=self.recipe.steps, initial=self.step, desc=self.recipe.stage, disable=self.rank > 0)
+        started = time.monotonic()
+        while self.step < self.recipe.steps:
+            loss, norm = self.one_step(batches)
+            bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+            bar.update()
+            if self.log and (self.step % self.recipe.log_every == 0 or self.step == self.recipe.steps):
+                rate = learning_rate(self.recipe.optimiser, self.step - 1, self.recipe.steps)
+                self.log.add(self.step, loss=loss, gradient=norm, rate=rate, seconds=time.monotonic() - started)
+            if self.step % self.recipe.checkpoint_every == 0 or self.step == self.recipe.steps:
+                self.save()
+        bar.close()
+        return self.average if self.recipe.optimiser.ema else self.learner.state_dict()
+
+    def one_step(self, batches: Iterator[Window]) -> tuple[float, float]:
+        """One update of the weights; returns the mean loss of this process and the gradient's norm."""
+        recipe = self.recipe
+        for group in self.optimiser.param_groups:
+            group["lr"] = learning_rate(recipe.optimiser, self.step, recipe.steps)
+        total = 0.0
+        for part in range(recipe.accumulate):
+            window = {name: value.to(self.device, non_blocking=True) for name, value in next(batches).items()}
+            last = part == recipe.accumulate - 1
+            quiet = nullcontext() if last or self.world == 1 else self.loss.no_sync()
+            autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.dtype == "bf16")
+            # Parts and processes count as one: two processes draw what one does with two gradients a step.
+            random = Randomness(recipe.seed, self.step, part * self.world + self.rank)
+            with quiet:
+                with autocast:
+                    loss = self.loss(window, random) / recipe.accumulate
+                loss.backward()
+            total += loss.item()
+        norm = nn.utils.clip_grad_norm_(self.learner.parameters(), recipe.optimiser.clip or math.inf)
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        self.step += 1
+        self.update_average()
+        return total, norm.item()
+
+    @torch.no_grad()
+    def update_average(self) -> None:
+        """Exponential moving average, with a shorter memory while there is little to remember."""
+        if self.recipe.optimiser.ema:
+            decay = min(self.recipe.optimiser.ema, (1 + self.step) / (10 + self.step))
+            for name, value in self.learner.state_dict().items():
+                if value.is_floating_point():
+                    self.average[name].lerp_(value, 1 - decay)
+                else:
+                    self.average[name].copy_(value)
+
+    def batches(self) -> Iterator[Window]:
+        """The batches from this step on; sample numbers follow the step, so a resumed run sees the same ones."""
+        recipe = self.recipe
+        per_step = recipe.batch * recipe.accumulate * self.world
+
+        def numbers() -> Iterator[list[int]]:
+            for step in range(self.step, recipe.steps):
+                for part in range(recipe.accumulate):
+                    first = step * per_step + (part * self.world + self.rank) * recipe.batch
+                    yield list(range(first, first + recipe.batch))
+
+        yield from DataLoader(self.windows, batch_sampler=list(numbers()), num_workers=recipe.workers)
+
+    def save(self) -> None:
+        if self.rank == 0:
+            save_checkpoint(self.checkpoint, self.recipe, self.step, self.learner, self.average, self.optimiser)
+
+    def resume(self) -> None:
+        self.step = load_checkpoint(self.checkpoint, self.recipe, self.learner, self.average, self.optimiser)
+        if self.log:
+            self.log.cut(self.step)
+
+
+class Log:
+    """A CSV file with a line every few steps, and TensorBoard where it is installed."""
+
+    FIELDS = ("step", "loss", "gradient", "rate", "seconds")
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            self.board = None
+        else:
+            self.board = SummaryWriter(str(path.parent))
+        if not path.exists():
+            path.write_text(",".join(self.FIELDS) + "\n")
+
+    def add(self, step: int, **values: float) -> None:
+        with self.path.open("a", newline="") as file:
+            csv.DictWriter(file, self.FIELDS).writerow({"step": step, **{k: f"{v:.6g}" for k, v in values.items()}})
+        if self.board:
+            for name, value in values.items():
+                self.board.add_scalar(name, value, step)
+
+    def cut(self, step: int) -> None:
+        """Forget what was logged behind the checkpoint that a run resumes from."""
+        head, *lines = self.path.read_text().splitlines()
+        kept = [line for line in lines if line.split(",")[0].isdigit() and int(line.split(",")[0]) <= step]
+        self.path.write_text("\n".join([head, *kept]) + "\n")
+
+
+def checkpoint_blocks(network: nn.Module) -> None:
+    """Keep no activations inside of residual blocks and transformers for the backward pass: compute them again."""
+    for module in network.modules():
+        if isinstance(module, ResBlock | Transformer):
+            module.forward = partial(checkpoint, module.forward, use_reentrant=False)
+
+
+def start_processes(device: torch.device) -> torch.device:
+    """Join the other processes when started by torchrun; returns the device of this one."""
+    if "WORLD_SIZE" not in os.environ:
+        return device
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return torch.device("cuda", int(os.environ["LOCAL_RANK"])) if device.type == "cuda" else device

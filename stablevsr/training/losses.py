@@ -1,0 +1,183 @@
+"""One training step of each network, as pure functions: tensors and draws in, a scalar loss out."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stablevsr.config import ScheduleConfig
+from stablevsr.nn.raft import RAFT
+from stablevsr.nn.unet import UNet
+from stablevsr.nn.vae import VAE
+from stablevsr.nn.warp import warp_published
+from stablevsr.sampling.ddpm import add_noise, predict_x0, v_target
+from stablevsr.sampling.flow import estimate_flow
+from stablevsr.sampling.networks import Networks
+from stablevsr.sampling.schedule import alphas_cumprod
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The randomness of a batch of n pictures."""
+
+    timestep: Tensor  # (n,) integers in [0, num_train_timesteps)
+    noise: Tensor  # (n, latent channels, h, w) unit Gaussian, of the forward process
+    posterior: Tensor  # the same shape, unit Gaussian: picks from the VAE's posterior
+    noise_level: Tensor | None = None  # (n,) integers, for models that embed the noise level of the LR frame
+    low_res_noise: Tensor | None = None  # (n, 3, h, w) unit Gaussian, with noise_level
+
+
+def alpha_bar_at(schedule: ScheduleConfig, timestep: Tensor) -> Tensor:
+    """abar_t of every sample, (n, 1, 1, 1)."""
+    return alphas_cumprod(schedule).to(timestep.device)[timestep][:, None, None, None]
+
+
+def encode_latent(vae: VAE, picture: Tensor, posterior: Tensor) -> Tensor:
+    """Sampled posterior times the scaling factor: (n, 3, 4h, 4w) in [-1, 1] to (n, latent channels, h, w)."""
+    return vae.encode(picture).sample(posterior) * vae.scaling_factor
+
+
+def noised_low_res(model: Networks, low_res: Tensor, draws: Draws) -> Tensor:
+    """The LR frames as the UNet sees them: noised, for models that embed the noise level."""
+    if draws.noise_level is None:
+        return low_res
+    return add_noise(low_res, draws.low_res_noise, alpha_bar_at(model.config.low_res_schedule, draws.noise_level))
+
+
+def denoising_target(latent: Tensor, draws: Draws, schedule: ScheduleConfig) -> Tensor:
+    """What the network should say: the noise, v, or the latent itself."""
+    if schedule.prediction_type == "epsilon":
+        return draws.noise
+    if schedule.prediction_type == "v_prediction":
+        return v_target(latent, draws.noise, alpha_bar_at(schedule, draws.timestep))
+    return latent
+
+
+def denoiser_loss(
+    unet: UNet, latent: Tensor, low_res: Tensor, context: Tensor, draws: Draws, schedule: ScheduleConfig
+) -> Tensor:
+    """The base model's loss: MSE of the prediction, with the LR frame as condition (Ho et al. 2020, equation 14).
+
+    Args:
+        latent: (n, latent channels, h, w), scaled.
+        low_res: (n, 3, h, w) in [-1, 1].
+        context: (n, tokens, width).
+    """
+    noisy = add_noise(latent, draws.noise, alpha_bar_at(schedule, draws.timestep))
+    prediction = unet(torch.cat([noisy, low_res], dim=1), draws.timestep, context, draws.noise_level)
+    return F.mse_loss(prediction.float(), denoising_target(latent, draws, schedule).float())
+
+
+@torch.no_grad()
+def training_guidance(
+    model: Networks, neighbour: Tensor, neighbour_low_res: Tensor, low_res: Tensor, context: Tensor, draws: Draws
+) -> Tensor:
+    """Temporal Texture Guidance in training: the neighbour's x0 by the UNet alone, decoded, on the current grid.
+
+    Args:
+        neighbour: (n, 3, 4h, 4w) in [-1, 1], the neighbouring frames at HR.
+        neighbour_low_res, low_res: (n, 3, h, w) in [-1, 1], of the neighbours and of the current frames.
+        draws: for the neighbours.
+
+    Returns:
+        (n, 3, 4h, 4w), about [-1, 1].
+    """
+    schedule = model.config.schedule
+    latent = encode_latent(model.vae, neighbour, draws.posterior)
+    alpha_bar = alpha_bar_at(schedule, draws.timestep)
+    noisy = add_noise(latent, draws.noise, alpha_bar)
+    network_input = torch.cat([noisy, noised_low_res(model, neighbour_low_res, draws)], dim=1)
+    prediction = model.unet(network_input, draws.timestep, context, draws.noise_level)
+    x0 = predict_x0(noisy, prediction.float(), alpha_bar, schedule.prediction_type)
+    picture = model.vae.decode(x0.to(latent.dtype) / model.vae.scaling_factor)
+    return warp_published(picture, estimate_flow(model.flow, low_res, neighbour_low_res))
+
+
+def tcm_loss(
+    model: Networks,
+    frame: Tensor,
+    neighbour: Tensor,
+    low_res: Tensor,
+    neighbour_low_res: Tensor,
+    context: Tensor,
+    draws: Draws,
+    neighbour_draws: Draws,
+) -> Tensor:
+    """The TCM's loss (paper, section 4.1, and the published training step): all but the TCM is frozen.
+
+    The published x0 is always the formula for v; here it follows the prediction type.
+
+    Args:
+        frame, neighbour: (n, 3, 4h, 4w) in [-1, 1], the current frames and, for each, the one before or after.
+        low_res, neighbour_low_res: (n, 3, h, w) in [-1, 1].
+        context: (n, tokens, width).
+        draws, neighbour_draws: independent, but with one timestep for both.
+    """
+    assert torch.equal(draws.timestep, neighbour_draws.timestep), "a frame and its neighbour share the timestep"
+    schedule = model.config.schedule
+    guidance = training_guidance(model, neighbour, neighbour_low_res, low_res, context, neighbour_draws)
+    with torch.no_grad():
+        latent = encode_latent(model.vae, frame, draws.posterior)
+    noisy = add_noise(latent, draws.noise, alpha_bar_at(schedule, draws.timestep))
+    network_input = torch.cat([noisy, noised_low_res(model, low_res, draws)], dim=1)
+    residuals = model.tcm(network_input, draws.timestep, context, guidance, noise_level=draws.noise_level)
+    prediction = model.unet(network_input, draws.timestep, context, draws.noise_level, residuals)
+    return F.mse_loss(prediction.float(), denoising_target(latent, draws, schedule).float())
+
+
+def autoencoder_loss(vae: VAE, picture: Tensor, latent_noise: Tensor) -> Tensor:
+    """Reconstruction without perceptual networks: L1 + 2 MSE + 0.3 gradient + 2 low-pass L1 + 0.1 (1 - SSIM).
+
+    The encoder is deterministic: its mean with a little noise, for a wide posterior hardly learns at first; its
+    variance is only taught to say how much. The low-pass term is for absolute colour, which group norm hides.
+
+    Args:
+        picture: (n, 3, 4h, 4w) in [-1, 1].
+        latent_noise: (n, latent channels, h, w), added to the latent; a standard deviation of about 0.03.
+    """
+    posterior = vae.encode(picture)
+    latent = posterior.mean
+    restored = vae.decode(latent + latent_noise)
+    error = restored - picture
+    gradient = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+    low_pass = F.avg_pool2d(error, 8, ceil_mode=True).abs().mean()
+    # Near unit variance, so that the noise means something, and so that the diffusion finds what it expects.
+    spread = 0.01 * (latent.mean(dim=(0, 2, 3)) ** 2 + (latent.std(dim=(0, 2, 3)) - 1) ** 2).mean()
+    variance = 0.001 * ((posterior.log_variance - 2 * latent_noise.std().log()) ** 2).mean()
+    structure = 0.1 * (1 - ssim(restored, picture))
+    loss = error.abs().mean() + 2 * (error**2).mean() + 0.3 * gradient + 2 * low_pass + structure + spread + variance
+    return loss
+
+
+def ssim(a: Tensor, b: Tensor, window: int = 7) -> Tensor:
+    """Mean structural similarity (Wang et al. 2004) of pictures in [-1, 1], with a flat window; for losses."""
+    c1, c2 = (0.01 * 2) ** 2, (0.03 * 2) ** 2
+
+    def mean(x: Tensor) -> Tensor:
+        return F.avg_pool2d(x, window, stride=1)
+
+    mean_a, mean_b = mean(a), mean(b)
+    variance_a, variance_b = mean(a * a) - mean_a**2, mean(b * b) - mean_b**2
+    covariance = mean(a * b) - mean_a * mean_b
+    similarity = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
+    return (similarity / ((mean_a**2 + mean_b**2 + c1) * (variance_a + variance_b + c2))).mean()
+
+
+def flow_loss(
+    raft: RAFT, picture1: Tensor, picture2: Tensor, flow: Tensor, valid: Tensor, gamma: float = 0.8
+) -> Tensor:
+    """RAFT's sequence loss (Teed and Deng 2020, equation 7): L1 of every prediction, later ones weighing more.
+
+    Args:
+        picture1, picture2: (n, 3, h, w) in [-1, 1].
+        flow: (n, 2, h, w) in pixels, the truth on the grid of picture1.
+        valid: (n, h, w) booleans; other pixels do not count.
+        gamma: what a prediction weighs relative to the next one.
+    """
+    predictions = raft.predictions(picture1, picture2)
+    weight = valid[:, None].to(flow.dtype)
+    total = flow.new_zeros(())
+    for i, prediction in enumerate(reversed(predictions)):
+        total = total + gamma**i * (weight * (prediction - flow).abs()).sum() / (2 * weight.sum()).clamp(min=1)
+    return total

@@ -1,0 +1,113 @@
+"""What a training run does: a TOML file, read strictly."""
+
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from stablevsr.config import from_dict, require_types
+from stablevsr.errors import UserError
+
+STAGES = ("vae", "unet", "flow", "tcm")
+
+
+def _require(ok: bool, message: str) -> None:
+    if not ok:
+        raise UserError(message)
+
+
+@dataclass(frozen=True)
+class DataRecipe:
+    """Where clips come from."""
+
+    kind: str = "procedural"  # or "folders": root/{hr,lr}/clip/frame
+    crop: int = 256  # side of the HR crop, in pixels; the LR crop is a quarter
+    pool: int = 500  # procedural: how many clips are rendered, on first use, and cropped again and again
+    side: int = 128  # procedural: side of a rendered clip, in pixels
+    speed: float = 3.0  # procedural: scale of the motions, pixels a frame
+    root: str = ""  # folders: relative to the recipe
+    include: tuple[str, ...] = ()  # folders: names of clips to take; none given: all
+    exclude: tuple[str, ...] = ("000", "011", "015", "020")  # folders: REDS4, the test set
+
+    def __post_init__(self) -> None:
+        require_types(self)
+        _require(self.kind in ("procedural", "folders"), f"data.kind is {self.kind!r}, expected procedural or folders")
+        _require(self.crop > 0 and self.crop % 4 == 0, f"data.crop is {self.crop}, expected a positive multiple of 4")
+        _require(self.pool > 0, f"data.pool is {self.pool}, expected at least 1")
+        _require(self.side % 4 == 0, f"data.side is {self.side}, expected a multiple of 4")
+        if self.kind == "procedural":
+            _require(self.side >= self.crop, f"data.side is {self.side}, expected at least data.crop = {self.crop}")
+        else:
+            _require(bool(self.root), "data.root is missing: name the folder that holds hr/ (and lr/)")
+
+
+@dataclass(frozen=True)
+class OptimiserRecipe:
+    """AdamW and what happens around it."""
+
+    lr: float = 5e-5
+    betas: tuple[float, ...] = (0.9, 0.999)
+    weight_decay: float = 1e-2
+    warmup: int = 0  # steps of linear rise
+    decay: str = "constant"  # or "cosine", to zero at the last step
+    clip: float = 1.0  # largest gradient norm
+    ema: float = 0.0  # decay of the moving average of the weights, which is what is written; 0: none
+
+    def __post_init__(self) -> None:
+        require_types(self)
+        _require(self.lr > 0, f"optimiser.lr is {self.lr}, expected more than 0")
+        _require(len(self.betas) == 2, f"optimiser.betas is {self.betas}, expected two numbers")
+        _require(self.decay in ("constant", "cosine"), f"optimiser.decay is {self.decay!r}, not constant or cosine")
+        _require(0 <= self.ema < 1, f"optimiser.ema is {self.ema}, expected 0 to below 1")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One stage of training. Paths are relative to the recipe's folder."""
+
+    stage: str  # which network learns: vae, unet, flow or tcm
+    steps: int
+    output: str  # folder of checkpoint, log, sample pictures and, at the end, model.safetensors
+    preset: str = ""  # start from random weights of this configuration, "small" or "tiny" ...
+    init: str = ""  # ... or from a weights file
+    parts: dict[str, str] = field(default_factory=dict)  # parts to take from other weights files: flow = "FILE"
+    tcm_from_unet: bool = False  # start the TCM as a copy of the UNet's encoder with zero convolutions
+    seed: int = 0
+    batch: int = 8  # samples of one process and one gradient
+    accumulate: int = 1  # gradients that make a step
+    dtype: str = "fp32"  # or "bf16": autocast
+    compile: bool = False
+    gradient_checkpointing: bool = False
+    workers: int = 0  # processes that load data
+    log_every: int = 50
+    checkpoint_every: int = 500
+    data: DataRecipe = field(default_factory=DataRecipe)
+    optimiser: OptimiserRecipe = field(default_factory=OptimiserRecipe)
+
+    def __post_init__(self) -> None:
+        require_types(self)
+        _require(self.stage in STAGES, f"stage is {self.stage!r}, expected one of {', '.join(STAGES)}")
+        _require(bool(self.preset) != bool(self.init), "give either preset or init, the weights to start from")
+        _require(self.dtype in ("fp32", "bf16"), f"dtype is {self.dtype!r}, expected fp32 or bf16")
+        for name in ("steps", "batch", "accumulate", "log_every", "checkpoint_every"):
+            _require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}, expected at least 1")
+        if self.stage == "flow":
+            _require(self.data.kind == "procedural", "stage flow needs data.kind procedural: folders hold no true flow")
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read a recipe; `UserError`, naming the file and the key, for anything unknown or out of range."""
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"recipe {path} does not exist") from error
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"recipe {path} is not valid TOML ({error})") from error
+    missing = [key for key in ("stage", "steps", "output") if key not in values]
+    if missing:
+        raise UserError(f"recipe {path} lacks {', '.join(missing)}")
+    try:
+        return from_dict(Recipe, values)
+    except (TypeError, ValueError, StopIteration) as error:
+        raise UserError(f"recipe {path} holds a value of the wrong type ({error})") from error
+    except UserError as error:
+        raise UserError(f"recipe {path}: {error}") from error

@@ -1,0 +1,130 @@
+"""What each stage learns from a batch: the losses, fed with draws that are functions of (seed, step, process)."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stablevsr.config import SCALE
+from stablevsr.model import StableVSR
+from stablevsr.training.data import Window
+from stablevsr.training.losses import (
+    Draws,
+    autoencoder_loss,
+    denoiser_loss,
+    encode_latent,
+    flow_loss,
+    noised_low_res,
+    tcm_loss,
+)
+
+LATENT_NOISE = 0.03  # of the autoencoder's stage; its latents have unit variance
+
+
+class Randomness:
+    """Draws that follow from the seed and `place` alone, made on the CPU: the same on every device."""
+
+    def __init__(self, seed: int, *place: int) -> None:
+        key = int(np.random.SeedSequence((seed, *place)).generate_state(1, np.uint64)[0])
+        self.generator = torch.Generator().manual_seed(key)
+
+    def normal(self, *shape: int, device: torch.device) -> Tensor:
+        return torch.randn(*shape, generator=self.generator).to(device)
+
+    def integers(self, high: int, *shape: int, device: torch.device) -> Tensor:
+        return torch.randint(high, shape, generator=self.generator).to(device)
+
+
+def _draws(model: StableVSR, low_res: Tensor, random: Randomness, timestep: Tensor | None = None) -> Draws:
+    n, _, h, w = low_res.shape
+    device, shape = low_res.device, (n, model.config.vae.latent_channels, h, w)
+    if timestep is None:
+        timestep = random.integers(model.config.schedule.num_train_timesteps, n, device=device)
+    draws = Draws(timestep, random.normal(*shape, device=device), random.normal(*shape, device=device))
+    if model.config.low_res_schedule is None:
+        return draws
+    level = random.integers(model.config.max_noise_level, n, device=device)
+    return replace(draws, noise_level=level, low_res_noise=random.normal(n, 3, h, w, device=device))
+
+
+def _context(model: StableVSR, count: int) -> Tensor:
+    return model.empty_prompt[None].expand(count, -1, -1)
+
+
+def vae_stage(model: StableVSR, window: Window, random: Randomness) -> Tensor:
+    """The autoencoder on the first frames."""
+    picture, low_res = window["hr"][:, 0], window["lr"][:, 0]
+    shape = (len(picture), model.config.vae.latent_channels, *low_res.shape[-2:])
+    noise = LATENT_NOISE * random.normal(*shape, device=picture.device)
+    return autoencoder_loss(model.vae, picture, noise)
+
+
+def unet_stage(model: StableVSR, window: Window, random: Randomness) -> Tensor:
+    """The base model on the first frames: image super-resolution."""
+    picture, low_res = window["hr"][:, 0], window["lr"][:, 0]
+    draws = _draws(model, low_res, random)
+    with torch.no_grad():
+        latent = encode_latent(model.vae, picture, draws.posterior)
+    condition = noised_low_res(model, low_res, draws)
+    return denoiser_loss(model.unet, latent, condition, _context(model, len(picture)), draws, model.config.schedule)
+
+
+def flow_stage(model: StableVSR, window: Window, random: Randomness) -> Tensor:
+    """RAFT on what it will see: LR frames, upscaled by bicubic interpolation."""
+    source, target = (
+        F.interpolate(window["lr"][:, i], scale_factor=SCALE, mode="bicubic", align_corners=False) for i in (0, 1)
+    )
+    return flow_loss(model.flow, target, source, window["flow"][:, 0], window["valid"][:, 0])
+
+
+def tcm_stage(model: StableVSR, window: Window, random: Randomness) -> Tensor:
+    """The TCM on the centre frames and, at random, the frames before or after."""
+    hr, low_res = window["hr"], window["lr"]
+    rows = torch.arange(len(hr), device=hr.device)
+    side = 2 * random.integers(2, len(hr), device=hr.device)  # 0 or 2 of three frames
+    draws = _draws(model, low_res[:, 1], random)
+    return tcm_loss(
+        model,
+        frame=hr[:, 1],
+        neighbour=hr[rows, side],
+        low_res=low_res[:, 1],
+        neighbour_low_res=low_res[rows, side],
+        context=_context(model, len(hr)),
+        draws=draws,
+        neighbour_draws=_draws(model, low_res[:, 1], random, draws.timestep),
+    )
+
+
+class Stage(NamedTuple):
+    """How one part of the model is trained."""
+
+    part: str
+    num_frames: int  # of a window
+    needs_flow: bool
+    loss: Callable[[StableVSR, Window, Randomness], Tensor]
+
+
+STAGES = {
+    "vae": Stage("vae", 1, False, vae_stage),
+    "unet": Stage("unet", 1, False, unet_stage),
+    "flow": Stage("flow", 2, True, flow_stage),
+    "tcm": Stage("tcm", 3, False, tcm_stage),
+}
+
+
+class StageLoss(nn.Module):
+    """A stage's loss as a module, which is what DistributedDataParallel wraps; only its part learns."""
+
+    def __init__(self, model: StableVSR, stage: Stage) -> None:
+        super().__init__()
+        self.model = model.requires_grad_(False)
+        self.stage = stage
+        self.learner: nn.Module = getattr(model, stage.part)
+        self.learner.requires_grad_(True)
+
+    def forward(self, window: Window, random: Randomness) -> Tensor:
+        return self.stage.loss(self.model, window, random)

@@ -1,0 +1,80 @@
+"""A recipe from file to weights file."""
+
+from pathlib import Path
+
+import torch
+
+from stablevsr.config import PRESETS
+from stablevsr.errors import UserError
+from stablevsr.model import StableVSR, build_model
+from stablevsr.nn.tcm import starting_state
+from stablevsr.training.data import ProceduralWindows, Windows
+from stablevsr.training.folders import FolderWindows
+from stablevsr.training.loop import Trainer, checkpoint_blocks, start_processes
+from stablevsr.training.recipe import Recipe, read_recipe
+from stablevsr.training.stages import STAGES, Stage, StageLoss
+from stablevsr.weights import Header, write
+
+
+def train(path: Path, device: torch.device) -> Path:
+    """Run a recipe, from its checkpoint if there is one; returns the weights file it wrote.
+
+    Raises:
+        UserError: for a recipe, data or weights that make no sense.
+    """
+    recipe = read_recipe(path)
+    stage = STAGES[recipe.stage]
+    device = start_processes(device)
+    model = starting_model(recipe, path.parent)
+    folder = path.parent / recipe.output
+    folder.mkdir(parents=True, exist_ok=True)
+    loss = StageLoss(model.to(device), stage)
+    loss.learner.train()
+    if recipe.gradient_checkpointing:
+        checkpoint_blocks(loss.learner)
+    if recipe.compile:
+        loss.learner.compile()
+    trainer = Trainer(recipe, loss, open_windows(recipe, stage, path.parent), folder, device)
+    weights = trainer.run()
+    output = folder / "model.safetensors"
+    if trainer.rank == 0:
+        loss.learner.load_state_dict(weights)
+        origin = f"trained by {path.name}, {recipe.steps} steps"
+        header = Header(model.config, {**model.provenance, stage.part: origin})
+        write(output, header, model.cpu().state_dict())
+    return output
+
+
+def starting_model(recipe: Recipe, base: Path) -> StableVSR:
+    """The model that a recipe starts from, on the CPU in float32."""
+    if recipe.init:
+        model = build_model(base / recipe.init, device="cpu")
+    elif recipe.preset in PRESETS:
+        torch.manual_seed(recipe.seed)
+        model = StableVSR(PRESETS[recipe.preset])
+        torch.nn.init.normal_(model.empty_prompt)
+        model.tcm.zero()
+        model.provenance = dict.fromkeys(("unet", "tcm", "vae", "flow"), "untrained, random")
+    else:
+        raise UserError(f"preset is {recipe.preset!r}, expected one of {', '.join(PRESETS)}")
+    for part, file in recipe.parts.items():
+        if part not in ("unet", "tcm", "vae", "flow"):
+            raise UserError(f"parts names {part!r}, expected unet, tcm, vae or flow")
+        other = build_model(base / file, device="cpu")
+        if getattr(other.config, part) != getattr(model.config, part):
+            raise UserError(f"the {part} of {file} has another configuration than the model that it shall go into")
+        getattr(model, part).load_state_dict(getattr(other, part).state_dict())
+        model.provenance[part] = other.provenance.get(part, f"from {file}")
+    if recipe.tcm_from_unet:
+        model.tcm.load_state_dict(starting_state(model.config.tcm, model.unet.state_dict()))
+    return model.eval()
+
+
+def open_windows(recipe: Recipe, stage: Stage, base: Path) -> Windows:
+    """The training data of a recipe."""
+    data = recipe.data
+    if data.kind == "folders":
+        return FolderWindows(recipe.seed, data.crop, base / data.root, data.include, data.exclude, stage.num_frames)
+    return ProceduralWindows(
+        recipe.seed, data.crop, data.pool, data.side, stage.num_frames, data.speed, stage.needs_flow
+    )

@@ -1,0 +1,227 @@
+"""The loop: it resumes to the bit, runs in several processes, and writes files that upscale."""
+
+import csv
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from models import random_model
+from safetensors.torch import load_file
+
+from stablevsr import build_model, sample_video
+from stablevsr.cli import main
+from stablevsr.convert.assemble import to_diffusers
+from stablevsr.errors import UserError
+from stablevsr.training.loop import checkpoint_blocks, learning_rate
+from stablevsr.training.recipe import OptimiserRecipe, Recipe, read_recipe
+from stablevsr.training.train import train
+
+CPU = torch.device("cpu")
+RUN = "import sys; from stablevsr.cli import main; sys.exit(main(sys.argv[1:]))"
+RECIPE = """
+stage = "{stage}"
+preset = "tiny"
+output = "{output}"
+steps = {steps}
+batch = 2
+accumulate = {accumulate}
+log_every = 1
+checkpoint_every = 3
+[data]
+crop = {crop}
+side = {crop}
+pool = 2
+[optimiser]
+lr = 1e-3
+warmup = 2
+decay = "cosine"
+ema = {ema}
+"""
+
+
+def write_recipe(path: Path, more: str = "", **values: object) -> Path:
+    settings = {"stage": "vae", "output": path.stem, "steps": 4, "accumulate": 1, "crop": 16, "ema": 0.9, **values}
+    path.write_text(more + RECIPE.format(**settings))
+    return path
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def assert_same_weights(a: Path, b: Path) -> None:
+    ours, theirs = weights_of(a), weights_of(b)
+    assert set(ours) == set(theirs)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def losses(folder: Path) -> list[tuple[str, str]]:
+    with (folder / "log.csv").open() as file:
+        return [(row["step"], row["loss"]) for row in csv.DictReader(file)]
+
+
+@pytest.mark.parametrize(("stage", "crop"), [("vae", 16), ("unet", 16), ("flow", 128), ("tcm", 32)])
+def test_every_stage_trains_its_part_and_nothing_else(tmp_path: Path, stage: str, crop: int) -> None:
+    output = train(write_recipe(tmp_path / "run.toml", stage=stage, crop=crop, steps=2), CPU)
+    before = train(write_recipe(tmp_path / "start.toml", stage="vae" if stage != "vae" else "unet", steps=1), CPU)
+    after, start = load_file(output), load_file(before)
+    other = "vae." if stage != "vae" else "unet."
+    changed = {name.split(".")[0] for name in after if not torch.equal(after[name], start[name])}
+    assert changed - {other[:-1]} == {stage}
+    header = build_model(output, device="cpu").provenance
+    assert header[stage] == "trained by run.toml, 2 steps"
+
+
+def test_a_trained_file_upscales_and_goes_back_to_diffusers(tmp_path: Path) -> None:
+    output = train(write_recipe(tmp_path / "run.toml", "tcm_from_unet = true\n", stage="tcm", crop=32, steps=2), CPU)
+    model = build_model(output, device="cpu")
+    assert model.tcm.zero_conv_middle.weight.abs().sum() > 0
+    assert sample_video(model, np.zeros((2, 4, 4, 3), np.uint8), steps=1).shape == (2, 16, 16, 3)
+    assert "controlnet" in to_diffusers(output, tmp_path / "folder")
+
+
+def test_killed_runs_end_with_the_same_bits(tmp_path: Path) -> None:
+    """kill -9 at five random moments; weights and logged losses equal those of a run that was left alone."""
+    whole = write_recipe(tmp_path / "whole.toml", steps=150)
+    train(whole, CPU)
+    killed = write_recipe(tmp_path / "killed.toml", steps=150)
+    command = [sys.executable, "-c", RUN, "train", str(killed), "--device", "cpu"]
+    log = tmp_path / "killed/log.csv"
+    moments = random.Random(0)
+    for _ in range(5):
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 60
+        enough = (log.stat().st_size if log.exists() else 0) + moments.randrange(100, 900)
+        while process.poll() is None and time.monotonic() < deadline:
+            if log.exists() and log.stat().st_size > enough:
+                break
+            time.sleep(moments.random() * 0.02)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert_same_weights(tmp_path / "killed", tmp_path / "whole")
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+    assert {path.name for path in (tmp_path / "killed").glob("*")} >= {"checkpoint.pt", "log.csv", "model.safetensors"}
+
+
+def test_two_processes_equal_one_that_accumulates(tmp_path: Path) -> None:
+    one = write_recipe(tmp_path / "one.toml", accumulate=2, steps=3, ema=0.0)
+    two = write_recipe(tmp_path / "two.toml", accumulate=1, steps=3, ema=0.0)
+    train(one, CPU)
+    (tmp_path / "run.py").write_text(RUN)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29511"]
+    command += [str(tmp_path / "run.py"), "train", str(two), "--device", "cpu"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    ours, theirs = weights_of(tmp_path / "two"), weights_of(tmp_path / "one")
+    for name, tensor in theirs.items():
+        # Adam turns the rounding of gradients near zero into steps of its own size: the norm is what agrees.
+        assert (ours[name] - tensor).float().norm() <= 2e-3 * tensor.float().norm(), name
+
+
+def test_gradient_checkpointing_gives_the_same_gradients() -> None:
+    gradients = []
+    for wrap in (False, True):
+        model = random_model()
+        model.unet.requires_grad_(True)
+        if wrap:
+            checkpoint_blocks(model.unet)
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(1, 7, 6, 5, generator=generator)
+        model.unet(x, torch.tensor([9]), model.encode_prompt(None)).square().sum().backward()
+        gradients.append([parameter.grad for parameter in model.unet.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+def test_learning_rate_rises_and_falls() -> None:
+    recipe = OptimiserRecipe(lr=1.0, warmup=4, decay="cosine")
+    rates = [learning_rate(recipe, step, 100) for step in range(100)]
+    assert rates[0] == pytest.approx(0.2)
+    assert max(rates) == rates[4] == pytest.approx(1, abs=0.01)
+    assert rates[50] == pytest.approx(0.5, abs=0.01)
+    assert rates[99] < 0.001
+    assert learning_rate(replace(recipe, decay="constant"), 99, 100) == 1
+
+
+def test_the_moving_average_is_what_is_written(tmp_path: Path) -> None:
+    for ema in (0.0, 0.999):
+        train(write_recipe(tmp_path / f"run{ema}.toml", ema=ema, steps=3), CPU)
+    state = torch.load(tmp_path / "run0.999/checkpoint.pt", weights_only=True)
+    written = weights_of(tmp_path / "run0.999")
+    for name, value in state["average"].items():
+        assert torch.equal(written[f"vae.{name}"], value)
+    assert not torch.equal(state["average"]["decoder.conv_out.weight"], state["weights"]["decoder.conv_out.weight"])
+    plain = weights_of(tmp_path / "run0.0")
+    assert all(torch.equal(plain[f"vae.{name}"], value) for name, value in state["weights"].items())
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = write_recipe(tmp_path / "run.toml", steps=3)
+    train(recipe, CPU)
+    checkpoint = tmp_path / "run/checkpoint.pt"
+    state = torch.load(checkpoint, weights_only=True)
+    torch.save({**state, "step": 2}, checkpoint)
+    before = checkpoint.read_bytes()
+
+    def full(state: object, path: Path) -> None:
+        path.write_bytes(b"half a file")
+        raise RuntimeError("No space left on device")
+
+    monkeypatch.setattr("torch.save", full)
+    with pytest.raises(UserError, match=r"could not be written \(No space left on device\); the one before"):
+        train(recipe, CPU)
+    assert checkpoint.read_bytes() == before
+    assert not list((tmp_path / "run").glob(".*"))
+
+
+def test_a_checkpoint_of_another_recipe_is_refused_by_name(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path / "run.toml", steps=3)
+    train(recipe, CPU)
+    recipe.write_text(recipe.read_text().replace("batch = 2", "batch = 3"))
+    with pytest.raises(UserError, match=r"was made with batch = 2, the recipe says 3"):
+        train(recipe, CPU)
+    (tmp_path / "run/checkpoint.pt").write_bytes(b"damaged")
+    with pytest.raises(UserError, match=r"checkpoint .* is damaged"):
+        train(recipe, CPU)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (('stage = "vae"', 'stage = "gan"'), "stage is 'gan', expected one of vae, unet, flow, tcm"),
+        (("batch = 2", "batch = 2\ngizmo = 1"), "Recipe has no field gizmo"),
+        (("lr = 1e-3", "lr = 1e-3\nbeta = 1"), "OptimiserRecipe has no field beta"),
+        (("batch = 2", "batch = 0"), "batch is 0, expected at least 1"),
+        (("batch = 2", 'batch = "two"'), "batch is 'two'"),
+        (("steps = 4", ""), "lacks steps"),
+        (("crop = 16", "crop = 15"), "data.crop is 15"),
+        (("pool = 2", 'kind = "folders"'), "data.root is missing"),
+        (('preset = "tiny"', ""), "give either preset or init"),
+        (('preset = "tiny"', 'preset = "huge"'), "preset is 'huge', expected one of"),
+        (("batch = 2", "batch = "), "is not valid TOML"),
+        (('preset = "tiny"', 'init = "none.safetensors"'), "none.safetensors does not exist"),
+    ],
+)
+def test_bad_recipes_are_one_sentence(tmp_path: Path, change: tuple[str, str], message: str, capsys) -> None:
+    recipe = write_recipe(tmp_path / "run.toml")
+    recipe.write_text(recipe.read_text().replace(*change))
+    assert main(["train", str(recipe), "--device", "cpu"]) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 1
+    assert message in told[0]
+    assert not (tmp_path / "run").exists()
+
+
+def test_shipped_recipes_are_valid() -> None:
+    recipes = sorted(Path(__file__).parent.parent.glob("recipes/**/*.toml"))
+    assert recipes
+    assert all(isinstance(read_recipe(path), Recipe) for path in recipes)
