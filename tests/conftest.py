@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from models import DATA, random_model
 
-from stablevsr.config import TINY
 from stablevsr.convert.assemble import Sources, convert
 from stablevsr.model import StableVSR
+from stablevsr.presets import TINY
 from stablevsr.weights import Header, write
 
 

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import torch
 
-from stablevsr.config import LOW_RES_SCHEDULE, TINY, ModelConfig
+from stablevsr.config import ModelConfig
 from stablevsr.model import StableVSR
+from stablevsr.presets import LOW_RES_SCHEDULE, TINY
 
 DATA = Path(__file__).parent / "data"
 

@@ -15,13 +15,14 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
 from stablevsr import weights
-from stablevsr.config import SD_X4_UPSCALER, STABLEVSR, TINY, ModelConfig, TextConfig, from_dict, to_dict
+from stablevsr.config import ModelConfig, TextConfig, from_dict, to_dict
 from stablevsr.convert import published_config as published
 from stablevsr.convert.assemble import Sources, convert, describe, to_diffusers
 from stablevsr.convert.keys import DIFFUSERS_VAE, DIFFUSERS_VAE_OLD, rename_all
 from stablevsr.errors import UserError
 from stablevsr.model import build_model
 from stablevsr.nn.vae import VAE
+from stablevsr.presets import SD_X4_UPSCALER, STABLEVSR, TINY
 
 CHECKPOINT = DATA / "checkpoint"
 FLOW = DATA / "golden/raft_small.pth"

@@ -15,13 +15,14 @@ from diffusers.loaders.single_file_utils import (
 )
 from ldm_layout import CLIP, FIRST_STAGE, UNET, layout
 
-from stablevsr.config import LOW_RES_SCHEDULE, SD_X4_UPSCALER, TINY, TextConfig, UNetConfig
+from stablevsr.config import TextConfig, UNetConfig
 from stablevsr.convert import keys
 from stablevsr.convert.ldm import convert_ldm
 from stablevsr.errors import UserError
 from stablevsr.nn.text import TextEncoder
 from stablevsr.nn.unet import UNet
 from stablevsr.nn.vae import VAE
+from stablevsr.presets import LOW_RES_SCHEDULE, SD_X4_UPSCALER, TINY
 
 
 def schedule_buffers(kind, prefix="", n=1000):

@@ -15,10 +15,10 @@ from references import (
 )
 from torch import Tensor, nn
 
-from stablevsr.config import RAFT_SMALL, STABLEVSR_SCHEDULE, TINY
 from stablevsr.convert import keys
 from stablevsr.model import StableVSR
 from stablevsr.nn.raft import RAFT
+from stablevsr.presets import RAFT_SMALL, STABLEVSR_SCHEDULE, TINY
 from stablevsr.sampling.ddpm import add_noise
 from stablevsr.training.losses import (
     Draws,

@@ -11,9 +11,9 @@ from models import random_model
 from safetensors.torch import load_file, save_file
 
 from stablevsr import build_model, sample_video, weights
-from stablevsr.config import TINY
 from stablevsr.errors import UserError
 from stablevsr.model import StableVSR, bundled_weights
+from stablevsr.presets import TINY
 
 
 def test_a_file_gives_the_model_back(tiny_model: StableVSR, tiny_weights: Path) -> None:

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from references import REFERENCES, on_same_weights, pair, randomise, relative_error
 from torch import Tensor, nn
 
-from stablevsr import config as c
 from stablevsr.config import FlowConfig, ModelConfig, TCMConfig, TextConfig, UNetConfig, UNetEncoderConfig, VAEConfig
 from stablevsr.convert.keys import rename_all
 from stablevsr.errors import UserError
@@ -21,12 +20,13 @@ from stablevsr.nn.text import TextEncoder
 from stablevsr.nn.unet import Residuals, UNet
 from stablevsr.nn.vae import VAE
 from stablevsr.nn.warp import pixel_grid, warp_published
+from stablevsr.presets import LOW_RES_SCHEDULE, RAFT_LARGE, RAFT_SMALL, SD_X4_UPSCALER, STABLEVSR
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 GRADIENT_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
 both_precisions = pytest.mark.parametrize("dtype", TOLERANCE, ids=["float32", "float64"])
 
-RELEASED = c.STABLEVSR
+RELEASED = STABLEVSR
 RELEASED_TEXT = TextConfig()
 
 
@@ -49,8 +49,8 @@ def _one_thread():
         (UNet, RELEASED.unet, 472_374_020),
         (TCM, RELEASED.tcm, 207_699_264),
         (VAE, RELEASED.vae, 55_325_927),
-        (RAFT, c.RAFT_LARGE, 5_257_536),
-        (RAFT, c.RAFT_SMALL, 990_162),
+        (RAFT, RAFT_LARGE, 5_257_536),
+        (RAFT, RAFT_SMALL, 990_162),
     ],
     ids=["unet", "tcm", "vae", "raft_large", "raft_small"],
 )
@@ -68,9 +68,9 @@ def test_parameter_count_of_the_decoder():
     ("network", "config"),
     [
         (UNet, RELEASED.unet),
-        (UNet, c.SD_X4_UPSCALER.unet),
+        (UNet, SD_X4_UPSCALER.unet),
         (TCM, RELEASED.tcm),
-        (TCM, c.SD_X4_UPSCALER.tcm),
+        (TCM, SD_X4_UPSCALER.tcm),
         (VAE, RELEASED.vae),
         (TextEncoder, RELEASED_TEXT),
     ],
@@ -358,7 +358,7 @@ def test_posterior_sample(gain):
 
 @torch.no_grad()
 @pytest.mark.parametrize("size", [(128, 128), (136, 160)], ids=str)
-@pytest.mark.parametrize("config", [c.RAFT_LARGE, c.RAFT_SMALL], ids=["large", "small"])
+@pytest.mark.parametrize("config", [RAFT_LARGE, RAFT_SMALL], ids=["large", "small"])
 def test_raft(config, size):
     ours, published = pair(RAFT, config)
     generator = torch.Generator().manual_seed(8)
@@ -370,8 +370,8 @@ def test_raft(config, size):
 @pytest.mark.parametrize("num_updates", [1, 5])
 def test_raft_updates(num_updates):
     """The flow after fewer updates, while it is still small and the lookup well inside."""
-    _, published = pair(RAFT, c.RAFT_LARGE)
-    ours = on_same_weights(RAFT, replace(c.RAFT_LARGE, num_updates=num_updates), published)
+    _, published = pair(RAFT, RAFT_LARGE)
+    ours = on_same_weights(RAFT, replace(RAFT_LARGE, num_updates=num_updates), published)
     generator = torch.Generator().manual_seed(9)
     pictures = [torch.rand(1, 3, 128, 136, generator=generator) * 2 - 1 for _ in range(2)]
     expected = published(*pictures, num_flow_updates=num_updates)[-1]
@@ -537,7 +537,7 @@ def as_type(inputs: Inputs, dtype: torch.dtype) -> Inputs:
         (TextConfig, {"num_heads": 3}, "width 1024 does not divide into 3 heads"),
         (ModelConfig, {"unet": UNetConfig(out_channels=8)}, "unet gives 8 channels, but the latent has 4"),
         (ModelConfig, {"text": TEXTS["gelu"]}, "the text tower is 32 wide, the unet expects 1024"),
-        (ModelConfig, {"low_res_schedule": c.LOW_RES_SCHEDULE}, "got None entries and a schedule"),
+        (ModelConfig, {"low_res_schedule": LOW_RES_SCHEDULE}, "got None entries and a schedule"),
     ],
 )
 def test_a_configuration_refuses_nonsense(config, values, message):

@@ -6,10 +6,11 @@ import torch
 from models import random_model, with_noise_levels
 
 from stablevsr import sample_video
-from stablevsr.config import SCALE, STABLEVSR_SCHEDULE, TINY
+from stablevsr.config import SCALE
 from stablevsr.errors import UserError
 from stablevsr.model import StableVSR
 from stablevsr.nn.warp import warp_published
+from stablevsr.presets import STABLEVSR_SCHEDULE, TINY
 from stablevsr.sampling.bidirectional import bidirectional_sampling, pass_order
 from stablevsr.sampling.ddpm import ddpm_step
 from stablevsr.sampling.denoiser import Denoiser

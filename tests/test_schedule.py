@@ -6,8 +6,9 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from stablevsr.config import LOW_RES_SCHEDULE, STABLEVSR_SCHEDULE, ScheduleConfig
+from stablevsr.config import ScheduleConfig
 from stablevsr.errors import UserError
+from stablevsr.presets import LOW_RES_SCHEDULE, STABLEVSR_SCHEDULE
 from stablevsr.sampling import ddpm
 from stablevsr.sampling.schedule import alphas_cumprod, betas, run_steps, timesteps
 

@@ -9,13 +9,14 @@ from torch import Tensor
 
 from stablevsr import weights
 from stablevsr.atomic import replacing
-from stablevsr.config import SD_X4_UPSCALER, TextConfig
+from stablevsr.config import TextConfig
 from stablevsr.convert import checkpoint, diffusers_folder
 from stablevsr.convert.draft import Draft, embed_empty_prompt, tcm_from_unet
 from stablevsr.convert.flow import read_flow
 from stablevsr.convert.ldm import convert_ldm
 from stablevsr.errors import UserError
 from stablevsr.model import empty_model
+from stablevsr.presets import SD_X4_UPSCALER
 from stablevsr.prompt import OPEN_CLIP_EMPTY_PROMPT
 
 

@@ -6,15 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from stablevsr.config import (
-    FlowConfig,
-    ModelConfig,
-    ScheduleConfig,
-    TCMConfig,
-    TextConfig,
-    UNetConfig,
-    VAEConfig,
-)
+from stablevsr.config import FlowConfig, ModelConfig, ScheduleConfig, TCMConfig, TextConfig, UNetConfig, VAEConfig
 from stablevsr.convert.keys import Table, rename_all
 from stablevsr.nn.tcm import starting_state
 from stablevsr.nn.text import TextEncoder

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import torch
 
-from stablevsr.config import PRESETS
 from stablevsr.errors import UserError
 from stablevsr.model import StableVSR, build_model
 from stablevsr.nn.tcm import starting_state
+from stablevsr.presets import PRESETS
 from stablevsr.training.data import ProceduralWindows, Windows
 from stablevsr.training.folders import FolderWindows
 from stablevsr.training.loop import Trainer, checkpoint_blocks, start_processes

@@ -1,0 +1,75 @@
+"""Configurations by name: the released model, the one it was made from, and small ones."""
+
+from stablevsr.config import (
+    FlowConfig,
+    ModelConfig,
+    ScheduleConfig,
+    TCMConfig,
+    UNetConfig,
+    UNetEncoderConfig,
+    VAEConfig,
+)
+
+# The published optical flow networks.
+RAFT_LARGE = FlowConfig()
+RAFT_SMALL = FlowConfig(
+    block="bottleneck",
+    feature_widths=(32, 32, 64, 96, 128),
+    context_widths=(32, 32, 64, 96, 160),
+    context_norm="none",
+    corr_radius=3,
+    motion_corr_widths=(96,),
+    motion_flow_widths=(64, 32),
+    motion_width=82,
+    hidden_dim=96,
+    gru_kernels=((3, 3),),
+    flow_head_dim=128,
+    convex_upsampling=False,
+)
+
+STABLEVSR_SCHEDULE = ScheduleConfig(
+    beta_schedule="scaled_linear", prediction_type="v_prediction", clip_sample=False, steps_offset=1
+)
+LOW_RES_SCHEDULE = ScheduleConfig(beta_schedule="squaredcos_cap_v2")
+
+# The released model (ECCV 2024).
+STABLEVSR = ModelConfig(schedule=STABLEVSR_SCHEDULE)
+
+# The stock SD x4 upscaler, which conditions on the noise level of the LR frame.
+_SD_X4_ENCODER = UNetEncoderConfig(num_noise_levels=1000)
+SD_X4_UPSCALER = ModelConfig(
+    unet=UNetConfig(_SD_X4_ENCODER),
+    tcm=TCMConfig(_SD_X4_ENCODER),
+    schedule=STABLEVSR_SCHEDULE,
+    low_res_schedule=LOW_RES_SCHEDULE,
+)
+
+# The same classes, as small as they go: for tests and for the untrained model that is bundled until a trained one is.
+_TINY_ENCODER = UNetEncoderConfig(
+    channels=(16, 16, 32, 32), blocks_per_level=(1, 1, 1, 1), num_heads=(2, 2, 2, 2), context_dim=32, norm_groups=8
+)
+TINY = ModelConfig(
+    unet=UNetConfig(_TINY_ENCODER),
+    tcm=TCMConfig(_TINY_ENCODER, conditioning_widths=(8, 16, 16)),
+    vae=VAEConfig(channels=(16, 16, 32), blocks_per_level=1, norm_groups=8),
+    flow=RAFT_SMALL,
+    schedule=STABLEVSR_SCHEDULE,
+)
+
+# A model that two CPU cores can train and run: the same classes, a wider latent, RAFT small.
+_SMALL_ENCODER = UNetEncoderConfig(
+    in_channels=11,
+    channels=(48, 64, 96, 128),
+    blocks_per_level=(1, 1, 1, 1),
+    num_heads=(4, 4, 4, 4),
+    context_dim=32,
+    norm_groups=16,
+)
+SMALL = ModelConfig(
+    unet=UNetConfig(_SMALL_ENCODER, out_channels=8),
+    tcm=TCMConfig(_SMALL_ENCODER, conditioning_widths=(16, 32, 48)),
+    vae=VAEConfig(latent_channels=8, channels=(24, 48, 96), blocks_per_level=1, norm_groups=8, scaling_factor=1.0),
+    flow=RAFT_SMALL,
+    schedule=STABLEVSR_SCHEDULE,
+)
+PRESETS = {"stablevsr": STABLEVSR, "sd_x4_upscaler": SD_X4_UPSCALER, "small": SMALL, "tiny": TINY}
