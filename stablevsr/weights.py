@@ -87,6 +87,16 @@ def is_ours(path: Path) -> bool:
         return False
 
 
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of any safetensors file, memory-mapped; `UserError` if it is missing or damaged."""
+    if not path.is_file():
+        raise UserError(f"weights {path} {'is a folder, expected a file' if path.is_dir() else 'does not exist'}")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise UserError(f"{path} is truncated or no safetensors file ({error}): get or make it again") from error
+
+
 def read(path: Path) -> tuple[Header, dict[str, Tensor]]:
     """Header and tensors, memory-mapped, in the file's own dtype. Names and values are not checked yet."""
     return read_header(path), load_file(path)

@@ -88,6 +88,23 @@ def test_a_trained_file_upscales_and_goes_back_to_diffusers(tmp_path: Path) -> N
     assert "controlnet" in to_diffusers(output, tmp_path / "folder")
 
 
+def test_a_recipe_takes_parts_from_other_runs(tmp_path: Path) -> None:
+    train(write_recipe(tmp_path / "vae.toml", steps=1), CPU)
+    for file in ("vae/vae.safetensors", "vae/model.safetensors"):
+        recipe = write_recipe(tmp_path / "unet.toml", stage="unet", steps=1, output=f"from-{Path(file).stem}")
+        recipe.write_text(recipe.read_text() + f'[parts]\nvae = "{file}"\n')
+        output = train(recipe, CPU)
+        ours, theirs = load_file(output), load_file(tmp_path / "vae/model.safetensors")
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs if name.startswith("vae."))
+        assert build_model(output, device="cpu").provenance["vae"] == f"from {Path(file).name}"
+    recipe.write_text(recipe.read_text().replace("vae/model.safetensors", "none.safetensors"))
+    with pytest.raises(UserError, match=r"none.safetensors does not exist"):
+        train(recipe, CPU)
+    recipe.write_text(recipe.read_text().replace("none.safetensors", "from-vae/unet.safetensors"))
+    with pytest.raises(UserError, match=r"unet.safetensors lacks vae\."):
+        train(recipe, CPU)
+
+
 def test_killed_runs_end_with_the_same_bits(tmp_path: Path) -> None:
     """kill -9 at five random moments; weights and logged losses equal those of a run that was left alone."""
     whole = write_recipe(tmp_path / "whole.toml", steps=150)

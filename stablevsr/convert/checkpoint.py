@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from stablevsr.errors import UserError
+from stablevsr.weights import read_safetensors
 
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 
@@ -46,10 +45,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise UserError(f"weights {path} {'is a folder, expected a file' if path.is_dir() else 'does not exist'}")
     if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise UserError(f"{path} is truncated or no safetensors file ({error}): download it again") from error
+        return read_safetensors(path)
     if path.suffix in PICKLES:
         return _tensors_of(_read_pickle(path), path)
     raise UserError(f"{path} has an unknown type, expected .safetensors or one of {', '.join(PICKLES)}")

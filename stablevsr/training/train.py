@@ -3,7 +3,10 @@
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
+from stablevsr.atomic import replacing
 from stablevsr.errors import UserError
 from stablevsr.model import StableVSR, build_model
 from stablevsr.nn.tcm import starting_state
@@ -13,7 +16,7 @@ from stablevsr.training.folders import FolderWindows
 from stablevsr.training.loop import Trainer, checkpoint_blocks, start_processes
 from stablevsr.training.recipe import Recipe, read_recipe
 from stablevsr.training.stages import STAGES, Stage, StageLoss
-from stablevsr.weights import Header, write
+from stablevsr.weights import Header, check_finite, check_tensors, read_safetensors, write
 
 
 def train(path: Path, device: torch.device) -> Path:
@@ -40,8 +43,9 @@ def train(path: Path, device: torch.device) -> Path:
     if trainer.rank == 0:
         loss.learner.load_state_dict(weights)
         origin = f"trained by {path.name}, {recipe.steps} steps"
-        header = Header(model.config, {**model.provenance, stage.part: origin})
-        write(output, header, model.cpu().state_dict())
+        write(output, Header(model.config, {**model.provenance, stage.part: origin}), model.cpu().state_dict())
+        with replacing(folder / f"{stage.part}.safetensors") as part:
+            save_file({f"{stage.part}.{name}": value.contiguous().cpu() for name, value in weights.items()}, part)
     return output
 
 
@@ -60,14 +64,20 @@ def starting_model(recipe: Recipe, base: Path) -> StableVSR:
     for part, file in recipe.parts.items():
         if part not in ("unet", "tcm", "vae", "flow"):
             raise UserError(f"parts names {part!r}, expected unet, tcm, vae or flow")
-        other = build_model(base / file, device="cpu")
-        if getattr(other.config, part) != getattr(model.config, part):
-            raise UserError(f"the {part} of {file} has another configuration than the model that it shall go into")
-        getattr(model, part).load_state_dict(getattr(other, part).state_dict())
-        model.provenance[part] = other.provenance.get(part, f"from {file}")
+        getattr(model, part).load_state_dict(read_part(base / file, part, getattr(model, part)))
+        model.provenance[part] = f"from {Path(file).name}"
     if recipe.tcm_from_unet:
         model.tcm.load_state_dict(starting_state(model.config.tcm, model.unet.state_dict()))
     return model.eval()
+
+
+def read_part(path: Path, part: str, network: nn.Module) -> dict[str, Tensor]:
+    """The parameters of one part, from a weights file or from a file that holds the part alone (`PART.safetensors`)."""
+    prefix = part + "."
+    tensors = {name: tensor for name, tensor in read_safetensors(path).items() if name.startswith(prefix)}
+    check_tensors(tensors, {prefix + name: tensor for name, tensor in network.state_dict().items()}, str(path))
+    check_finite(tensors, str(path))
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
 
 
 def open_windows(recipe: Recipe, stage: Stage, base: Path) -> Windows:
