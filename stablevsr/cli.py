@@ -1,8 +1,10 @@
 """The `stablevsr` command: arguments in, sentences out. The work is done elsewhere."""
 
 import argparse
+import os
 import signal
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Iterator
@@ -97,7 +99,9 @@ def add_upscale(commands: argparse._SubParsersAction) -> None:
 
 def run_train(options: argparse.Namespace) -> int:
     """The command `train`."""
-    tell(f"wrote {train(options.recipe, pick_device(options.device))}")
+    output = train(options.recipe, pick_device(options.device))
+    if os.environ.get("RANK", "0") == "0":
+        tell(f"wrote {output}")
     return DONE
 
 
@@ -171,6 +175,9 @@ def stopped_by_signal() -> Iterator[None]:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
+    if threading.current_thread() is not threading.main_thread():  # only there signals may be handled
+        yield
+        return
     before = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield

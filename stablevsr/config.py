@@ -336,7 +336,10 @@ def from_dict(cls: type, values: dict[str, Any]) -> Any:
 def _from_json(hint: Any, value: Any) -> Any:
     if isinstance(value, dict) and typing.get_origin(hint) is not dict:
         options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-        return from_dict(next(option for option in options if dataclasses.is_dataclass(option)), value)
+        classes = [option for option in options if dataclasses.is_dataclass(option)]
+        if not classes:
+            raise TypeError(f"an object, {value}, where none is expected")
+        return from_dict(classes[0], value)
     if isinstance(value, list):
         return tuple(_from_json(None, item) for item in value)
     return value

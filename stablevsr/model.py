@@ -112,7 +112,7 @@ def build_model(
     if dtype not in (None, *DTYPES):
         raise UserError(f"got dtype {dtype!r}, expected one of {', '.join(DTYPES)}")
     if compile:
-        _require_compiler(target)
+        require_compiler(target)
     path = Path(weights) if weights is not None else bundled_weights()
     header, tensors = read_weights(path)
     model = empty_model(header)
@@ -149,7 +149,8 @@ def pick_device(device: str | torch.device | None) -> torch.device:
     return target
 
 
-def _require_compiler(device: torch.device) -> None:
+def require_compiler(device: torch.device) -> None:
+    """`UserError` where `torch.compile` has nothing to compile with."""
     compilers = [name for name in (os.environ.get("CXX"), "c++", "g++", "clang++") if name]
     if device.type == "cpu" and not any(shutil.which(name) for name in compilers):
         raise UserError("compile=True needs a C++ compiler on the CPU, none of c++, g++, clang++ is there: install one")

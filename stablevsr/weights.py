@@ -7,6 +7,7 @@ part came from), `naming` (which published spelling was read, so that it can be 
 """
 
 import json
+import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -157,6 +158,9 @@ def _cast(tensors: Mapping[str, Tensor], dtype: torch.dtype, scratch: Path, path
     }
     if not todo:
         return {}
+    with scratch.open("wb") as file:
+        # Taken now: a mapped file on a full disk would kill the process, not raise.
+        os.posix_fallocate(file.fileno(), 0, sum(tensor.numel() for tensor in todo.values()) * dtype.itemsize)
     space = torch.from_file(str(scratch), shared=True, size=sum(t.numel() for t in todo.values()), dtype=dtype)
     done, start = {}, 0
     for name, tensor in todo.items():

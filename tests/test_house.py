@@ -25,7 +25,7 @@ ROOMS = {
     "model": BASE | {"config", "presets", "nn", "sampling", "prompt", "weights"},
     "convert": BASE | {"config", "presets", "nn", "sampling", "prompt", "weights", "model"},
     "media": BASE,
-    "training": BASE | {"config", "presets", "nn", "sampling", "prompt", "weights", "model"},
+    "training": BASE | {"media", "config", "presets", "nn", "sampling", "prompt", "weights", "model"},
     "jobs": BASE | {"config", "nn", "sampling", "prompt", "weights", "model", "media"},
     "__init__": {"model", "sampling"},
     "cli": BASE | {"__init__", "config", "jobs", "media", "model", "sampling", "training"},

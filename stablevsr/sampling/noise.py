@@ -44,7 +44,7 @@ class SeededNoise:
     shape: tuple[int, int, int]  # latent channels, h, w
 
     def __post_init__(self) -> None:
-        if not isinstance(self.seed, int) or not 0 <= self.seed < 2**64:
+        if not isinstance(self.seed, int | np.integer) or not 0 <= self.seed < 2**64:
             raise UserError(f"got seed {self.seed}, expected 0 to 2^64 - 1")
 
     def initial(self, frame: int) -> Tensor:

@@ -54,7 +54,7 @@ def timesteps(config: ScheduleConfig, num_steps: int) -> list[int]:
         UserError: when the schedule has fewer timesteps than `num_steps`, or an offset leads outside it.
     """
     n = config.num_train_timesteps
-    if not isinstance(num_steps, int) or not 1 <= num_steps <= n:
+    if not isinstance(num_steps, int | np.integer) or not 1 <= num_steps <= n:
         raise UserError(f"got {num_steps} steps, expected 1 to {n}: this model was trained with {n} noise levels")
     if config.timestep_spacing == "linspace":
         times = np.linspace(0, n - 1, num_steps).round()[::-1]

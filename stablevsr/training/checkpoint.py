@@ -16,14 +16,16 @@ from stablevsr.training.recipe import Recipe
 FREE = ("output", "log_every", "checkpoint_every", "workers")
 
 
-def fingerprint(recipe: Recipe) -> dict[str, str]:
-    """The recipe's settings that a checkpoint must agree with, as text."""
-    return {name: json.dumps(value) for name, value in asdict(recipe).items() if name not in FREE}
+def fingerprint(recipe: Recipe, world: int) -> dict[str, str]:
+    """The settings that a checkpoint must agree with, as text; `world` is the number of processes."""
+    settings = {**asdict(recipe), "processes": world}
+    return {name: json.dumps(value) for name, value in settings.items() if name not in FREE}
 
 
 def save_checkpoint(
     path: Path,
     recipe: Recipe,
+    world: int,
     step: int,
     learner: nn.Module,
     average: dict[str, Tensor],
@@ -31,7 +33,7 @@ def save_checkpoint(
 ) -> None:
     """Write a checkpoint; `UserError` if it cannot be written, the previous one is then still there."""
     state = {
-        "recipe": fingerprint(recipe),
+        "recipe": fingerprint(recipe, world),
         "step": step,
         "weights": learner.state_dict(),
         "average": average,
@@ -45,7 +47,12 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    path: Path, recipe: Recipe, learner: nn.Module, average: dict[str, Tensor], optimiser: torch.optim.Optimizer
+    path: Path,
+    recipe: Recipe,
+    world: int,
+    learner: nn.Module,
+    average: dict[str, Tensor],
+    optimiser: torch.optim.Optimizer,
 ) -> int:
     """Fill weights, moving average and optimiser from a checkpoint; returns the number of steps done.
 
@@ -54,8 +61,8 @@ def load_checkpoint(
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        theirs, ours = state["recipe"], fingerprint(recipe)
-    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, KeyError) as error:
+        theirs, ours = dict(state["recipe"]), fingerprint(recipe, world)
+    except (OSError, RuntimeError, TypeError, ValueError, pickle.UnpicklingError, EOFError, KeyError) as error:
         raise UserError(f"checkpoint {path} is damaged ({error}); remove it to start again") from error
     for name in sorted({*theirs, *ours}):
         if theirs.get(name) != ours.get(name):
@@ -63,7 +70,10 @@ def load_checkpoint(
                 f"checkpoint {path} was made with {name} = {theirs.get(name)}, the recipe says {ours.get(name)}: "
                 "give the recipe another output, or remove the checkpoint"
             )
-    learner.load_state_dict(state["weights"])
+    try:
+        learner.load_state_dict(state["weights"])
+    except RuntimeError as error:
+        raise UserError(f"checkpoint {path} is of another configuration than the weights to start from") from error
     for name, value in state["average"].items():
         average[name].copy_(value)
     optimiser.load_state_dict(state["optimiser"])

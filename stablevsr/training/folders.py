@@ -9,6 +9,7 @@ from torch import Tensor
 
 from stablevsr.config import SCALE
 from stablevsr.errors import UserError
+from stablevsr.media import natural_key
 from stablevsr.training.data import Window, Windows, downscale
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
@@ -44,6 +45,9 @@ class FolderWindows(Windows):
             high, low = _frames(hr / name), _frames(lr / name) if lr.is_dir() else []
             if lr.is_dir() and len(low) != len(high):
                 raise UserError(f"clip {name} has {len(high)} frames in {hr} and {len(low)} in {lr}, expected as many")
+            for a, b in zip(high, low, strict=False):
+                if a.stem != b.stem:
+                    raise UserError(f"clip {name} has {a.name} at HR where LR has {b.name}, expected the same names")
             if len(high) >= num_frames:
                 self.clips.append((high, low))
         if not self.clips:
@@ -53,8 +57,8 @@ class FolderWindows(Windows):
         high, low = self.clips[random.integers(len(self.clips))]
         start = random.integers(len(high) - self.num_frames + 1)
         files = slice(start, start + self.num_frames)
-        hr = torch.stack([_read(path) for path in high[files]])
-        lr = torch.stack([_read(path) for path in low[files]]) if low else self._downscaled(hr, high[start])
+        hr = _stack(high[files])
+        lr = _stack(low[files]) if low else self._downscaled(hr, high[start])
         expected = (SCALE * lr.shape[-2], SCALE * lr.shape[-1])
         if tuple(hr.shape[-2:]) != expected:
             raise UserError(
@@ -74,7 +78,18 @@ class FolderWindows(Windows):
 def _frames(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    frames = [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES]
+    return sorted(frames, key=lambda path: natural_key(path.name))
+
+
+def _stack(paths: list[Path]) -> Tensor:
+    """(n, 3, h, w) in [0, 1], of frames of one size."""
+    pictures = [_read(path) for path in paths]
+    for path, picture in zip(paths, pictures, strict=True):
+        if picture.shape != pictures[0].shape:
+            sizes = [f"{each.shape[-1]}x{each.shape[-2]}" for each in (picture, pictures[0])]
+            raise UserError(f"{path} is {sizes[0]} but {paths[0]} is {sizes[1]}; a clip must have one size")
+    return torch.stack(pictures)
 
 
 def _read(path: Path) -> Tensor:

@@ -17,6 +17,8 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from stablevsr.atomic import replacing
+from stablevsr.errors import UserError
 from stablevsr.nn.attention import Transformer
 from stablevsr.nn.layers import ResBlock
 from stablevsr.training.checkpoint import load_checkpoint, save_checkpoint
@@ -42,6 +44,8 @@ class Trainer:
 
     def __init__(self, recipe: Recipe, loss: StageLoss, windows: Windows, folder: Path, device: torch.device) -> None:
         self.recipe, self.windows, self.folder, self.device = recipe, windows, folder, device
+        for stale in folder.glob(".stablevsr-*.part"):  # of a process killed while saving
+            stale.unlink()
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         self.learner = loss.learner
         self.optimiser = torch.optim.AdamW(
@@ -63,6 +67,8 @@ class Trainer:
         """Train to the last step, from the checkpoint if there is one; returns the weights to keep."""
         if self.checkpoint.exists():
             self.resume()
+        if self.log:
+            self.log.cut(self.step)
         batches = self.batches()
         bar = tqdm(total=self.recipe.steps, initial=self.step, desc=self.recipe.stage, disable=self.rank > 0)
         started = time.monotonic()
@@ -97,6 +103,8 @@ class Trainer:
                 loss.backward()
             total += loss.item()
         norm = nn.utils.clip_grad_norm_(self.learner.parameters(), recipe.optimiser.clip or math.inf)
+        if not norm.isfinite():
+            raise UserError(f"the gradient is not finite in step {self.step + 1}; the last checkpoint is intact")
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         self.step += 1
@@ -125,16 +133,22 @@ class Trainer:
                     first = step * per_step + (part * self.world + self.rank) * recipe.batch
                     yield list(range(first, first + recipe.batch))
 
-        yield from DataLoader(self.windows, batch_sampler=list(numbers()), num_workers=recipe.workers)
+        try:
+            yield from DataLoader(self.windows, batch_sampler=list(numbers()), num_workers=recipe.workers)
+        except UserError as error:
+            # What a worker raised comes with its traceback; the sentence is its last line.
+            raise UserError(str(error).splitlines()[-1].split("UserError: ")[-1]) from error
 
     def save(self) -> None:
         if self.rank == 0:
-            save_checkpoint(self.checkpoint, self.recipe, self.step, self.learner, self.average, self.optimiser)
+            save_checkpoint(
+                self.checkpoint, self.recipe, self.world, self.step, self.learner, self.average, self.optimiser
+            )
 
     def resume(self) -> None:
-        self.step = load_checkpoint(self.checkpoint, self.recipe, self.learner, self.average, self.optimiser)
-        if self.log:
-            self.log.cut(self.step)
+        self.step = load_checkpoint(
+            self.checkpoint, self.recipe, self.world, self.learner, self.average, self.optimiser
+        )
 
 
 class Log:
@@ -150,8 +164,6 @@ class Log:
             self.board = None
         else:
             self.board = SummaryWriter(str(path.parent))
-        if not path.exists():
-            path.write_text(",".join(self.FIELDS) + "\n")
 
     def add(self, step: int, **values: float) -> None:
         with self.path.open("a", newline="") as file:
@@ -161,10 +173,12 @@ class Log:
                 self.board.add_scalar(name, value, step)
 
     def cut(self, step: int) -> None:
-        """Forget what was logged behind the checkpoint that a run resumes from."""
-        head, *lines = self.path.read_text().splitlines()
-        kept = [line for line in lines if line.split(",")[0].isdigit() and int(line.split(",")[0]) <= step]
-        self.path.write_text("\n".join([head, *kept]) + "\n")
+        """Forget what was logged behind the step that a run goes on from; a new file has its head only."""
+        lines = self.path.read_text().splitlines()[1:] if self.path.exists() else []
+        rows = [line.split(",") for line in lines]
+        kept = [row for row in rows if len(row) == len(self.FIELDS) and row[0].isdigit() and int(row[0]) <= step]
+        with replacing(self.path) as part:
+            part.write_text("\n".join(",".join(row) for row in [self.FIELDS, *kept]) + "\n")
 
 
 def checkpoint_blocks(network: nn.Module) -> None:
@@ -176,7 +190,10 @@ def checkpoint_blocks(network: nn.Module) -> None:
 
 def start_processes(device: torch.device) -> torch.device:
     """Join the other processes when started by torchrun; returns the device of this one."""
-    if "WORLD_SIZE" not in os.environ:
+    if not dist.is_torchelastic_launched():
         return device
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    return torch.device("cuda", int(os.environ["LOCAL_RANK"])) if device.type == "cuda" else device
+    return device

@@ -1,5 +1,6 @@
 """One training step of each network, as pure functions: tensors and draws in, a scalar loss out."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -91,7 +92,8 @@ def training_guidance(
     prediction = model.unet(network_input, draws.timestep, context, draws.noise_level)
     x0 = predict_x0(noisy, prediction.float(), alpha_bar, schedule.prediction_type)
     picture = model.vae.decode(x0.to(latent.dtype) / model.vae.scaling_factor)
-    return warp_published(picture, estimate_flow(model.flow, low_res, neighbour_low_res))
+    with torch.autocast(picture.device.type, enabled=False):  # half precision rounds positions by whole pixels
+        return warp_published(picture.float(), estimate_flow(model.flow, low_res, neighbour_low_res))
 
 
 def tcm_loss(
@@ -134,17 +136,20 @@ def autoencoder_loss(vae: VAE, picture: Tensor, latent_noise: Tensor) -> Tensor:
 
     Args:
         picture: (n, 3, 4h, 4w) in [-1, 1].
-        latent_noise: (n, latent channels, h, w), added to the latent; a standard deviation of about 0.03.
+        latent_noise: (n, latent channels, h, w), added to the scaled latent; a standard deviation of about 0.03.
     """
     posterior = vae.encode(picture)
-    latent = posterior.mean
-    restored = vae.decode(latent + latent_noise)
+    latent, log_variance = posterior.mean.float(), posterior.log_variance.float()
+    # The noise and the wish for unit variance are about the scaled latents, those that the diffusion sees.
+    restored = vae.decode(latent + latent_noise / vae.scaling_factor).float()
+    scaled = latent * vae.scaling_factor
+    scaled_log_variance = log_variance + 2 * math.log(vae.scaling_factor)
     error = restored - picture
     gradient = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
     low_pass = F.avg_pool2d(error, 8, ceil_mode=True).abs().mean()
     # Near unit variance, so that the noise means something, and so that the diffusion finds what it expects.
-    spread = 0.01 * (latent.mean(dim=(0, 2, 3)) ** 2 + (latent.std(dim=(0, 2, 3)) - 1) ** 2).mean()
-    variance = 0.001 * ((posterior.log_variance - 2 * latent_noise.std().log()) ** 2).mean()
+    spread = 0.01 * (scaled.mean(dim=(0, 2, 3)) ** 2 + (scaled.std(dim=(0, 2, 3)) - 1) ** 2).mean()
+    variance = 0.001 * ((scaled_log_variance - 2 * latent_noise.std().log()) ** 2).mean()
     structure = 0.1 * (1 - ssim(restored, picture))
     loss = error.abs().mean() + 2 * (error**2).mean() + 0.3 * gradient + 2 * low_pass + structure + spread + variance
     return loss
@@ -175,7 +180,8 @@ def flow_loss(
         valid: (n, h, w) booleans; other pixels do not count.
         gamma: what a prediction weighs relative to the next one.
     """
-    predictions = raft.predictions(picture1, picture2)
+    with torch.autocast(flow.device.type, enabled=False):  # half precision rounds positions by whole pixels
+        predictions = raft.predictions(picture1, picture2)
     weight = valid[:, None].to(flow.dtype)
     total = flow.new_zeros(())
     for i, prediction in enumerate(reversed(predictions)):

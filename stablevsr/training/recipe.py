@@ -22,7 +22,7 @@ class DataRecipe:
     kind: str = "procedural"  # or "folders": root/{hr,lr}/clip/frame
     crop: int = 256  # side of the HR crop, in pixels; the LR crop is a quarter
     pool: int = 500  # procedural: how many clips are rendered, on first use, and cropped again and again
-    side: int = 128  # procedural: side of a rendered clip, in pixels
+    side: int = 256  # procedural: side of a rendered clip, in pixels
     speed: float = 3.0  # procedural: scale of the motions, pixels a frame
     root: str = ""  # folders: relative to the recipe
     include: tuple[str, ...] = ()  # folders: names of clips to take; none given: all
@@ -31,6 +31,7 @@ class DataRecipe:
     def __post_init__(self) -> None:
         require_types(self)
         _require(self.kind in ("procedural", "folders"), f"data.kind is {self.kind!r}, expected procedural or folders")
+        _require(self.speed >= 0, f"data.speed is {self.speed}, expected 0 or more")
         _require(self.crop > 0 and self.crop % 4 == 0, f"data.crop is {self.crop}, expected a positive multiple of 4")
         _require(self.pool > 0, f"data.pool is {self.pool}, expected at least 1")
         _require(self.side % 4 == 0, f"data.side is {self.side}, expected a multiple of 4")
@@ -48,14 +49,17 @@ class OptimiserRecipe:
     betas: tuple[float, ...] = (0.9, 0.999)
     weight_decay: float = 1e-2
     warmup: int = 0  # steps of linear rise
-    decay: str = "constant"  # or "cosine", to zero at the last step
-    clip: float = 1.0  # largest gradient norm
+    decay: str = "constant"  # or "cosine", towards zero at the end
+    clip: float = 1.0  # largest gradient norm; 0: any
     ema: float = 0.0  # decay of the moving average of the weights, which is what is written; 0: none
 
     def __post_init__(self) -> None:
         require_types(self)
         _require(self.lr > 0, f"optimiser.lr is {self.lr}, expected more than 0")
-        _require(len(self.betas) == 2, f"optimiser.betas is {self.betas}, expected two numbers")
+        fits = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
+        _require(fits, f"optimiser.betas is {self.betas}, expected two numbers from 0 to below 1")
+        for name in ("weight_decay", "warmup", "clip"):
+            _require(getattr(self, name) >= 0, f"optimiser.{name} is {getattr(self, name)}, expected 0 or more")
         _require(self.decay in ("constant", "cosine"), f"optimiser.decay is {self.decay!r}, not constant or cosine")
         _require(0 <= self.ema < 1, f"optimiser.ema is {self.ema}, expected 0 to below 1")
 
@@ -66,7 +70,7 @@ class Recipe:
 
     stage: str  # which network learns: vae, unet, flow or tcm
     steps: int
-    output: str  # folder of checkpoint, log, sample pictures and, at the end, model.safetensors
+    output: str  # folder of checkpoint and log and, at the end, model.safetensors and PART.safetensors
     preset: str = ""  # start from random weights of this configuration, "small" or "tiny" ...
     init: str = ""  # ... or from a weights file
     parts: dict[str, str] = field(default_factory=dict)  # parts to take from other weights files: flow = "FILE"
@@ -90,7 +94,11 @@ class Recipe:
         _require(self.dtype in ("fp32", "bf16"), f"dtype is {self.dtype!r}, expected fp32 or bf16")
         for name in ("steps", "batch", "accumulate", "log_every", "checkpoint_every"):
             _require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}, expected at least 1")
+        for name in ("seed", "workers"):
+            _require(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}, expected 0 or more")
         if self.stage == "flow":
+            fits = self.data.crop >= 128 and self.data.crop % 8 == 0
+            _require(fits, f"data.crop is {self.data.crop}, stage flow needs a multiple of 8 of at least 128")
             _require(self.data.kind == "procedural", "stage flow needs data.kind procedural: folders hold no true flow")
 
 
@@ -107,7 +115,7 @@ def read_recipe(path: Path) -> Recipe:
         raise UserError(f"recipe {path} lacks {', '.join(missing)}")
     try:
         return from_dict(Recipe, values)
-    except (TypeError, ValueError, StopIteration) as error:
+    except (TypeError, ValueError) as error:
         raise UserError(f"recipe {path} holds a value of the wrong type ({error})") from error
     except UserError as error:
         raise UserError(f"recipe {path}: {error}") from error

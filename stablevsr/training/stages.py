@@ -39,15 +39,15 @@ class Randomness:
         return torch.randint(high, shape, generator=self.generator).to(device)
 
 
-def _draws(model: StableVSR, low_res: Tensor, random: Randomness, timestep: Tensor | None = None) -> Draws:
+def _draws(model: StableVSR, low_res: Tensor, random: Randomness, like: Draws | None = None) -> Draws:
+    """Draws for LR frames (n, 3, h, w); timestep and noise level are those of `like`, where given."""
     n, _, h, w = low_res.shape
     device, shape = low_res.device, (n, model.config.vae.latent_channels, h, w)
-    if timestep is None:
-        timestep = random.integers(model.config.schedule.num_train_timesteps, n, device=device)
+    timestep = like.timestep if like else random.integers(model.config.schedule.num_train_timesteps, n, device=device)
     draws = Draws(timestep, random.normal(*shape, device=device), random.normal(*shape, device=device))
     if model.config.low_res_schedule is None:
         return draws
-    level = random.integers(model.config.max_noise_level, n, device=device)
+    level = like.noise_level if like else random.integers(model.config.max_noise_level + 1, n, device=device)
     return replace(draws, noise_level=level, low_res_noise=random.normal(n, 3, h, w, device=device))
 
 
@@ -95,7 +95,7 @@ def tcm_stage(model: StableVSR, window: Window, random: Randomness) -> Tensor:
         neighbour_low_res=low_res[rows, side],
         context=_context(model, len(hr)),
         draws=draws,
-        neighbour_draws=_draws(model, low_res[:, 1], random, draws.timestep),
+        neighbour_draws=_draws(model, low_res[:, 1], random, like=draws),
     )
 
 

@@ -1,14 +1,16 @@
 """A recipe from file to weights file."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from stablevsr.atomic import replacing
 from stablevsr.errors import UserError
-from stablevsr.model import StableVSR, build_model
+from stablevsr.model import StableVSR, build_model, require_compiler
 from stablevsr.nn.tcm import starting_state
 from stablevsr.presets import PRESETS
 from stablevsr.training.data import ProceduralWindows, Windows
@@ -16,7 +18,7 @@ from stablevsr.training.folders import FolderWindows
 from stablevsr.training.loop import Trainer, checkpoint_blocks, start_processes
 from stablevsr.training.recipe import Recipe, read_recipe
 from stablevsr.training.stages import STAGES, Stage, StageLoss
-from stablevsr.weights import Header, check_finite, check_tensors, read_safetensors, write
+from stablevsr.weights import Header, check_finite, check_tensors, read, read_header, read_safetensors, write
 
 
 def train(path: Path, device: torch.device) -> Path:
@@ -27,48 +29,69 @@ def train(path: Path, device: torch.device) -> Path:
     """
     recipe = read_recipe(path)
     stage = STAGES[recipe.stage]
+    header, model = starting_model(recipe, path.parent)
+    if recipe.stage in ("flow", "tcm") and model.flow is None:
+        raise UserError(f"{recipe.init} holds no flow network, which stage {recipe.stage} needs: convert with --flow")
     device = start_processes(device)
-    model = starting_model(recipe, path.parent)
     folder = path.parent / recipe.output
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"output folder {folder} cannot be made ({error.strerror}): choose another") from error
     loss = StageLoss(model.to(device), stage)
     loss.learner.train()
     if recipe.gradient_checkpointing:
-        checkpoint_blocks(loss.learner)
+        checkpoint_blocks(model)  # frozen parts too: the gradient of the TCM runs through the UNet's decoder
     if recipe.compile:
-        loss.learner.compile()
+        require_compiler(device)
+        model.compile_parts()
     trainer = Trainer(recipe, loss, open_windows(recipe, stage, path.parent), folder, device)
-    weights = trainer.run()
+    weights = {f"{stage.part}.{name}": value.contiguous().cpu() for name, value in trainer.run().items()}
     output = folder / "model.safetensors"
     if trainer.rank == 0:
-        loss.learner.load_state_dict(weights)
-        origin = f"trained by {path.name}, {recipe.steps} steps"
-        write(output, Header(model.config, {**model.provenance, stage.part: origin}), model.cpu().state_dict())
+        check_finite(weights, f"the trained {stage.part}")
+        provenance = {**header.provenance, stage.part: f"trained by {path.name}, {recipe.steps} steps"}
+        write(output, replace(header, provenance=provenance), {**unchanged(recipe, model, path.parent), **weights})
         with replacing(folder / f"{stage.part}.safetensors") as part:
-            save_file({f"{stage.part}.{name}": value.contiguous().cpu() for name, value in weights.items()}, part)
+            save_file(weights, part)
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
     return output
 
 
-def starting_model(recipe: Recipe, base: Path) -> StableVSR:
-    """The model that a recipe starts from, on the CPU in float32."""
+def unchanged(recipe: Recipe, model: StableVSR, base: Path) -> dict[str, Tensor]:
+    """All tensors of the model; those that the recipe took from a weights file, as they stand there, bit by bit."""
+    tensors = {name: value.cpu() for name, value in model.state_dict().items()}
+    if recipe.init:
+        changed = {*recipe.parts, *(["tcm"] if recipe.tcm_from_unet else [])}
+        _, kept = read(base / recipe.init)
+        tensors |= {name: value for name, value in kept.items() if name.split(".")[0] not in changed}
+    return tensors
+
+
+def starting_model(recipe: Recipe, base: Path) -> tuple[Header, StableVSR]:
+    """The model that a recipe starts from, on the CPU in float32, and the header that goes with it."""
     if recipe.init:
         model = build_model(base / recipe.init, device="cpu")
+        header = read_header(base / recipe.init)
     elif recipe.preset in PRESETS:
         torch.manual_seed(recipe.seed)
         model = StableVSR(PRESETS[recipe.preset])
         torch.nn.init.normal_(model.empty_prompt)
         model.tcm.zero()
-        model.provenance = dict.fromkeys(("unet", "tcm", "vae", "flow"), "untrained, random")
+        header = Header(model.config, dict.fromkeys(("unet", "tcm", "vae", "flow"), "untrained, random"))
     else:
         raise UserError(f"preset is {recipe.preset!r}, expected one of {', '.join(PRESETS)}")
     for part, file in recipe.parts.items():
-        if part not in ("unet", "tcm", "vae", "flow"):
-            raise UserError(f"parts names {part!r}, expected unet, tcm, vae or flow")
+        if part not in ("unet", "tcm", "vae", "flow") or getattr(model, part) is None:
+            raise UserError(f"parts names {part!r}, expected unet, tcm, vae or flow, as the model has")
         getattr(model, part).load_state_dict(read_part(base / file, part, getattr(model, part)))
-        model.provenance[part] = f"from {Path(file).name}"
+        header.provenance[part] = f"from {Path(file).name}"
     if recipe.tcm_from_unet:
         model.tcm.load_state_dict(starting_state(model.config.tcm, model.unet.state_dict()))
-    return model.eval()
+        header.provenance["tcm"] = "untrained: initialised from the unet, zero convolutions"
+    return header, model.eval()
 
 
 def read_part(path: Path, part: str, network: nn.Module) -> dict[str, Tensor]:
