@@ -1,0 +1,88 @@
+#!/usr/bin/env python3
+"""How much of a photograph an autoencoder keeps: PSNR of encode and decode alone, beside bicubic x4.
+
+The photographs come with the scikit-image package (`pip install '.[bench]'`) and were never seen in training. The
+middle 256x256 of each is used. Prints a table and writes JSON.
+"""
+
+import argparse
+import importlib.util
+import json
+import platform
+import sys
+from datetime import date
+from pathlib import Path
+
+import imageio.v3 as iio
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stablevsr.nn.vae import VAE
+from stablevsr.presets import PRESETS
+from stablevsr.training.data import downscale
+from stablevsr.training.train import read_part
+
+PHOTOGRAPHS = (
+    "astronaut.png",
+    "brick.png",
+    "camera.png",
+    "chelsea.png",
+    "coffee.png",
+    "hubble_deep_field.jpg",
+    "motorcycle_left.png",
+    "rocket.jpg",
+)
+SIDE = 256
+
+
+def photograph(path: Path) -> Tensor:
+    """The middle of a picture, (1, 3, SIDE, SIDE) in [0, 1]."""
+    picture = np.asarray(iio.imread(path, plugin="pillow", mode="RGB"))
+    top, left = ((side - SIDE) // 2 for side in picture.shape[:2])
+    picture = picture[top : top + SIDE, left : left + SIDE]
+    return torch.from_numpy(picture.copy()).permute(2, 0, 1)[None].float() / 255
+
+
+def psnr(a: Tensor, b: Tensor) -> float:
+    """Peak signal-to-noise ratio in dB of pictures in [0, 1], over all pixels and channels."""
+    return -10 * torch.log10((a - b).square().mean()).item()
+
+
+def measure(vae: VAE, picture: Tensor) -> dict[str, float]:
+    """PSNR of the reconstruction and of bicubic x4 of the downscaled picture."""
+    with torch.no_grad():
+        restored = vae.decode(vae.encode(picture * 2 - 1).mean) / 2 + 0.5
+    bicubic = F.interpolate(downscale(picture), scale_factor=4, mode="bicubic", align_corners=False)
+    return {"autoencoder": psnr(restored.clamp(0, 1), picture), "bicubic": psnr(bicubic.clamp(0, 1), picture)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("weights", type=Path, help="a weights file, or one that holds the vae alone")
+    parser.add_argument("--preset", default="small", choices=PRESETS)
+    parser.add_argument("-o", "--output", type=Path, help="write the results as JSON")
+    options = parser.parse_args()
+    vae = VAE(PRESETS[options.preset].vae)
+    vae.load_state_dict(read_part(options.weights, "vae", vae))
+    package = importlib.util.find_spec("skimage")
+    if package is None:
+        sys.exit("autoencoder: the photographs come with scikit-image: pip install '.[bench]'")
+    folder = Path(package.origin).parent / "data"
+    results = {name: measure(vae.eval(), photograph(folder / name)) for name in PHOTOGRAPHS}
+    results["mean"] = {
+        key: float(np.mean([row[key] for row in results.values()])) for key in ("autoencoder", "bicubic")
+    }
+    print(f"{'PSNR, dB':24} autoencoder  bicubic")
+    for name, row in results.items():
+        print(f"{name:24} {row['autoencoder']:11.2f} {row['bicubic']:8.2f}")
+    if options.output:
+        machine = f"{platform.machine()}, {torch.get_num_threads()} threads"
+        about = {"date": str(date.today()), "torch": torch.__version__, "machine": machine}
+        command = f"python benchmarks/autoencoder.py {options.weights}"
+        options.output.write_text(json.dumps({**about, "command": command, "psnr_db": results}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
