@@ -158,10 +158,12 @@ def _cast(tensors: Mapping[str, Tensor], dtype: torch.dtype, scratch: Path, path
     }
     if not todo:
         return {}
+    size = sum(tensor.numel() for tensor in todo.values())
     with scratch.open("wb") as file:
-        # Taken now: a mapped file on a full disk would kill the process, not raise.
-        os.posix_fallocate(file.fileno(), 0, sum(tensor.numel() for tensor in todo.values()) * dtype.itemsize)
-    space = torch.from_file(str(scratch), shared=True, size=sum(t.numel() for t in todo.values()), dtype=dtype)
+        if hasattr(os, "posix_fallocate"):  # not on macOS
+            # Taken now: a mapped file on a full disk would kill the process, not raise.
+            os.posix_fallocate(file.fileno(), 0, size * dtype.itemsize)
+    space = torch.from_file(str(scratch), shared=True, size=size, dtype=dtype)
     done, start = {}, 0
     for name, tensor in todo.items():
         done[name] = space[start : start + tensor.numel()].view(tensor.shape).copy_(tensor)

@@ -140,8 +140,8 @@ def text_only(path: Path) -> None:
     ("make", "words"),
     [
         (nothing, "does not exist"),
-        (Path.touch, "video"),
-        (random_bytes, "video"),
+        (Path.touch, "cannot be opened as a video"),
+        (random_bytes, "cannot be opened as a video"),
         (empty_folder, "holds no image"),
         (mixed_sizes, "b.png"),
         (text_only, "holds no image"),

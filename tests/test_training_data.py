@@ -34,6 +34,9 @@ def test_clips_are_a_function_of_seed_and_index(clips: list[RenderedClip]) -> No
     assert torch.equal(again.forward, clips[2].forward)
     assert not torch.equal(clips[1].frames, clips[2].frames)
     assert not torch.equal(render_clip(1, 2, 1, 64, 80).frames[0], clips[2].frames[0])
+    without = render_clip(seed=0, index=2, num_frames=3, height=64, width=80, with_flow=False)
+    assert torch.equal(without.frames, clips[2].frames)
+    assert without.forward.shape == (0, 2, 64, 80)
 
 
 def test_shapes_and_ranges(clips: list[RenderedClip]) -> None:

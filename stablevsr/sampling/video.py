@@ -137,11 +137,11 @@ def sample_latents(
     flows = empty_flows(n, *low_res.shape[2:])
     results = sampling_steps(model, low_res, flows, noise, steps=steps, **options)
     fill_flows(model, low_res, flows, progress)
-    latents: list[Tensor] = [torch.empty(0)] * n
+    latents: dict[int, Tensor] = {}  # by frame, whatever the direction of the last pass
     for done, result in enumerate(results, start=1):
         latents[result.frame] = result.latent
         report(progress, "denoise", done, steps * n)
-    return latents
+    return [latents[frame] for frame in range(n)]
 
 
 def seeded_noise(model: Networks, seed: int, height: int, width: int) -> SeededNoise:

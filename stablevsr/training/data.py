@@ -77,7 +77,7 @@ class ProceduralWindows(Windows):
         return {**window, **{name: window[name].float() / 255 for name in ("hr", "lr")}}
 
     def _render(self, index: int, num_frames: int, side: int, speed: float) -> Window:
-        clip = render_clip(self.seed, index, num_frames, side, side, speed)
+        clip = render_clip(self.seed, index, num_frames, side, side, speed, self.with_flow)
         # 8 bits, as pictures are; a quarter of the memory too.
         hr = (clip.frames * 255).round()
         lr = (downscale(hr / 255) * 255).round()

@@ -114,16 +114,19 @@ def pixel_centres(height: int, width: int, per_pixel: int) -> Array:
     return np.stack(np.broadcast_arrays(x[None, :], y[:, None]), -1)
 
 
-def render_clip(seed: int, index: int, num_frames: int, height: int, width: int, speed: float = 3.0) -> RenderedClip:
+def render_clip(
+    seed: int, index: int, num_frames: int, height: int, width: int, speed: float = 3.0, with_flow: bool = True
+) -> RenderedClip:
     """The procedural clip number `index` of the world `seed`: the same bits for the same arguments.
 
     Args:
         num_frames, height, width: of the clip, in HR pixels.
         speed: scale of the motions in pixels a frame; a few are four times as fast.
+        with_flow: without, flows and masks have no entries, which saves their time.
     """
     scene = Scene.draw(seed, index, max(height, width), speed)
     frames = np.stack([scene.render(height, width, time) for time in range(num_frames)])
-    pairs = range(num_frames - 1)
+    pairs = range(num_frames - 1 if with_flow else 0)
     forward = [scene.flow(height, width, target=i + 1, source=i) for i in pairs]
     backward = [scene.flow(height, width, target=i, source=i + 1) for i in pairs]
 
