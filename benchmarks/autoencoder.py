@@ -6,17 +6,15 @@ middle 256x256 of each is used. Prints a table and writes JSON.
 """
 
 import argparse
-import importlib.util
 import json
 import platform
-import sys
 from datetime import date
 from pathlib import Path
 
-import imageio.v3 as iio
 import numpy as np
 import torch
 import torch.nn.functional as F
+from clips import PHOTOGRAPHS, photograph
 from torch import Tensor
 
 from stablevsr.nn.vae import VAE
@@ -24,25 +22,13 @@ from stablevsr.presets import PRESETS
 from stablevsr.training.data import downscale
 from stablevsr.training.train import read_part
 
-PHOTOGRAPHS = (
-    "astronaut.png",
-    "brick.png",
-    "camera.png",
-    "chelsea.png",
-    "coffee.png",
-    "hubble_deep_field.jpg",
-    "motorcycle_left.png",
-    "rocket.jpg",
-)
 SIDE = 256
 
 
-def photograph(path: Path) -> Tensor:
-    """The middle of a picture, (1, 3, SIDE, SIDE) in [0, 1]."""
-    picture = np.asarray(iio.imread(path, plugin="pillow", mode="RGB"))
-    top, left = ((side - SIDE) // 2 for side in picture.shape[:2])
-    picture = picture[top : top + SIDE, left : left + SIDE]
-    return torch.from_numpy(picture.copy()).permute(2, 0, 1)[None].float() / 255
+def middle(picture: Tensor) -> Tensor:
+    """The middle of a picture, (1, 3, SIDE, SIDE)."""
+    top, left = ((side - SIDE) // 2 for side in picture.shape[1:])
+    return picture[None, :, top : top + SIDE, left : left + SIDE]
 
 
 def psnr(a: Tensor, b: Tensor) -> float:
@@ -66,11 +52,7 @@ def main() -> None:
     options = parser.parse_args()
     vae = VAE(PRESETS[options.preset].vae)
     vae.load_state_dict(read_part(options.weights, "vae", vae))
-    package = importlib.util.find_spec("skimage")
-    if package is None:
-        sys.exit("autoencoder: the photographs come with scikit-image: pip install '.[bench]'")
-    folder = Path(package.origin).parent / "data"
-    results = {name: measure(vae.eval(), photograph(folder / name)) for name in PHOTOGRAPHS}
+    results = {name: measure(vae.eval(), middle(photograph(name))) for name in PHOTOGRAPHS}
     results["mean"] = {
         key: float(np.mean([row[key] for row in results.values()])) for key in ("autoencoder", "bicubic")
     }

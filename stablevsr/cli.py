@@ -93,6 +93,12 @@ def add_upscale(commands: argparse._SubParsersAction) -> None:
     command.add_argument(
         "--noise-level", type=int, default=20, help="of the frames, for stock SD x4 weights (default: %(default)s)"
     )
+    command.add_argument(
+        "--side-by-side",
+        type=Path,
+        metavar="FILE",
+        help="a second output: bicubic interpolation left, the result right",
+    )
     command.add_argument("--force", action="store_true", help="replace the output if it exists")
     command.add_argument("--debug", action="store_true", help="show the traceback of an unexpected error")
 
@@ -107,7 +113,10 @@ def run_train(options: argparse.Namespace) -> int:
 
 def run_upscale(options: argparse.Namespace) -> int:
     """The command `upscale`: input and output are looked at before the weights are loaded."""
-    check_output(options.output, options.input, options.force)
+    for path in filter(None, (options.output, options.side_by_side)):
+        check_output(path, options.input, options.force)
+    if options.side_by_side and options.side_by_side.resolve() == options.output.resolve():
+        raise UserError(f"{options.output} is named twice: give --side-by-side a file of its own")
     with open_reader(options.input) as clip:
         for notice in clip.notices:
             tell(f"note: {notice}")
@@ -125,6 +134,7 @@ def run_upscale(options: argparse.Namespace) -> int:
                 clip,
                 options.output,
                 seed=options.seed,
+                side_by_side=options.side_by_side,
                 force=options.force,
                 progress=bars,
                 steps=options.steps,

@@ -64,6 +64,22 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "frames"
 
 
+def test_side_by_side_holds_bicubic_and_the_result(folder: Path, tmp_path: Path) -> None:
+    assert run(folder, tmp_path / "out", "--side-by-side", tmp_path / "pair") == 0
+    for path in (tmp_path / "out").iterdir():
+        pair, result = iio.imread(tmp_path / "pair" / path.name), iio.imread(path)
+        assert np.array_equal(pair[:, result.shape[1] :], result)
+        frame = torch.from_numpy(iio.imread(folder / path.name)).permute(2, 0, 1)[None] / 255
+        expected = torch.nn.functional.interpolate(frame, scale_factor=4, mode="bicubic").clamp(0, 1) * 255
+        left = torch.from_numpy(pair[:, : result.shape[1]]).permute(2, 0, 1)
+        assert (left - expected[0]).abs().max() <= 1
+
+
+def test_side_by_side_needs_a_name_of_its_own(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert run(folder, tmp_path / "out", "--side-by-side", tmp_path / "out") == 2
+    assert "is named twice" in capsys.readouterr().err
+
+
 def test_a_video_keeps_its_frames_times_and_audio(video: Path, capsys: pytest.CaptureFixture) -> None:
     out = video.parent / "out.mp4"
     assert run(video, out) == 0

@@ -10,6 +10,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import imageio.v3 as iio
 import numpy as np
 import pytest
 import torch
@@ -22,9 +23,11 @@ from stablevsr.convert.assemble import to_diffusers
 from stablevsr.errors import UserError
 from stablevsr.sampling.flow import estimate_flow
 from stablevsr.training import losses as losses_module
-from stablevsr.training.loop import checkpoint_blocks, learning_rate
+from stablevsr.training.loop import NUM_SAMPLES, checkpoint_blocks, learning_rate
 from stablevsr.training.recipe import OptimiserRecipe, Recipe, read_recipe
-from stablevsr.training.train import starting_model, train
+from stablevsr.training.samples import sample_picture
+from stablevsr.training.stages import STAGES
+from stablevsr.training.train import open_windows, starting_model, train
 from stablevsr.weights import read_header
 
 CPU = torch.device("cpu")
@@ -79,6 +82,22 @@ def test_every_stage_trains_its_part_and_nothing_else(tmp_path: Path, stage: str
     assert {name.split(".")[0] for name in after if not torch.equal(after[name], start[name])} == {stage}
     header = build_model(output, device="cpu").provenance
     assert header[stage] == "trained by run.toml, 2 steps"
+
+
+@pytest.mark.parametrize(
+    ("stage", "crop", "columns"), [("vae", 16, 2), ("unet", 16, 3), ("flow", 128, 3), ("tcm", 32, 3)]
+)
+def test_sample_pictures_change_nothing(tmp_path: Path, stage: str, crop: int, columns: int) -> None:
+    """A picture every second step, of the weights that would be written, and the same training."""
+    plain = train(write_recipe(tmp_path / "plain.toml", stage=stage, crop=crop, steps=2), CPU)
+    drawn = train(write_recipe(tmp_path / "drawn.toml", "sample_every = 2\n", stage=stage, crop=crop, steps=2), CPU)
+    assert_same_weights(plain.parent, drawn.parent)
+    assert [path.name for path in (drawn.parent / "samples").iterdir()] == ["0000002.png"]
+    picture = torch.from_numpy(iio.imread(drawn.parent / "samples/0000002.png"))
+    assert picture.shape == (NUM_SAMPLES * crop, columns * crop, 3)
+    windows = open_windows(read_recipe(tmp_path / "drawn.toml"), STAGES[stage], tmp_path)
+    expected = sample_picture(build_model(drawn, device="cpu"), stage, [windows[i] for i in range(NUM_SAMPLES)])
+    assert torch.equal(picture, expected)
 
 
 def test_a_trained_file_upscales_and_goes_back_to_diffusers(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Procedural clips with their exact flow, folders of clips, and windows cut from both."""
 
+import pickle
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -157,3 +158,10 @@ def test_bad_folders_are_named(tmp_path: Path) -> None:
     (tmp_path / "hr/c/00000000.png").write_text("no picture")
     with pytest.raises(UserError, match=r"00000000.png cannot be read"):
         [windows("c")[i] for i in range(2)]
+
+
+def test_procedural_windows_can_be_sent_to_other_processes() -> None:
+    """As data workers are started on macOS and Windows."""
+    windows = ProceduralWindows(seed=0, crop=16, pool=1, side=16, num_frames=1, speed=1.0, with_flow=False)
+    sent = pickle.loads(pickle.dumps(windows))
+    assert torch.equal(sent[3]["hr"], windows[3]["hr"])

@@ -13,7 +13,7 @@ from stablevsr.errors import UserError
 from stablevsr.training.recipe import Recipe
 
 # What may change between the pieces of a run without changing what it computes.
-FREE = ("output", "log_every", "checkpoint_every", "workers")
+FREE = ("output", "log_every", "checkpoint_every", "sample_every", "workers")
 
 
 def fingerprint(recipe: Recipe, world: int) -> dict[str, str]:

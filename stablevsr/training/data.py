@@ -1,7 +1,6 @@
 """Windows of three frames with their LR counterparts: cropped and flipped, each a pure function of (seed, number)."""
 
 from abc import ABC, abstractmethod
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -69,15 +68,19 @@ class ProceduralWindows(Windows):
         self, seed: int, crop: int, pool: int, side: int, num_frames: int, speed: float, with_flow: bool
     ) -> None:
         super().__init__(seed, crop)
-        self.pool, self.with_flow = pool, with_flow
-        self.rendered = lru_cache(None)(lambda index: self._render(index, num_frames, side, speed))
+        self.pool, self.side, self.speed = pool, side, speed
+        self.num_frames, self.with_flow = num_frames, with_flow
+        self.rendered: dict[int, Window] = {}
 
     def clip(self, random: np.random.Generator) -> Window:
-        window = self.rendered(int(random.integers(self.pool)))
+        index = int(random.integers(self.pool))
+        if index not in self.rendered:
+            self.rendered[index] = self._render(index)
+        window = self.rendered[index]
         return {**window, **{name: window[name].float() / 255 for name in ("hr", "lr")}}
 
-    def _render(self, index: int, num_frames: int, side: int, speed: float) -> Window:
-        clip = render_clip(self.seed, index, num_frames, side, side, speed, self.with_flow)
+    def _render(self, index: int) -> Window:
+        clip = render_clip(self.seed, index, self.num_frames, self.side, self.side, self.speed, self.with_flow)
         # 8 bits, as pictures are; a quarter of the memory too.
         hr = (clip.frames * 255).round()
         lr = (downscale(hr / 255) * 255).round()

@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
+import imageio.v3 as iio
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -24,7 +25,10 @@ from stablevsr.nn.layers import ResBlock
 from stablevsr.training.checkpoint import load_checkpoint, save_checkpoint
 from stablevsr.training.data import Window, Windows
 from stablevsr.training.recipe import OptimiserRecipe, Recipe
+from stablevsr.training.samples import sample_picture
 from stablevsr.training.stages import Randomness, StageLoss
+
+NUM_SAMPLES = 4  # rows of the pictures that show how far a run is
 
 
 def learning_rate(optimiser: OptimiserRecipe, step: int, steps: int) -> float:
@@ -47,7 +51,7 @@ class Trainer:
         for stale in folder.glob(".stablevsr-*.part"):  # of a process killed while saving
             stale.unlink()
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        self.learner = loss.learner
+        self.stage_loss, self.learner = loss, loss.learner
         self.optimiser = torch.optim.AdamW(
             self.learner.parameters(),
             recipe.optimiser.lr,
@@ -79,9 +83,15 @@ class Trainer:
             if self.log and (self.step % self.recipe.log_every == 0 or self.step == self.recipe.steps):
                 rate = learning_rate(self.recipe.optimiser, self.step - 1, self.recipe.steps)
                 self.log.add(self.step, loss=loss, gradient=norm, rate=rate, seconds=time.monotonic() - started)
+            if self.rank == 0 and self.recipe.sample_every and self.step % self.recipe.sample_every == 0:
+                self.draw_samples()
             if self.step % self.recipe.checkpoint_every == 0 or self.step == self.recipe.steps:
                 self.save()
         bar.close()
+        return self.kept_weights()
+
+    def kept_weights(self) -> dict[str, Tensor]:
+        """What is written at the end: the moving average, if there is one."""
         return self.average if self.recipe.optimiser.ema else self.learner.state_dict()
 
     def one_step(self, batches: Iterator[Window]) -> tuple[float, float]:
@@ -139,6 +149,19 @@ class Trainer:
             # What a worker raised comes with its traceback; the sentence is its last line.
             raise UserError(str(error).splitlines()[-1].split("UserError: ")[-1]) from error
 
+    def draw_samples(self) -> None:
+        """A picture of what the weights to keep make of the first windows: OUTPUT/samples/STEP.png."""
+        windows = [{k: v.to(self.device) for k, v in self.windows[number].items()} for number in range(NUM_SAMPLES)]
+        kept = {name: value.clone() for name, value in self.learner.state_dict().items()}
+        self.learner.load_state_dict(self.kept_weights())
+        picture = sample_picture(self.stage_loss.model, self.recipe.stage, windows)
+        self.learner.load_state_dict(kept)
+        path = self.folder / "samples" / f"{self.step:07}.png"
+        path.parent.mkdir(exist_ok=True)
+        with replacing(path) as part:
+            iio.imwrite(part, picture.numpy(), extension=".png")
+        self.log.picture(self.step, picture)
+
     def save(self) -> None:
         if self.rank == 0:
             save_checkpoint(
@@ -171,6 +194,10 @@ class Log:
         if self.board:
             for name, value in values.items():
                 self.board.add_scalar(name, value, step)
+
+    def picture(self, step: int, picture: Tensor) -> None:
+        if self.board:
+            self.board.add_image("samples", picture, step, dataformats="HWC")
 
     def cut(self, step: int) -> None:
         """Forget what was logged behind the step that a run goes on from; a new file has its head only."""

@@ -36,7 +36,7 @@ class Scene:
     random: Random = field(repr=False)  # what is left of it draws the grain
 
     @classmethod
-    def draw(cls, seed: int, index: int, side: int, speed: float = 3.0, num_leaves: int = 90) -> "Scene":
+    def draw(cls, seed: int, index: int, side: int, speed: float = 3.0, num_leaves: int = 200) -> "Scene":
         """The scene number `index` of the world `seed`, for pictures of about `side` pixels."""
         random = np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, index, 0]))
         tiles = [noise_tile(random) for _ in range(3)]
@@ -44,7 +44,7 @@ class Scene:
         layers = []
         for _ in range(num_leaves):
             # By the inverse of the cumulative distribution of r^-3, between a smallest and a largest radius.
-            smallest, largest = random.choice([3.0, 0.08 * side]), 0.5 * side
+            smallest, largest = random.choice([1.5, 3.0, 0.08 * side]), 0.5 * side
             size = (smallest**-2 - random.random() * (smallest**-2 - largest**-2)) ** -0.5
             layers.append(
                 Layer(
@@ -124,7 +124,11 @@ def render_clip(
         speed: scale of the motions in pixels a frame; a few are four times as fast.
         with_flow: without, flows and masks have no entries, which saves their time.
     """
-    scene = Scene.draw(seed, index, max(height, width), speed)
+    return render_scene(Scene.draw(seed, index, max(height, width), speed), num_frames, height, width, with_flow)
+
+
+def render_scene(scene: Scene, num_frames: int, height: int, width: int, with_flow: bool = True) -> RenderedClip:
+    """The first frames of a scene, with what is known of them; the arguments are those of `render_clip`."""
     frames = np.stack([scene.render(height, width, time) for time in range(num_frames)])
     pairs = range(num_frames - 1 if with_flow else 0)
     forward = [scene.flow(height, width, target=i + 1, source=i) for i in pairs]

@@ -84,6 +84,7 @@ class Recipe:
     workers: int = 0  # processes that load data
     log_every: int = 50
     checkpoint_every: int = 500
+    sample_every: int = 0  # steps between pictures in OUTPUT/samples; 0: none
     data: DataRecipe = field(default_factory=DataRecipe)
     optimiser: OptimiserRecipe = field(default_factory=OptimiserRecipe)
 
@@ -94,11 +95,12 @@ class Recipe:
         _require(self.dtype in ("fp32", "bf16"), f"dtype is {self.dtype!r}, expected fp32 or bf16")
         for name in ("steps", "batch", "accumulate", "log_every", "checkpoint_every"):
             _require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}, expected at least 1")
-        for name in ("seed", "workers"):
+        for name in ("seed", "workers", "sample_every"):
             _require(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}, expected 0 or more")
         if self.stage == "flow":
             fits = self.data.crop >= 128 and self.data.crop % 8 == 0
             _require(fits, f"data.crop is {self.data.crop}, stage flow needs a multiple of 8 of at least 128")
+            _require(not self.compile, "compile is true, but stage flow is never compiled: leave it out")
             _require(self.data.kind == "procedural", "stage flow needs data.kind procedural: folders hold no true flow")
 
 

@@ -97,8 +97,8 @@ def draw_texture(random: Random, tiles: list[Array], tint: Array) -> Texture:
     swing = np.array([1, *random.normal(0, 0.12, 2)])  # a pattern is mostly light and dark
     kind = random.choice(["noise", "grating", "plain"], p=[0.6, 0.2, 0.2])
     amount = random.gamma(2, 0.05)
-    tile, offset, coarse = tiles[random.integers(len(tiles))], random.uniform(0, TILE, 2), random.uniform(0.3, 1.5)
-    angle, period = random.uniform(0, np.pi), random.uniform(5, 40)
+    tile, offset, coarse = tiles[random.integers(len(tiles))], random.uniform(0, TILE, 2), random.uniform(0.3, 2)
+    angle, period = random.uniform(0, np.pi), np.exp(random.uniform(np.log(3), np.log(40)))
     wave = 2 * np.pi / period * np.array([np.cos(angle), np.sin(angle)])
     sharpness = random.uniform(0.5, 4)
 
@@ -113,9 +113,9 @@ def draw_texture(random: Random, tiles: list[Array], tint: Array) -> Texture:
     return texture
 
 
-def draw_shape(random: Random, size: float) -> Mask:
+def draw_shape(random: Random, size: float, kind: str | None = None) -> Mask:
     """A shape of about `size` pixels radius, never beyond it: ellipse, convex polygon, or strokes like writing."""
-    kind = random.choice(["ellipse", "polygon", "strokes"], p=[0.4, 0.4, 0.2])
+    kind = kind or random.choice(["ellipse", "polygon", "strokes"], p=[0.4, 0.4, 0.2])
     if kind == "ellipse":
         axes, angle = size * random.uniform(0.35, 1, 2), random.uniform(0, np.pi)
         turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])

@@ -1,0 +1,226 @@
+#!/usr/bin/env python3
+"""What the model is worth on held-out clips: against bicubic, with and without the TCM, one-way and two-way.
+
+Prints tables and writes JSON. Metrics, per clip and then over clips:
+
+    PSNR, SSIM  fidelity, higher is better (SSIM, HaarPSI and GMSD by piq)
+    HaarPSI     perceptual similarity to the truth, higher is better (Reisenhofer et al. 2018)
+    GMSD        deviation of gradient magnitudes, lower is better (Xue et al. 2014)
+    warp        warping error: mean squared difference of a frame and the one before, fetched along the exact flow,
+                outside of occlusions, x 1000; lower is steadier (Lai et al. 2018)
+    tOF         mean absolute difference of the flows seen in result and truth, x 10, lower is better. The flows are
+                those of the model's own network, so the figures compare with each other, not with other papers'
+"""
+
+import argparse
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+
+import imageio.v3 as iio
+import numpy as np
+import torch
+import torch.nn.functional as F
+from clips import HeldOutClip, held_out_clips
+from torch import Tensor
+from tqdm import tqdm
+
+from stablevsr import build_model
+from stablevsr.model import StableVSR
+from stablevsr.nn.warp import pixel_grid
+from stablevsr.sampling.bidirectional import bidirectional_sampling
+from stablevsr.sampling.denoiser import Denoiser
+from stablevsr.sampling.flow import Flows, empty_flows, estimate_flow
+from stablevsr.sampling.schedule import run_steps
+from stablevsr.sampling.video import decode_frame, fill_flows, seeded_noise
+from stablevsr.training.data import downscale
+
+try:
+    import piq
+except ImportError:
+    sys.exit("the metrics come with piq: pip install '.[bench]'")
+
+METRICS = ("PSNR", "SSIM", "HaarPSI", "GMSD", "warp", "tOF")
+Row = dict[str, float]
+
+
+def fetch(picture: Tensor, flow: Tensor) -> Tensor:
+    """Pictures (n, 3, h, w) along true flows (n, 2, h, w), bicubic, so that the error is the video's own."""
+    height, width = picture.shape[-2:]
+    size = torch.tensor([width, height])[:, None, None]
+    grid = 2 * (pixel_grid(flow) + flow + 0.5) / size - 1
+    return F.grid_sample(picture, grid.permute(0, 2, 3, 1), mode="bicubic", padding_mode="border", align_corners=False)
+
+
+def warping_error(frames: Tensor, clip: HeldOutClip) -> float:
+    """Mean squared difference along the exact flow, outside of occlusions, x 1000."""
+    seen = ~clip.truth.forward_occluded[:, None]
+    error = (frames[1:] - fetch(frames[:-1], clip.truth.forward)).square() * seen
+    return 1000 * (error.sum() / (3 * seen.sum())).item()
+
+
+@torch.no_grad()
+def flow_of(model: StableVSR, frames: Tensor) -> Tensor:
+    """The flows that the network sees between neighbouring frames of a clip in [0, 1]."""
+    return model.flow(frames[1:] * 2 - 1, frames[:-1] * 2 - 1)
+
+
+def measure(model: StableVSR, frames: Tensor, clip: HeldOutClip) -> Row:
+    """All metrics of a result (n, 3, h, w) in [0, 1]."""
+    truth = clip.truth.frames
+    frames = (frames * 255).round() / 255  # what a file would hold
+    return {
+        "PSNR": -10 * torch.log10((frames - truth).square().mean((1, 2, 3))).mean().item(),
+        "SSIM": piq.ssim(frames, truth, downsample=False).item(),
+        "HaarPSI": piq.haarpsi(frames, truth).item(),
+        "GMSD": piq.gmsd(frames, truth).item(),
+        "warp": warping_error(frames, clip),
+        "tOF": 10 * (flow_of(model, frames) - flow_of(model, truth)).abs().mean().item(),
+    }
+
+
+def without_guidance(x0: Tensor, source: int, target: int) -> None:
+    """Every frame on its own."""
+    return None
+
+
+@torch.no_grad()
+def variants(model: StableVSR, low_res: Tensor) -> dict[str, Callable[[int], Tensor]]:
+    """What is compared: name -> function of the number of steps that gives the clip in [0, 1]. All see the same noise.
+
+    One-way is the same loop over steps with even indices only, for these go forwards.
+    """
+    flows, still = (empty_flows(len(low_res), *low_res.shape[2:]) for _ in range(2))
+    fill_flows(model, low_res, flows)
+    still.forward.zero_()
+    still.backward.zero_()
+    noise = seeded_noise(model, 0, *low_res.shape[2:])
+
+    def sample(num_steps: int, flows: Flows, with_tcm: bool = True, one_way: bool = False) -> Tensor:
+        denoiser = Denoiser(model, low_res, flows, model.encode_prompt(None))
+        steps = run_steps(model.config.schedule, num_steps)
+        if one_way:
+            steps = [replace(step, index=2 * step.index) for step in steps]
+        latents = torch.stack([noise.initial(i) for i in range(len(low_res))])
+        guide = denoiser.guide if with_tcm else without_guidance
+        for _ in bidirectional_sampling(latents, steps, model.config.schedule, noise, denoiser.predict, guide):
+            pass
+        return torch.stack([decode_frame(model, latent) for latent in latents])
+
+    return {
+        "per frame": lambda steps: sample(steps, flows, with_tcm=False),
+        "one-way": lambda steps: sample(steps, flows, one_way=True),
+        "no motion comp.": lambda steps: sample(steps, still),
+        "two-way": lambda steps: sample(steps, flows),
+    }
+
+
+@torch.no_grad()
+def flow_errors(model: StableVSR, clip: HeldOutClip) -> Row:
+    """End-point errors in HR pixels where the truth is seen: of the network on LR frames, and of no flow at all."""
+    low_res = downscale(clip.truth.frames) * 2 - 1
+    truth, seen = clip.truth.forward, ~clip.truth.forward_occluded
+    flow = estimate_flow(model.flow, low_res[1:], low_res[:-1])
+    return {
+        "network": (flow - truth).norm(dim=1)[seen].mean().item(),
+        "zero": truth.norm(dim=1)[seen].mean().item(),
+    }
+
+
+@torch.no_grad()
+def evaluate(model: StableVSR, clip: HeldOutClip, steps: list[int], pictures: Path | None) -> dict[str, Row]:
+    """All rows of one clip: "bicubic", "autoencoder", and "NAME, T steps"."""
+    truth = clip.truth.frames
+    low_res = (downscale(truth) * 255).round() / 255
+    bicubic = F.interpolate(low_res, scale_factor=4, mode="bicubic", align_corners=False).clamp(0, 1)
+    through = (model.vae.decode(model.vae.encode(truth * 2 - 1).mean) / 2 + 0.5).clamp(0, 1)
+    results = {"bicubic": bicubic, "autoencoder": through}
+    for name, sample in variants(model, low_res * 2 - 1).items():
+        for count in steps:
+            results[f"{name}, {count} steps"] = sample(count)
+    if pictures:
+        middle = len(truth) // 2
+        for name, frames in {"truth": truth, **results}.items():
+            picture = (frames[middle] * 255).round().byte().permute(1, 2, 0).numpy()
+            iio.imwrite(pictures / f"{clip.name}, {name}.png".replace(", ", "-").replace(" ", "-"), picture)
+    return {"truth": measure(model, truth, clip)} | {k: measure(model, v, clip) for k, v in results.items()}
+
+
+def mean_rows(clips: list[dict[str, Row]]) -> dict[str, Row]:
+    """Means over clips."""
+    return {
+        name: {key: float(np.mean([clip[name][key] for clip in clips])) for key in clips[0][name]} for name in clips[0]
+    }
+
+
+def show(title: str, rows: dict[str, Row]) -> None:
+    print(f"\n{title:30}" + "".join(f"{metric:>9}" for metric in METRICS))
+    for name, row in rows.items():
+        print(f"{name:30}" + "".join(f"{row[metric]:9.3f}" for metric in METRICS))
+
+
+def verdict(clips: dict[str, dict[str, Row]], name: str) -> dict[str, float]:
+    """How a result stands against bicubic on single clips: shares of the clips on which it is better."""
+    rows = [(clip[name], clip["bicubic"]) for clip in clips.values()]
+    return {
+        "GMSD lower": float(np.mean([ours["GMSD"] < theirs["GMSD"] for ours, theirs in rows])),
+        "HaarPSI higher": float(np.mean([ours["HaarPSI"] > theirs["HaarPSI"] for ours, theirs in rows])),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", help="a weights file; default: the bundled model")
+    parser.add_argument("--steps", type=int, nargs="+", default=[10, 20, 50])
+    parser.add_argument("--frames", type=int, default=6, help="of a clip")
+    parser.add_argument("--side", type=int, default=160, help="of a frame, in HR pixels; a multiple of 8 from 128")
+    parser.add_argument("--procedural", type=int, default=4, help="number of procedural clips")
+    parser.add_argument("--only", nargs="+", help="names of clips to take")
+    parser.add_argument("--pictures", type=Path, help="write the middle frames to this folder")
+    parser.add_argument("-o", "--output", type=Path, help="write the results as JSON")
+    options = parser.parse_args()
+    if options.pictures:
+        options.pictures.mkdir(parents=True, exist_ok=True)
+    model = build_model(options.weights, device="cpu")
+    started = time.monotonic()
+    clips = [
+        clip
+        for clip in held_out_clips(options.frames, options.side, options.procedural)
+        if not options.only or clip.name in options.only
+    ]
+    results, flow = {}, {}
+    for clip in tqdm(clips, desc="clips"):
+        results[clip.name] = evaluate(model, clip, options.steps, options.pictures)
+        flow[clip.name] = flow_errors(model, clip)
+    report = {
+        "date": str(date.today()),
+        "torch": torch.__version__,
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "command": "python benchmarks/quality.py " + " ".join(sys.argv[1:]),
+        "seconds": round(time.monotonic() - started),
+        "clips": results,
+        "flow_end_point_error": flow,
+    }
+    for kind, wanted in (("photographs", True), ("procedural", False)):
+        chosen = {clip.name: results[clip.name] for clip in clips if clip.is_photograph == wanted}
+        if chosen:
+            show(f"mean of {len(chosen)} clips, {kind}", mean_rows(list(chosen.values())))
+            shares = {name: verdict(chosen, name) for name in next(iter(chosen.values())) if "steps" in name}
+            report[kind] = {"mean": mean_rows(list(chosen.values())), "share of clips better than bicubic": shares}
+            for name, share in shares.items():
+                print(
+                    f"{name}: GMSD lower on {share['GMSD lower']:.0%}, HaarPSI higher on {share['HaarPSI higher']:.0%}"
+                )
+            errors = mean_rows([{"flow": flow[name]} for name in chosen])["flow"]
+            print(f"flow end-point error {errors['network']:.3f} px at HR; of no flow at all {errors['zero']:.3f} px")
+    if options.output:
+        options.output.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
