@@ -16,13 +16,14 @@ from tqdm import tqdm
 from stablevsr import __version__
 from stablevsr.errors import UserError
 from stablevsr.jobs.upscale import upscale
+from stablevsr.jobs.workspace import workspace_path
 from stablevsr.media import check_output, open_reader
 from stablevsr.model import DTYPES, build_model, pick_device
 from stablevsr.sampling.video import Progress
 from stablevsr.training.train import train
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
-UNITS = {"flow": "pair", "denoise": "frame-step", "decode": "frame"}
+UNITS = {"read": "frame", "flow": "pair", "denoise": "frame-step", "decode": "frame"}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -99,7 +100,14 @@ def add_upscale(commands: argparse._SubParsersAction) -> None:
         metavar="FILE",
         help="a second output: bicubic interpolation left, the result right",
     )
+    command.add_argument(
+        "--no-scene-cuts", action="store_true", help="do not look for cuts; fetch detail across them, as published"
+    )
     command.add_argument("--force", action="store_true", help="replace the output if it exists")
+    command.add_argument("--restart", action="store_true", help="start again, even if an unfinished run could go on")
+    command.add_argument(
+        "--keep-workspace", action="store_true", help="leave OUT.unfinished, the folder of the run, where it is"
+    )
     command.add_argument("--debug", action="store_true", help="show the traceback of an unexpected error")
 
 
@@ -128,15 +136,19 @@ def run_upscale(options: argparse.Namespace) -> int:
             f"{options.steps} steps on {model.device}, {options.dtype or 'fp32'}"
         )
         start = time.monotonic()
-        with ProgressBars() as bars:
+        with ProgressBars() as bars, pointing_to(workspace_path(options.output)):
             count = upscale(
                 model,
                 clip,
                 options.output,
                 seed=options.seed,
+                scene_cuts=not options.no_scene_cuts,
                 side_by_side=options.side_by_side,
                 force=options.force,
+                restart=options.restart,
+                keep_workspace=options.keep_workspace,
                 progress=bars,
+                tell=bars.tell,
                 steps=options.steps,
                 prompt=options.prompt,
                 negative_prompt=options.negative_prompt,
@@ -173,9 +185,28 @@ class ProgressBars:
         if progress.phase != self.phase:
             self.__exit__()
             self.phase = progress.phase
-            self.bar = tqdm(total=progress.total, desc=progress.phase, unit=UNITS[progress.phase])
+            before = progress.done - 1  # more than 0 where an unfinished run goes on
+            self.bar = tqdm(total=progress.total, initial=before, desc=progress.phase, unit=UNITS[progress.phase])
         assert self.bar is not None
+        self.bar.total = progress.total
         self.bar.update(progress.done - self.bar.n)
+
+    def tell(self, sentence: str) -> None:
+        """A line between the bars."""
+        self.__exit__()
+        self.phase = None
+        tell(sentence)
+
+
+@contextmanager
+def pointing_to(workspace: Path) -> Iterator[None]:
+    """Say, when a run is interrupted, how to go on with it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if workspace.exists():
+            tell(f"run the same command again to go on, or delete {workspace}")
+        raise
 
 
 @contextmanager

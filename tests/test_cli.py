@@ -196,14 +196,20 @@ def test_bad_options(folder: Path, tmp_path: Path, options: list[str], words: st
     assert [path.name for path in tmp_path.iterdir()] == ["frames"]
 
 
-def test_interrupted_runs_leave_nothing(folder: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+def test_interrupted_runs_say_how_to_go_on(folder: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("stablevsr.jobs.upscale.decode_frame", interrupt)
-    assert run(folder, tmp_path / "out.mp4") == 130
-    assert "interrupted" in capsys.readouterr().err
-    assert [path.name for path in tmp_path.iterdir()] == ["frames"]
+    with monkeypatch.context() as context:
+        context.setattr("stablevsr.jobs.upscale.decode_frame", interrupt)
+        assert run(folder, tmp_path / "out.mp4") == 130
+    told = capsys.readouterr().err
+    assert "run the same command again to go on" in told
+    assert "interrupted" in told
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["frames", "out.mp4.unfinished"]
+    assert run(folder, tmp_path / "out.mp4") == 0
+    assert "going on: 2 of 2 in phase denoise are done" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["frames", "out.mp4"]
 
 
 def test_an_unexpected_error_is_one_line_without_debug(folder: Path, tmp_path: Path, monkeypatch, capsys) -> None:

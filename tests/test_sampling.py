@@ -242,7 +242,7 @@ def test_noise_level_models_noise_the_frame() -> None:
     results = [sample_video(model, frames, steps=2, noise_level=level) for level in (0, 350)]
     assert not np.array_equal(*results)
     low_res = torch.zeros(2, 3, 6, 7)
-    noisy = noisy_low_res(model, low_res, 350, SeededNoise(0, (4, 6, 7)))
+    noisy = torch.stack(list(noisy_low_res(model, low_res, 350, SeededNoise(0, (4, 6, 7)))))
     # squaredcos at t = 350 keeps abar = 0.7266 (cos^2 of Nichol and Dhariwal): the rest is noise
     assert noisy.std().item() == pytest.approx((1 - 0.7266) ** 0.5, rel=0.1)
     with pytest.raises(UserError, match="got noise level 351, expected 0 to 350"):

@@ -1,18 +1,35 @@
-"""One clip from a file or folder to another."""
+"""One clip from a file or folder to another, by way of a workspace: it can be killed and gone on with."""
 
+import hashlib
+import math
+import shutil
+import time
+from collections.abc import Callable, Collection
 from contextlib import ExitStack
+from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from stablevsr.config import SCALE
+from stablevsr.errors import UserError
+from stablevsr.jobs.stores import EstimatedFlows, StoredFlows, StoredFrames, StoredLatents
+from stablevsr.jobs.workspace import Workspace, open_workspace
 from stablevsr.media import Reader, open_writer
 from stablevsr.model import StableVSR
-from stablevsr.sampling.pictures import normalise, to_uint8
-from stablevsr.sampling.video import OnProgress, decode_frame, report, sample_latents, seeded_noise
+from stablevsr.sampling.bidirectional import SamplingState
+from stablevsr.sampling.cuts import changes, find_cuts
+from stablevsr.sampling.flow import FlowSource
+from stablevsr.sampling.noise import SeededNoise
+from stablevsr.sampling.pictures import to_uint8
+from stablevsr.sampling.video import OnProgress, decode_frame, flow_between, report, sampling_steps, seeded_noise
+
+Tell = Callable[[str], None]
+SAVE_EVERY = 1.0  # seconds of work that a crash may cost
+SPARE = 0.05  # of the disk, left free
 
 
 def upscale(
@@ -21,43 +38,213 @@ def upscale(
     output: Path,
     *,
     seed: int = 0,
+    steps: int = 50,
+    scene_cuts: bool = True,
     side_by_side: Path | None = None,
     force: bool = False,
+    restart: bool = False,
+    keep_workspace: bool = False,
     progress: OnProgress | None = None,
+    tell: Tell = lambda sentence: None,
     **options: object,
 ) -> int:
     """Upscale `clip` four times into `output`, which appears under its name only when it is whole.
 
+    What is done so far lies in a folder beside the output; the same call goes on from there after a crash and ends
+    with the same bits. Memory does not grow with the number of frames.
+
     Args:
         output: a video, an image (for one frame), or a folder; the name decides.
-        seed, progress, options: as in `sampling.video.sample_video`.
+        steps, seed, progress, options: as in `sampling.video.sample_video`.
+        scene_cuts: look for cuts, and fetch nothing across them; the published pipeline does not.
         side_by_side: a second output, with bicubic interpolation on the left and the result on the right.
         force: replace an output that exists.
+        restart: throw away an unfinished run instead of going on with it.
+        keep_workspace: leave the workspace there at the end.
+        tell: called with sentences about the run.
 
     Returns:
         The number of frames written.
 
     Raises:
-        UserError: for input that cannot be read and output that cannot be written.
+        UserError: for input that cannot be read, output that cannot be written, an unfinished run of other settings,
+            and a disk that is too small.
     """
-    frames = list(clip)
-    low_res = normalise(torch.from_numpy(np.stack([frame.image for frame in frames])))
-    noise = seeded_noise(model, seed, clip.height, clip.width)
+    settings = {"seed": seed, "steps": steps, "scene_cuts": scene_cuts, **options}
     height, width = SCALE * clip.height, SCALE * clip.width
-    with ExitStack() as stack:
-        # Opened first: what they refuse, they refuse before hours of work. The last one opened is the first in place.
-        pair = side_by_side and stack.enter_context(
-            open_writer(side_by_side, clip, height=height, width=2 * width, force=force)
+    with open_workspace(output, fingerprint(model, clip, settings), restart) as workspace:
+        try:
+            with ExitStack() as stack:
+                # Opened first: what they refuse, they refuse before hours of work. The last one opened is the first in
+                # place.
+                part = workspace.folder / "pair"
+                pair = side_by_side and stack.enter_context(
+                    open_writer(side_by_side, clip, height=height, width=2 * width, force=force, part=part)
+                )
+                part = workspace.folder / "output"
+                writer = stack.enter_context(
+                    open_writer(output, clip, height=height, width=width, force=force, part=part)
+                )
+                frames, cuts = take_in(workspace, clip, scene_cuts, progress)
+                noise = seeded_noise(model, seed, clip.height, clip.width)
+                latents = sample(model, workspace, frames, cuts, noise, steps, progress, tell, options)
+                for i, frame in enumerate(clip):
+                    picture = decode_frame(model, latents[i])[None]
+                    writer.write(to_uint8(picture)[0].numpy(), frame)
+                    if pair:
+                        both = torch.cat([bicubic(frames[i][None]), picture], dim=-1)
+                        pair.write(to_uint8(both)[0].numpy(), frame)
+                    report(progress, "decode", i + 1, len(frames))
+        except BaseException as error:
+            # Nothing is worth keeping of a run that was refused, or that has not even read its input.
+            if workspace.noted("clip") is None or (isinstance(error, UserError) and not workspace.has_state()):
+                workspace.remove()
+            raise
+        if not keep_workspace:
+            workspace.remove()
+        return len(frames)
+
+
+def take_in(
+    workspace: Workspace, clip: Reader, scene_cuts: bool, progress: OnProgress | None
+) -> tuple[StoredFrames, list[int]]:
+    """Copy the frames of a clip to the workspace, once; returns them, and the frames that begin a new scene."""
+    array = workspace.arrays("frames", (clip.height, clip.width, 3), torch.uint8)
+    known = workspace.noted("clip")
+    if known is None:
+        count = 0
+
+        def copied() -> object:
+            nonlocal count
+            for frame in clip:
+                array.write(count, torch.from_numpy(frame.image))
+                count += 1
+                report(progress, "read", count, max(count, clip.frame_count or 0))
+                yield frame.image
+
+        found = changes(copied())
+        if not count:
+            raise UserError(f"{clip.path} holds no frame")
+        known = {"frames": count, "cuts": find_cuts(found) if scene_cuts else []}
+        array.sync()
+        workspace.note("clip", known)
+    return StoredFrames(array, known["frames"]), known["cuts"]
+
+
+def sample(
+    model: StableVSR,
+    workspace: Workspace,
+    frames: StoredFrames,
+    cuts: Collection[int],
+    noise: SeededNoise,
+    steps: int,
+    progress: OnProgress | None,
+    tell: Tell,
+    options: dict[str, object],
+) -> StoredLatents:
+    """Flows and all frame-steps, from where the workspace stands; returns the final latents."""
+    n, (_, height, width) = len(frames), frames[0].shape
+    phase, done, x0 = workspace.state()
+    if done or phase == "denoise":
+        tell(f"going on: {done} of {n - 1 if phase == 'flow' else n * steps} in phase {phase} are done")
+    elif cuts:
+        tell(f"{len(cuts)} scene cuts found, at frames {', '.join(str(cut) for cut in cuts)}")
+    shape = (model.config.vae.latent_channels, height, width)
+    plan = Plan.make(workspace, n, shape, phase == "flow" and done == 0)
+    array = workspace.arrays("latents", shape)
+    latents = StoredLatents(array, n, noise, model.device, done if phase == "denoise" else 0)
+    flow_array = workspace.arrays("flows", (2, 2, SCALE * height, SCALE * width)) if plan.keeps_flows else None
+    flows: FlowSource = StoredFlows(flow_array) if flow_array else EstimatedFlows(model, frames)
+    state = SamplingState(done, x0) if phase == "denoise" else SamplingState(0, None)
+    frame_steps = sampling_steps(model, frames, flows, noise, latents, state, steps=steps, cuts=cuts, **options)
+    tell(plan.sentence(steps))
+    saved = time.monotonic()
+
+    def save(phase: str, done: int, x0: Tensor | None, now: bool) -> None:
+        nonlocal saved
+        if now or time.monotonic() - saved > SAVE_EVERY:
+            workspace.sync()  # first what is done, then the word that it is
+            workspace.save_state(phase, done, x0)
+            saved = time.monotonic()
+
+    if phase == "flow":
+        for i in range(done, n - 1 if flow_array else 0):
+            if i + 1 not in cuts:
+                pair = [flow_between(model, frames, i + 1, i), flow_between(model, frames, i, i + 1)]
+                flow_array.write(i, torch.cat(pair))
+            save("flow", i + 1, None, now=False)
+            report(progress, "flow", i + 1, n - 1)
+        save("denoise", 0, None, now=True)
+    for i, result in enumerate(frame_steps, start=state.done + 1):
+        # At the end of a pass always: the next one overwrites what this one started from.
+        save("denoise", i, result.x0, now=i % n == 0)
+        report(progress, "denoise", i, n * steps)
+    return latents
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run needs."""
+
+    num_frames: int
+    latents: int  # bytes on disk
+    flows: int  # bytes on disk, were they kept
+    keeps_flows: bool
+
+    @classmethod
+    def make(cls, workspace: Workspace, num_frames: int, shape: tuple[int, int, int], new: bool) -> "Plan":
+        """Keep the flows on disk if they fit there; `UserError` when even the latents do not."""
+        channels, height, width = shape
+        latents = 2 * 4 * num_frames * channels * height * width
+        flows = 4 * 4 * (num_frames - 1) * SCALE**2 * height * width
+        if not new:
+            return cls(num_frames, latents, flows, (workspace.folder / "flows.raw").exists())
+        usage = shutil.disk_usage(workspace.folder)
+        room = usage.free - SPARE * usage.total
+        output = 3 * num_frames * SCALE**2 * height * width // 4  # a generous guess for what an encoder makes of it
+        if latents + output > room:
+            raise UserError(
+                f"{workspace.folder} needs {size(latents + output)} for {num_frames} frames, the disk has {size(room)} "
+                "to spare: make room, or write the output to another disk"
+            )
+        return cls(num_frames, latents, flows, latents + output + flows <= room)
+
+    def sentence(self, steps: int) -> str:
+        """The plan, for the person who waits."""
+        flows = (
+            f", {size(self.flows)} for flows" if self.keeps_flows else "; flows would not fit and are estimated anew"
         )
-        writer = stack.enter_context(open_writer(output, clip, height=height, width=width, force=force))
-        latents = sample_latents(model, low_res, noise, progress=progress, **options)
-        for i, (frame, latent) in enumerate(zip(frames, latents, strict=True), start=1):
-            picture = decode_frame(model, latent)[None]
-            writer.write(to_uint8(picture)[0].numpy(), frame)
-            if pair:
-                pair.write(to_uint8(torch.cat([bicubic(low_res[i - 1 : i]), picture], dim=-1))[0].numpy(), frame)
-            report(progress, "decode", i, len(frames))
-    return len(frames)
+        return (
+            f"{self.num_frames} frames, {self.num_frames * steps} frame-steps; "
+            f"on disk meanwhile: {size(self.latents)} for latents{flows}"
+        )
+
+
+def size(count: float) -> str:
+    """A number of bytes, readable."""
+    power = min(int(math.log(max(count, 1), 1000)), 4)
+    return f"{count / 1000**power:.3g} {('bytes', 'kB', 'MB', 'GB', 'TB')[power]}"
+
+
+def fingerprint(model: StableVSR, clip: Reader, settings: dict[str, object]) -> dict[str, object]:
+    """What two runs must share for one to go on with the other."""
+    weights = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        weights.update(name.encode())
+        weights.update(value.reshape(-1).view(torch.uint8).cpu().numpy().data)
+    files = sorted(path for path in clip.path.iterdir() if path.is_file()) if clip.path.is_dir() else [clip.path]
+    content = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            content.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+    return {
+        "version of stablevsr": version("stablevsr"),
+        "input": content.hexdigest()[:16],
+        "weights": weights.hexdigest()[:16],
+        "device": model.device.type,
+        "compilation": model.unet._compiled_call_impl is not None,
+        **settings,
+    }
 
 
 def bicubic(low_res: Tensor) -> Tensor:

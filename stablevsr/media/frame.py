@@ -80,10 +80,11 @@ class Writer(ABC):
     When the block ends with any exception the temporary goes away and whatever stood under `path` still does.
     """
 
-    def __init__(self, path: Path, height: int, width: int) -> None:
+    def __init__(self, path: Path, height: int, width: int, part: Path | None = None) -> None:
         self.path = path
         self._shape = (height, width, 3)
-        self._part = hidden_sibling(path)
+        self._part = part or hidden_sibling(path)
+        remove(self._part)  # of a process killed while writing
         self._count = 0
 
     def __enter__(self) -> Self:

@@ -26,23 +26,26 @@ def open_reader(path: str | Path) -> Reader:
     raise UserError(f"Input {path} does not exist; give a video, an image or a folder of images.")
 
 
-def open_writer(path: str | Path, source: Reader, *, height: int, width: int, force: bool = False) -> Writer:
+def open_writer(
+    path: str | Path, source: Reader, *, height: int, width: int, force: bool = False, part: Path | None = None
+) -> Writer:
     """Open the output for frames of `height` x `width` pixels made from `source`; `path` decides the kind.
 
     A video suffix gives a video with the source's timing and audio (height and width must be even), an image suffix
-    one image, anything without a suffix a folder of PNG files. Raises UserError for what `check_output` refuses, an
-    image for a source of more than one frame, and audio that the container cannot hold.
+    one image, anything without a suffix a folder of PNG files. It is written to `part`, by default a hidden name beside
+    `path`, and must be on the same file system; what a killed process left there is removed. Raises UserError for what
+    `check_output` refuses, an image for a source of more than one frame, and audio that the container cannot hold.
     """
     check_output(path, source.path, force)
     kind = output_kind(path)
     target = Path(path).resolve()  # a link is written through, not replaced
     if kind == "folder":
-        return FolderWriter(target, height, width)
+        return FolderWriter(target, height, width, part)
     if kind == "video":
-        return VideoWriter(target, source, height, width)
+        return VideoWriter(target, source, height, width, part)
     if source.frame_count != 1:
         raise UserError(
             f"Output {path} is a single image, but {source.path} may hold more than one frame; "
             "give a video name or a folder."
         )
-    return ImageWriter(target, height, width)
+    return ImageWriter(target, height, width, part)

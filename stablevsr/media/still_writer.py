@@ -20,8 +20,8 @@ _OPTIONS = {  # the best each lossy format can do
 class FolderWriter(Writer):
     """A folder of PNG files named after the source's images, or frame_000001.png and so on for video."""
 
-    def __init__(self, path: Path, height: int, width: int) -> None:
-        super().__init__(path, height, width)
+    def __init__(self, path: Path, height: int, width: int, part: Path | None = None) -> None:
+        super().__init__(path, height, width, part)
         with self._reporting():
             self._part.mkdir()
 

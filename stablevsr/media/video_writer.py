@@ -35,10 +35,10 @@ class VideoWriter(Writer):
     Raises UserError when the encoder is missing or the container cannot hold the audio.
     """
 
-    def __init__(self, path: Path, source: Reader, height: int, width: int) -> None:
+    def __init__(self, path: Path, source: Reader, height: int, width: int, part: Path | None = None) -> None:
         if height % 2 or width % 2:
             raise ValueError(f"video needs an even height and width, got {height}x{width}")
-        super().__init__(path, height, width)
+        super().__init__(path, height, width, part)
         # AVI counts frames instead of storing their times, so its clock must tick once per frame.
         self._counted = path.suffix.lower() == ".avi"
         self._rate = source.frame_rate

@@ -1,7 +1,8 @@
 """The frame-wise bidirectional loop (paper, section 4.3): each noise level over all frames, to and fro in turn."""
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -13,8 +14,29 @@ from stablevsr.sampling.schedule import Step
 
 # (frame, x_t, step, guidance or None) -> prediction
 Predict = Callable[[int, Tensor, Step, Tensor | None], Tensor]
-# (x0 estimate of the source frame, source frame, target frame) -> guidance for the target frame
-Guide = Callable[[Tensor, int, int], Tensor]
+# (x0 estimate of the source frame, source frame, target frame) -> guidance for the target frame, or None
+Guide = Callable[[Tensor, int, int], Tensor | None]
+
+
+class Latents(Protocol):
+    """The latents of a clip by frame, in memory or not; each (c, h, w), float32."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, frame: int) -> Tensor: ...
+
+    def __setitem__(self, frame: int, latent: Tensor) -> None: ...
+
+
+@dataclass(frozen=True)
+class SamplingState:
+    """How far a run is, and what it needs of its past to go on."""
+
+    done: int  # frame-steps
+    x0: Tensor | None  # (c, h, w), the clean estimate of the last frame-step; None before the first
+
+
+START = SamplingState(0, None)
 
 
 class FrameStep(NamedTuple):
@@ -22,7 +44,7 @@ class FrameStep(NamedTuple):
 
     step: Step
     frame: int  # in display order
-    guidance: Tensor | None  # what the TCM saw; None for the first frame of a pass
+    guidance: Tensor | None  # what the TCM saw; None for the first frame of a pass or scene
     prediction: Tensor  # (c, h, w), the network's output
     x0: Tensor  # (c, h, w), the clean estimate
     latent: Tensor  # (c, h, w), x at the next timestep
@@ -35,34 +57,38 @@ def pass_order(index: int, num_frames: int) -> range:
 
 @torch.no_grad()
 def bidirectional_sampling(
-    latents: list[Tensor] | Tensor,
+    latents: Latents,
     steps: list[Step],
     schedule: ScheduleConfig,
     noise: NoiseSource,
     predict: Predict,
     guide: Guide,
+    start: SamplingState = START,
 ) -> Iterator[FrameStep]:
     """Run the loop in place, one frame-step at a time.
 
     Args:
-        latents: indexed by frame; each (c, h, w), float32. Holds x_t before a step and x at the next timestep behind
-            it. Anything with `[frame]` and `[frame] = tensor` will do, for the loop does not know where they live.
+        latents: hold x_t before a step and x at the next timestep behind it; a tensor will do, or a list.
         steps: from `run_steps`.
         schedule: what the network predicts, and clipping.
         noise: asked for `step(index, frame)` once a frame-step.
         predict, guide: the networks; a lambda will do.
+        start: where to go on; `latents` are as they were then.
 
     Yields:
         A `FrameStep` for every frame of every step, in the order of the passes.
     """
-    for step in steps:
-        previous: FrameStep | None = None  # of this pass
-        for frame in pass_order(step.index, len(latents)):
-            guidance = None if previous is None else guide(previous.x0, previous.frame, frame)
+    n, x0 = len(latents), start.x0
+    passes, begun = divmod(start.done, n)
+    for step in steps[passes:]:
+        order = pass_order(step.index, n)
+        for position in range(begun, n):
+            frame = order[position]
+            guidance = None if position == 0 else guide(x0, order[position - 1], frame)
             x = latents[frame]
             prediction = predict(frame, x, step, guidance)
             draw = as_draw(noise.step(step.index, frame), x.shape, f"step {step.index} of frame {frame}").to(x)
             x0, x = ddpm_step(x, prediction, draw, step, schedule)
             latents[frame] = x
-            previous = FrameStep(step, frame, guidance, prediction, x0, x)
-            yield previous
+            yield FrameStep(step, frame, guidance, prediction, x0, x)
+        begun = 0

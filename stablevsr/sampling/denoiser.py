@@ -1,13 +1,15 @@
 """The model bound to one clip: what the bidirectional loop calls `predict` and `guide`."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from stablevsr.nn.warp import warp_published
-from stablevsr.sampling.flow import Flows
+from stablevsr.sampling.flow import FlowSource
 from stablevsr.sampling.networks import Networks
+from stablevsr.sampling.pictures import Frames
 from stablevsr.sampling.schedule import Step
 
 
@@ -16,22 +18,25 @@ class Denoiser:
     """UNet, TCM and guidance for the frames of a clip."""
 
     model: Networks
-    low_res: Tensor  # (n, 3, h, w) in [-1, 1], noised for models that embed the noise level
-    flows: Flows
+    low_res: Frames  # noised for models that embed the noise level
+    flows: FlowSource
     context: Tensor  # (1, tokens, width), or (2, tokens, width) for guidance: negative prompt, prompt
     conditioning_scale: float = 1.0  # multiplies what the TCM adds
     guidance_scale: float = 1.0  # classifier-free guidance, used when `context` has two entries
     noise_level: int | None = None  # of low_res, for models that embed it
+    cuts: Collection[int] = ()  # frames that begin a new scene: nothing is fetched across
 
-    def guide(self, x0: Tensor, source: int, target: int) -> Tensor:
+    def guide(self, x0: Tensor, source: int, target: int) -> Tensor | None:
         """Temporal Texture Guidance (paper, section 4.2): frame `source`'s clean estimate, decoded, on `target`'s grid.
 
         Args:
             x0: (c, h, w), the estimate of frame `source` at this noise level.
 
         Returns:
-            (3, 4h, 4w), about [-1, 1], not clamped.
+            (3, 4h, 4w), about [-1, 1], not clamped; None across a cut.
         """
+        if max(source, target) in self.cuts:
+            return None
         vae = self.model.vae
         picture = vae.decode(x0[None].to(vae.dtype) / vae.scaling_factor)
         flow = self.flows.between(target, source).to(x0.device)

@@ -1,6 +1,7 @@
 """Optical flow between neighbouring frames, at HR size (paper, section 4.2)."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +38,14 @@ class Padding:
         return padded[..., : padded.shape[-2] - self.bottom, : padded.shape[-1] - self.right]
 
 
+class FlowSource(Protocol):
+    """The flows of a clip, kept or computed when asked for."""
+
+    def between(self, target: int, source: int) -> Tensor:
+        """The flow that fetches frame `source` onto the grid of its neighbour `target`: (1, 2, 4h, 4w) in pixels."""
+        ...
+
+
 @dataclass(frozen=True)
 class Flows:
     """The flows of a clip of n frames, in pixels at HR size; entry i belongs to the pair (i, i + 1)."""
@@ -45,7 +54,6 @@ class Flows:
     backward: Tensor  # (n - 1, 2, 4h, 4w): where frame i + 1 shows what frame i shows here
 
     def between(self, target: int, source: int) -> Tensor:
-        """The flow that fetches frame `source` onto the grid of its neighbour `target`: (1, 2, 4h, 4w)."""
         pair = slice(min(target, source), min(target, source) + 1)
         return self.forward[pair] if target > source else self.backward[pair]
 

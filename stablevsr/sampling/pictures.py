@@ -1,6 +1,7 @@
 """Clips as users hold them, to the model's range and back."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -10,6 +11,14 @@ from torch import Tensor
 from stablevsr.errors import UserError
 
 Clip = np.ndarray | Tensor
+
+
+class Frames(Protocol):
+    """The LR frames of a clip, in memory or not; each (3, h, w) in [-1, 1]. A tensor (n, 3, h, w) will do."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, frame: int) -> Tensor: ...
 
 
 def as_tensor(frames: Clip) -> Tensor:

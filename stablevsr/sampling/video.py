@@ -1,20 +1,21 @@
 """A clip through the whole model: flows, the bidirectional loop, and the final decode."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from stablevsr.errors import UserError
-from stablevsr.sampling.bidirectional import FrameStep, bidirectional_sampling
+from stablevsr.sampling.bidirectional import START, FrameStep, Latents, SamplingState, bidirectional_sampling
 from stablevsr.sampling.ddpm import add_noise
 from stablevsr.sampling.denoiser import Denoiser
-from stablevsr.sampling.flow import Flows, empty_flows, estimate_flow
+from stablevsr.sampling.flow import Flows, FlowSource, empty_flows, estimate_flow
 from stablevsr.sampling.networks import Networks
 from stablevsr.sampling.noise import NoiseSource, SeededNoise, as_draw
-from stablevsr.sampling.pictures import Clip, ClipKind
+from stablevsr.sampling.pictures import Clip, ClipKind, Frames
 from stablevsr.sampling.schedule import alphas_cumprod, run_steps
 
 
@@ -41,34 +42,56 @@ def report(progress: OnProgress | None, phase: str, done: int, total: int) -> No
 
 
 @torch.no_grad()
-def fill_flows(model: Networks, low_res: Tensor, flows: Flows, progress: OnProgress | None = None) -> None:
-    """Estimate both flows of every neighbouring pair of a clip (n, 3, h, w) in [-1, 1] into `flows`."""
-    total = low_res.shape[0] - 1
+def flow_between(model: Networks, low_res: Frames, target: int, source: int) -> Tensor:
+    """The flow that fetches frame `source` onto the grid of frame `target`: (1, 2, 4h, 4w) in pixels."""
+    frames = (low_res[frame][None].to(model.device) for frame in (target, source))
+    return estimate_flow(model.flow, *frames)
+
+
+def fill_flows(model: Networks, low_res: Frames, flows: Flows, progress: OnProgress | None = None) -> None:
+    """Estimate both flows of every neighbouring pair of a clip into `flows`."""
+    total = len(low_res) - 1
     for i in range(total):
-        first, second = (low_res[j : j + 1].to(model.device) for j in (i, i + 1))
-        flows.forward[i] = estimate_flow(model.flow, second, first)[0]
-        flows.backward[i] = estimate_flow(model.flow, first, second)[0]
+        flows.forward[i] = flow_between(model, low_res, target=i + 1, source=i)[0]
+        flows.backward[i] = flow_between(model, low_res, target=i, source=i + 1)[0]
         report(progress, "flow", i + 1, total)
 
 
-def noisy_low_res(model: Networks, low_res: Tensor, noise_level: int, noise: NoiseSource) -> Tensor:
+@dataclass(frozen=True)
+class NoisyFrames:
+    """LR frames with noise added, each made anew when it is asked for."""
+
+    frames: Frames
+    noise: NoiseSource
+    alpha_bar: Tensor
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, index: int) -> Tensor:
+        frame = self.frames[index]
+        draw = as_draw(self.noise.low_res(index), frame.shape, f"LR frame {index}")
+        return add_noise(frame, draw.to(frame), self.alpha_bar.to(frame))
+
+
+def noisy_low_res(model: Networks, low_res: Frames, noise_level: int, noise: NoiseSource) -> NoisyFrames:
     """The LR clip noised to `noise_level`, as stock SD x4 models were trained."""
     limit = model.config.max_noise_level
     if not isinstance(noise_level, int) or not 0 <= noise_level <= limit:
         raise UserError(f"got noise level {noise_level}, expected 0 to {limit} for these weights")
     if not hasattr(noise, "low_res"):
         raise UserError("these weights noise the LR frames: the noise source needs a method low_res(frame)")
-    alpha_bar = alphas_cumprod(model.config.low_res_schedule)[noise_level]
-    draws = [as_draw(noise.low_res(i), frame.shape, f"LR frame {i}").cpu() for i, frame in enumerate(low_res)]
-    return torch.stack([add_noise(frame, draw, alpha_bar) for frame, draw in zip(low_res, draws, strict=True)])
+    return NoisyFrames(low_res, noise, alphas_cumprod(model.config.low_res_schedule)[noise_level])
 
 
 @torch.no_grad()
 def sampling_steps(
     model: Networks,
-    low_res: Tensor,
-    flows: Flows,
+    low_res: Frames,
+    flows: FlowSource,
     noise: NoiseSource,
+    latents: Latents | None = None,
+    start: SamplingState = START,
     *,
     steps: int = 50,
     prompt: str | None = None,
@@ -76,17 +99,21 @@ def sampling_steps(
     guidance_scale: float = 1.0,
     conditioning_scale: float = 1.0,
     noise_level: int = 20,
+    cuts: Collection[int] = (),
 ) -> Iterator[FrameStep]:
     """Sample the latents of a clip, yielding every frame-step; `sample_video` explains the arguments.
 
     All arguments are checked by the call itself; the work begins with the first frame-step asked for.
 
     Args:
-        low_res: (n, 3, h, w) in [-1, 1].
+        low_res: the frames.
         flows: need not be filled before the first frame-step is asked for.
         noise: where the randomness comes from.
+        latents: where x_t is kept; None keeps it on the device, filled with the initial noise.
+        start: where a run goes on that kept its `latents`.
     """
-    if low_res.shape[0] > 1 and model.flow is None:
+    n, (_, h, w) = len(low_res), low_res[0].shape
+    if n > 1 and model.flow is None:
         raise UserError("these weights hold no flow network, which a clip of several frames needs: convert with --flow")
     for name, scale in (("guidance", guidance_scale), ("conditioning", conditioning_scale)):
         if not math.isfinite(scale):
@@ -100,17 +127,22 @@ def sampling_steps(
     if embeds_noise:
         low_res = noisy_low_res(model, low_res, noise_level, noise)
     denoiser = Denoiser(
-        model, low_res, flows, context, conditioning_scale, guidance_scale, noise_level if embeds_noise else None
+        model, low_res, flows, context, conditioning_scale, guidance_scale, noise_level if embeds_noise else None, cuts
     )
-    n, _, h, w = low_res.shape
-    shape = (model.config.vae.latent_channels, h, w)
-    latents = torch.empty(n, *shape, device=model.device)
-    for frame in range(n):
-        latents[frame] = as_draw(noise.initial(frame), shape, f"frame {frame}")
+    if latents is None:
+        latents = initial_latents(model, noise, n, h, w)
     schedule = model.config.schedule
     return bidirectional_sampling(
-        latents, run_steps(schedule, steps), schedule, noise, denoiser.predict, denoiser.guide
+        latents, run_steps(schedule, steps), schedule, noise, denoiser.predict, denoiser.guide, start
     )
+
+
+def initial_latents(model: Networks, noise: NoiseSource, num_frames: int, height: int, width: int) -> Tensor:
+    """What a run starts from: unit noise (n, c, h, w) for frames of LR size (height, width), on the device."""
+    latents = torch.empty(num_frames, model.config.vae.latent_channels, height, width, device=model.device)
+    for frame in range(num_frames):
+        latents[frame] = as_draw(noise.initial(frame), latents.shape[1:], f"frame {frame}")
+    return latents
 
 
 @torch.no_grad()
@@ -121,27 +153,6 @@ def decode_frame(model: Networks, latent: Tensor) -> Tensor:
     if not picture.isfinite().all():
         raise UserError("a decoded frame is not finite: the numbers overflowed, use bf16 or fp32")
     return (picture.float() / 2 + 0.5).clamp(0, 1).cpu()
-
-
-def sample_latents(
-    model: Networks,
-    low_res: Tensor,
-    noise: NoiseSource,
-    *,
-    steps: int = 50,
-    progress: OnProgress | None = None,
-    **options: object,
-) -> list[Tensor]:
-    """The final latents of a clip (n, 3, h, w) in [-1, 1], one (c, h, w) a frame; `options` as `sampling_steps`."""
-    n = low_res.shape[0]
-    flows = empty_flows(n, *low_res.shape[2:])
-    results = sampling_steps(model, low_res, flows, noise, steps=steps, **options)
-    fill_flows(model, low_res, flows, progress)
-    latents: dict[int, Tensor] = {}  # by frame, whatever the direction of the last pass
-    for done, result in enumerate(results, start=1):
-        latents[result.frame] = result.latent
-        report(progress, "denoise", done, steps * n)
-    return [latents[frame] for frame in range(n)]
 
 
 def seeded_noise(model: Networks, seed: int, height: int, width: int) -> SeededNoise:
@@ -160,6 +171,7 @@ def sample_video(
     guidance_scale: float = 1.0,
     conditioning_scale: float = 1.0,
     noise_level: int = 20,
+    cuts: Collection[int] = (),
     noise: NoiseSource | None = None,
     progress: OnProgress | None = None,
 ) -> Clip:
@@ -175,6 +187,7 @@ def sample_video(
         guidance_scale: classifier-free guidance; 1 and below mean none, which is how the paper's results were made.
         conditioning_scale: multiplies what the TCM adds to the UNet.
         noise_level: for weights with a noise-level embedding (stock SD x4): how much noise the LR frames get.
+        cuts: frames that begin a new scene, for which nothing is taken from the scene before; see `find_cuts`.
         noise: draws of your own instead of `seed`: any object like `sampling.noise.NoiseSource`.
         progress: called with a `Progress` behind each unit of work; return False to stop.
 
@@ -188,18 +201,27 @@ def sample_video(
     """
     kind = ClipKind.of(frames)
     low_res = kind.to_model(frames)
-    latents = sample_latents(
+    n, _, *size = low_res.shape
+    noise = seeded_noise(model, seed, *size) if noise is None else noise
+    flows = empty_flows(n, *size)
+    latents = initial_latents(model, noise, n, *size)
+    frame_steps = sampling_steps(
         model,
         low_res,
-        seeded_noise(model, seed, *low_res.shape[2:]) if noise is None else noise,
+        flows,
+        noise,
+        latents,
         steps=steps,
         prompt=prompt,
         negative_prompt=negative_prompt,
         guidance_scale=guidance_scale,
         conditioning_scale=conditioning_scale,
         noise_level=noise_level,
-        progress=progress,
+        cuts=cuts,
     )
+    fill_flows(model, low_res, flows, progress)
+    for done, _ in enumerate(frame_steps, start=1):
+        report(progress, "denoise", done, steps * n)
     pictures = []
     for latent in latents:
         pictures.append(decode_frame(model, latent))
