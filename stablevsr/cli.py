@@ -108,6 +108,9 @@ def add_upscale(commands: argparse._SubParsersAction) -> None:
     command.add_argument(
         "--keep-workspace", action="store_true", help="leave OUT.unfinished, the folder of the run, where it is"
     )
+    command.add_argument(
+        "--allow-truncated", action="store_true", help="take a video that ends early for as long as it lasts"
+    )
     command.add_argument("--debug", action="store_true", help="show the traceback of an unexpected error")
 
 
@@ -125,7 +128,7 @@ def run_upscale(options: argparse.Namespace) -> int:
         check_output(path, options.input, options.force)
     if options.side_by_side and options.side_by_side.resolve() == options.output.resolve():
         raise UserError(f"{options.output} is named twice: give --side-by-side a file of its own")
-    with open_reader(options.input) as clip:
+    with open_reader(options.input, options.allow_truncated) as clip:
         for notice in clip.notices:
             tell(f"note: {notice}")
         model = build_model(options.weights, options.device, options.dtype, options.compile)

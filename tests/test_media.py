@@ -391,6 +391,37 @@ def test_damage_is_told_by_frame_number(tmp_path, codec, pix_fmt):
         assert np.array_equal(got.image, expected.image)
 
 
+@pytest.mark.parametrize("cut", [1, 400])
+@pytest.mark.parametrize(
+    ("suffix", "codec"),
+    [(".mp4", "libx264"), (".mov", "libx264"), (".mkv", "libx264"), (".webm", "libvpx-vp9"), (".avi", "mpeg4")],
+)
+def test_a_file_that_ends_early_is_refused(tmp_path, suffix, codec, cut):
+    images = [picture(64, 64, seed=i) for i in range(9)]
+    path = write_video(tmp_path / f"a{suffix}", images, codec=codec, pix_fmt="yuv420p")
+    assert len(read_all(path)) == 9
+    if suffix == ".mp4":  # its index in front, as on the web, so that FFmpeg would play what is there
+        with (
+            av.open(str(path)) as source,
+            av.open(str(tmp_path / "b.mp4"), "w", options={"movflags": "faststart"}) as out,
+        ):
+            stream = out.add_stream_from_template(source.streams.video[0])
+            for packet in source.demux(video=0):
+                if packet.size:
+                    packet.stream = stream
+                    out.mux(packet)
+        path = tmp_path / "b.mp4"
+        assert len(read_all(path)) == 9
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-cut])
+    assert f"{cut} bytes are missing" in refusal(open_reader, path)
+    if suffix in (".mp4", ".mkv", ".webm"):
+        with open_reader(path, allow_truncated=True) as reader:
+            assert "cut short" in reader.notices[0]
+    path.write_bytes(whole + b"appended by somebody")
+    assert len(read_all(path)) == 9
+
+
 def test_size_change_is_refused(tmp_path):
     first = write_video(tmp_path / "1.h264", [picture()] * 3)
     second = write_video(tmp_path / "2.h264", [picture(48, 64)] * 3)

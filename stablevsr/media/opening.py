@@ -11,16 +11,17 @@ from stablevsr.media.video_reader import VideoReader
 from stablevsr.media.video_writer import VideoWriter
 
 
-def open_reader(path: str | Path) -> Reader:
+def open_reader(path: str | Path, allow_truncated: bool = False) -> Reader:
     """Open a folder of images, a single image (a clip of one frame) or, for any other file, a video.
 
+    `allow_truncated`: read a video that ends early as far as it goes, with a notice.
     Raises UserError when `path` is missing or is not what it should be; the message names it.
     """
     path = Path(path)
     if path.is_dir() or (path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES):
         return FolderReader(path)
     if path.is_file():
-        return VideoReader(path)
+        return VideoReader(path, allow_truncated)
     if path.exists():
         raise UserError(f"Input {path} is neither a file nor a folder; give a video, an image or a folder of images.")
     raise UserError(f"Input {path} does not exist; give a video, an image or a folder of images.")

@@ -16,6 +16,7 @@ from stablevsr.errors import UserError
 from stablevsr.media.colour import to_rgb
 from stablevsr.media.frame import Frame, Reader
 from stablevsr.media.orientation import Orientation
+from stablevsr.media.truncation import missing_bytes
 
 _HELP = "give a video file, an image or a folder of images"
 _UNKNOWN_RATE = Fraction(25)
@@ -37,8 +38,9 @@ class VideoReader(Reader):
     file is not a video, a frame cannot be decoded, or the picture's size changes on the way.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, allow_truncated: bool = False) -> None:
         super().__init__(path)
+        self._check_whole(allow_truncated)
         with self._open() as (container, stream):
             first = next(self._decode(container, stream), None)
             if first is None:
@@ -53,6 +55,16 @@ class VideoReader(Reader):
         if orientation.transpose:
             self.height, self.width = self.width, self.height
             self.sample_aspect_ratio = 1 / self.sample_aspect_ratio
+
+    def _check_whole(self, allow_truncated: bool) -> None:
+        missing = missing_bytes(self.path)
+        if missing and not allow_truncated:
+            raise UserError(
+                f"{self.path} is cut short: {missing} bytes are missing at its end; "
+                "get the whole file, or pass --allow-truncated for what is there."
+            )
+        if missing:
+            self.notices.append(f"{self.path} is cut short, {missing} bytes are missing at its end.")
 
     def _frames(self) -> Generator[Frame, None, None]:
         with self._open() as (container, stream):
