@@ -37,6 +37,7 @@ from stablevsr.sampling.bidirectional import bidirectional_sampling
 from stablevsr.sampling.denoiser import Denoiser
 from stablevsr.sampling.flow import Flows, empty_flows, estimate_flow
 from stablevsr.sampling.schedule import run_steps
+from stablevsr.sampling.tiles import PictureDecoder
 from stablevsr.sampling.video import decode_frame, fill_flows, seeded_noise
 from stablevsr.training.data import downscale
 
@@ -99,6 +100,7 @@ def variants(model: StableVSR, low_res: Tensor) -> dict[str, Callable[[int], Ten
     fill_flows(model, low_res, flows)
     still.forward.zero_()
     still.backward.zero_()
+    decode = PictureDecoder(model, "off")
     noise = seeded_noise(model, 0, *low_res.shape[2:])
 
     def sample(num_steps: int, flows: Flows, with_tcm: bool = True, one_way: bool = False) -> Tensor:
@@ -110,7 +112,7 @@ def variants(model: StableVSR, low_res: Tensor) -> dict[str, Callable[[int], Ten
         guide = denoiser.guide if with_tcm else without_guidance
         for _ in bidirectional_sampling(latents, steps, model.config.schedule, noise, denoiser.predict, guide):
             pass
-        return torch.stack([decode_frame(model, latent) for latent in latents])
+        return torch.stack([decode_frame(decode, latent) for latent in latents])
 
     return {
         "per frame": lambda steps: sample(steps, flows, with_tcm=False),

@@ -101,6 +101,13 @@ def add_upscale(commands: argparse._SubParsersAction) -> None:
         help="a second output: bicubic interpolation left, the result right",
     )
     command.add_argument(
+        "--tile",
+        type=tile_size,
+        default="auto",
+        metavar="auto|off|N",
+        help="decode in overlapping tiles of N LR pixels to save memory; auto: once memory has run out (the default)",
+    )
+    command.add_argument(
         "--no-scene-cuts", action="store_true", help="do not look for cuts; fetch detail across them, as published"
     )
     command.add_argument("--force", action="store_true", help="replace the output if it exists")
@@ -112,6 +119,11 @@ def add_upscale(commands: argparse._SubParsersAction) -> None:
         "--allow-truncated", action="store_true", help="take a video that ends early for as long as it lasts"
     )
     command.add_argument("--debug", action="store_true", help="show the traceback of an unexpected error")
+
+
+def tile_size(text: str) -> int | str:
+    """What --tile takes; whether the number makes sense is for the decoder to say."""
+    return int(text) if text.lstrip("-").isdigit() else text
 
 
 def run_train(options: argparse.Namespace) -> int:
@@ -145,6 +157,7 @@ def run_upscale(options: argparse.Namespace) -> int:
                 clip,
                 options.output,
                 seed=options.seed,
+                tile=options.tile,
                 scene_cuts=not options.no_scene_cuts,
                 side_by_side=options.side_by_side,
                 force=options.force,

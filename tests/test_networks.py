@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from stablevsr.config import FlowConfig, ModelConfig, TCMConfig, TextConfig, UNetConfig, UNetEncoderConfig, VAEConfig
 from stablevsr.convert.keys import rename_all
 from stablevsr.errors import UserError
-from stablevsr.nn.raft import RAFT
+from stablevsr.nn.raft import RAFT, CorrelationPyramid, OnDemandCorrelation
 from stablevsr.nn.tcm import TCM
 from stablevsr.nn.text import TextEncoder
 from stablevsr.nn.unet import Residuals, UNet
@@ -364,6 +364,29 @@ def test_raft(config, size):
     generator = torch.Generator().manual_seed(8)
     pictures = [torch.rand(2, 3, *size, generator=generator) * 2 - 1 for _ in range(2)]
     assert relative_error(ours(*pictures), published(*pictures)[-1]) <= TOLERANCE[torch.float32]
+
+
+@pytest.mark.parametrize("config", [RAFT_LARGE, RAFT_SMALL], ids=["large", "small"])
+def test_raft_without_room_for_all_pairs(config, monkeypatch):
+    """Correlations on demand, in several pieces, against the volume; its own size would be quadratic in pixels."""
+    raft = RAFT(config).eval()
+    randomise(raft)
+    a, b = torch.rand(2, 2, 3, 136, 152) * 2 - 1
+    with torch.no_grad():
+        expected = raft(a, b)
+        monkeypatch.setattr(RAFT, "max_correlations", 2 * 17**2 * 19**2 - 1)
+        monkeypatch.setattr(OnDemandCorrelation, "CHUNK", 300_000)
+        got = raft(a, b)
+    assert expected.std() > 0.1
+    assert relative_error(got, expected) < 1e-4
+
+
+def test_correlations_on_demand(monkeypatch):
+    features = torch.randn(2, 2, 16, 17, 19)
+    coords = torch.rand(2, 2, 17, 19) * 30 - 5  # outside too
+    monkeypatch.setattr(OnDemandCorrelation, "CHUNK", 100_000)
+    plain, on_demand = (kind(*features, 4, 3).lookup(coords) for kind in (CorrelationPyramid, OnDemandCorrelation))
+    torch.testing.assert_close(on_demand, plain, rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()

@@ -1,8 +1,11 @@
 """The loop, the noise, and `sample_video` with networks that are lambdas or tiny."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from models import random_model, with_noise_levels
 
 from stablevsr import sample_video
@@ -12,11 +15,13 @@ from stablevsr.model import StableVSR
 from stablevsr.nn.warp import warp_published
 from stablevsr.presets import STABLEVSR_SCHEDULE, TINY
 from stablevsr.sampling.bidirectional import bidirectional_sampling, pass_order
+from stablevsr.sampling.cuts import changes, find_cuts
 from stablevsr.sampling.ddpm import ddpm_step
 from stablevsr.sampling.denoiser import Denoiser
 from stablevsr.sampling.flow import MIN_SIDE, Flows, Padding, empty_flows, estimate_flow
 from stablevsr.sampling.noise import RecordedNoise, SeededNoise
 from stablevsr.sampling.schedule import run_steps
+from stablevsr.sampling.tiles import PictureDecoder, decode_in_tiles, starts
 from stablevsr.sampling.video import Progress, Stopped, noisy_low_res
 
 SHAPE = (4, 3, 5)
@@ -321,3 +326,76 @@ def test_numbers_that_overflow_are_an_error_not_a_black_frame() -> None:
     model.vae.decoder.conv_out.weight.fill_(torch.inf)
     with pytest.raises(UserError, match="not finite"):
         sample_video(model, clip(1, 4, 4), steps=1)
+
+
+def test_tiles_cover_everything_and_blend(tiny_model: StableVSR) -> None:
+    """A decoder without context gives the same in tiles; one with context nearly the same, without seams."""
+    latent = torch.randn(1, 4, 21, 50)
+    plain = lambda part: part[:, :3].repeat_interleave(4, -1).repeat_interleave(4, -2)  # noqa: E731
+    torch.testing.assert_close(decode_in_tiles(plain, latent, 16), plain(latent))
+    for size, tile in [(21, 16), (50, 16), (100, 64), (64, 64), (65, 64)]:
+        begin = starts(size, tile)
+        assert begin[0] == 0
+        assert begin[-1] + min(tile, size) == size
+        assert all(b - a <= tile - tile // 4 for a, b in pairwise(begin))
+
+
+def test_running_out_of_memory_falls_back_to_tiles_once(tiny_model: StableVSR, monkeypatch) -> None:
+    latent = torch.randn(1, 4, 10, 80)
+    whole, sizes = PictureDecoder(tiny_model, "off")(latent), []
+    real = tiny_model.vae.decode
+
+    def small_memory(part: torch.Tensor) -> torch.Tensor:
+        sizes.append(part.shape[-1])
+        if part.shape[-1] > 64:
+            raise torch.OutOfMemoryError("out of memory")
+        return real(part)
+
+    monkeypatch.setattr(tiny_model.vae, "decode", small_memory)
+    decode = PictureDecoder(tiny_model)
+    with pytest.warns(UserWarning, match="decoding in tiles of 64x64 from here on"):
+        assert decode(latent).shape == whole.shape
+    assert decode(latent).shape == whole.shape
+    assert sizes == [80, 64, 64, 64, 64]
+    with pytest.raises(torch.OutOfMemoryError):
+        PictureDecoder(tiny_model, "off")(latent)
+    for tile in (8, -1, "big"):
+        with pytest.raises(UserError, match=f"got tile {tile}, expected auto, off or a number of at least 16"):
+            PictureDecoder(tiny_model, tile)
+
+
+def test_nothing_is_fetched_across_a_cut(tiny_model: StableVSR) -> None:
+    """The frames behind a cut are those of a clip that begins there, with the same noise."""
+    frames, shape = clip(5, 4, 4), (4, 4, 4)
+    noise = SeededNoise(0, shape)
+
+    class Later:
+        def initial(self, frame: int) -> torch.Tensor:
+            return noise.initial(frame + 2)
+
+        def step(self, index: int, frame: int) -> torch.Tensor:
+            return noise.step(index, frame + 2)
+
+    whole = sample_video(tiny_model, frames, steps=3, noise=noise, cuts=[2])
+    assert np.array_equal(whole[:2], sample_video(tiny_model, frames[:2], steps=3, noise=noise))
+    assert np.array_equal(whole[2:], sample_video(tiny_model, frames[2:], steps=3, noise=Later()))
+
+
+def test_cuts_are_found_and_fast_pans_are_not() -> None:
+    rng = np.random.default_rng(0)
+    scenes = [
+        F.interpolate(torch.from_numpy(rng.random((1, 3, 12, 60))).float(), size=(64, 600), mode="bicubic")
+        for _ in range(3)
+    ]
+    scenes = [(scene[0].clamp(0, 1) * 255).byte().permute(1, 2, 0).numpy() for scene in scenes]
+
+    def pan(scene: np.ndarray, count: int, speed: int) -> list[np.ndarray]:
+        return [scene[:, i * speed : i * speed + 96] for i in range(count)]
+
+    assert find_cuts(changes(pan(scenes[0], 20, 24))) == []  # a quarter of the picture each frame
+    slow = pan(scenes[0], 7, 2) + pan(scenes[1], 9, 2) + pan(scenes[2], 5, 2)
+    assert find_cuts(changes(slow)) == [7, 16]
+    assert find_cuts(changes(pan(scenes[0], 8, 2) + pan(scenes[0][:, 14:], 10, 24))) == []  # a pan that begins
+    dark = [np.full((8, 8, 3), 20, np.uint8)] * 4
+    assert find_cuts(changes(dark + [frame + 3 for frame in dark])) == []
+    assert find_cuts(changes(dark[:1])) == find_cuts([]) == []

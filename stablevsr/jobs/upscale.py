@@ -25,6 +25,7 @@ from stablevsr.sampling.cuts import changes, find_cuts
 from stablevsr.sampling.flow import FlowSource
 from stablevsr.sampling.noise import SeededNoise
 from stablevsr.sampling.pictures import to_uint8
+from stablevsr.sampling.tiles import PictureDecoder
 from stablevsr.sampling.video import OnProgress, decode_frame, flow_between, report, sampling_steps, seeded_noise
 
 Tell = Callable[[str], None]
@@ -40,6 +41,7 @@ def upscale(
     seed: int = 0,
     steps: int = 50,
     scene_cuts: bool = True,
+    tile: int | str = "auto",
     side_by_side: Path | None = None,
     force: bool = False,
     restart: bool = False,
@@ -55,7 +57,7 @@ def upscale(
 
     Args:
         output: a video, an image (for one frame), or a folder; the name decides.
-        steps, seed, progress, options: as in `sampling.video.sample_video`.
+        steps, seed, tile, progress, options: as in `sampling.video.sample_video`.
         scene_cuts: look for cuts, and fetch nothing across them; the published pipeline does not.
         side_by_side: a second output, with bicubic interpolation on the left and the result on the right.
         force: replace an output that exists.
@@ -70,8 +72,9 @@ def upscale(
         UserError: for input that cannot be read, output that cannot be written, an unfinished run of other settings,
             and a disk that is too small.
     """
-    settings = {"seed": seed, "steps": steps, "scene_cuts": scene_cuts, **options}
+    settings = {"seed": seed, "steps": steps, "scene_cuts": scene_cuts, "tile": tile, **options}
     height, width = SCALE * clip.height, SCALE * clip.width
+    decode = PictureDecoder(model, tile)
     with open_workspace(output, fingerprint(model, clip, settings), restart) as workspace:
         try:
             with ExitStack() as stack:
@@ -87,9 +90,9 @@ def upscale(
                 )
                 frames, cuts = take_in(workspace, clip, scene_cuts, progress)
                 noise = seeded_noise(model, seed, clip.height, clip.width)
-                latents = sample(model, workspace, frames, cuts, noise, steps, progress, tell, options)
+                latents = sample(model, workspace, frames, cuts, noise, steps, decode, progress, tell, options)
                 for i, frame in enumerate(clip):
-                    picture = decode_frame(model, latents[i])[None]
+                    picture = decode_frame(decode, latents[i])[None]
                     writer.write(to_uint8(picture)[0].numpy(), frame)
                     if pair:
                         both = torch.cat([bicubic(frames[i][None]), picture], dim=-1)
@@ -138,6 +141,7 @@ def sample(
     cuts: Collection[int],
     noise: SeededNoise,
     steps: int,
+    decode: PictureDecoder,
     progress: OnProgress | None,
     tell: Tell,
     options: dict[str, object],
@@ -156,7 +160,7 @@ def sample(
     flow_array = workspace.arrays("flows", (2, 2, SCALE * height, SCALE * width)) if plan.keeps_flows else None
     flows: FlowSource = StoredFlows(flow_array) if flow_array else EstimatedFlows(model, frames)
     state = SamplingState(done, x0) if phase == "denoise" else SamplingState(0, None)
-    frame_steps = sampling_steps(model, frames, flows, noise, latents, state, steps=steps, cuts=cuts, **options)
+    frame_steps = sampling_steps(model, frames, flows, noise, latents, state, decode, steps=steps, cuts=cuts, **options)
     tell(plan.sentence(steps))
     saved = time.monotonic()
 

@@ -108,6 +108,19 @@ class ConvGRU(nn.Module):
         return (1 - z) * hidden + z * q
 
 
+def lookup_window(radius: int, like: Tensor) -> Tensor:
+    """Offsets (side, side, 2), x then y, of the positions that a lookup visits around its centre."""
+    # The window's first axis is added to x and its second to y: swapped, but the weights were trained so.
+    offsets = torch.arange(-radius, radius + 1, device=like.device, dtype=like.dtype)
+    return torch.stack(torch.meshgrid(offsets, offsets, indexing="ij"), dim=-1)
+
+
+def to_grid(points: Tensor, picture: Tensor) -> Tensor:
+    """Positions (..., 2) in pixels of a picture (..., h, w) as grid_sample wants them, corners aligned."""
+    height, width = picture.shape[-2:]
+    return 2 * points / torch.tensor([width - 1, height - 1], device=points.device, dtype=points.dtype) - 1
+
+
 class CorrelationPyramid:
     """All-pairs correlation of two feature maps, pooled to several levels (section 3.2)."""
 
@@ -118,9 +131,7 @@ class CorrelationPyramid:
         self.levels = [volume]
         for _ in range(levels - 1):
             self.levels.append(F.avg_pool2d(self.levels[-1], 2))
-        # The window's first axis is added to x and its second to y: swapped, but the weights were trained so.
-        offsets = torch.arange(-radius, radius + 1, device=features1.device, dtype=features1.dtype)
-        self.window = torch.stack(torch.meshgrid(offsets, offsets, indexing="ij"), dim=-1)  # (side, side, 2)
+        self.window = lookup_window(radius, features1)
 
     def lookup(self, coords: Tensor) -> Tensor:
         """Correlation in a window around `coords` (n, 2, h, w), x then y: (n, levels * side^2, h, w)."""
@@ -128,15 +139,49 @@ class CorrelationPyramid:
         centres = rearrange(coords, "n xy h w -> (n h w) 1 1 xy")
         found = []
         for level, volume in enumerate(self.levels):
-            points = centres / 2**level + self.window
-            size = torch.tensor([volume.shape[-1] - 1, volume.shape[-2] - 1], device=points.device, dtype=points.dtype)
-            samples = F.grid_sample(volume, 2 * points / size - 1, mode="bilinear", align_corners=True)
+            points = to_grid(centres / 2**level + self.window, volume)
+            samples = F.grid_sample(volume, points, mode="bilinear", align_corners=True)
             found.append(rearrange(samples, "(n h w) 1 i j -> n (i j) h w", n=n, h=h, w=w))
+        return torch.cat(found, dim=1)
+
+
+class OnDemandCorrelation:
+    """The same, but each correlation is computed when it is looked up (section 3.2, "Efficient Computation").
+
+    For pictures whose all-pairs volume would not fit: pooling and interpolation are linear, so they can be done to the
+    second feature map instead of to its products with the first.
+    """
+
+    CHUNK = 2**26  # numbers that are held at a time
+
+    def __init__(self, features1: Tensor, features2: Tensor, levels: int, radius: int) -> None:
+        self.features1 = features1 / features1.shape[1] ** 0.5
+        self.levels = [features2]
+        for _ in range(levels - 1):
+            self.levels.append(F.avg_pool2d(self.levels[-1], 2))
+        self.window = lookup_window(radius, features1).flatten(0, 1)  # (side^2, 2)
+
+    def lookup(self, coords: Tensor) -> Tensor:
+        n, _, _, w = coords.shape
+        rows = max(1, self.CHUNK // (n * w * len(self.window) * self.features1.shape[1]))
+        parts = zip(coords.split(rows, dim=2), self.features1.split(rows, dim=2), strict=True)
+        return torch.cat([self._lookup_rows(*part) for part in parts], dim=2)
+
+    def _lookup_rows(self, coords: Tensor, features1: Tensor) -> Tensor:
+        centres = rearrange(coords, "n xy h w -> n (h w) 1 xy")
+        found = []
+        for level, features2 in enumerate(self.levels):
+            points = to_grid(centres / 2**level + self.window, features2)
+            samples = F.grid_sample(features2, points, mode="bilinear", align_corners=True)  # (n, c, h*w, side^2)
+            products = torch.einsum("ncpk,ncp->nkp", samples, features1.flatten(2))
+            found.append(products.unflatten(2, coords.shape[2:]))
         return torch.cat(found, dim=1)
 
 
 class RAFT(nn.Module):
     """Optical flow between two pictures whose sides divide by 8 and are at least 128 pixels."""
+
+    max_correlations = 2**29  # of the all-pairs volume, at 4 bytes and a third more for the pyramid; else on demand
 
     def __init__(self, config: FlowConfig) -> None:
         super().__init__()
@@ -179,7 +224,9 @@ class RAFT(nn.Module):
     def updates(self, picture1: Tensor, picture2: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Flow (n, 2, h / 8, w / 8), in units of 8 pixels, and hidden state behind every update."""
         features1, features2 = self.fnet(torch.cat([picture1, picture2])).chunk(2)
-        pyramid = CorrelationPyramid(features1, features2, self.config.corr_levels, self.config.corr_radius)
+        fits = features1.shape[0] * features1.shape[2:].numel() ** 2 <= self.max_correlations
+        correlation = CorrelationPyramid if fits else OnDemandCorrelation
+        pyramid = correlation(features1, features2, self.config.corr_levels, self.config.corr_radius)
         split = [self.config.hidden_dim, self.config.context_widths[-1] - self.config.hidden_dim]
         hidden, context = self.cnet(picture1).split(split, dim=1)
         hidden, context = torch.tanh(hidden), F.relu(context)

@@ -11,6 +11,7 @@ from stablevsr.sampling.flow import FlowSource
 from stablevsr.sampling.networks import Networks
 from stablevsr.sampling.pictures import Frames
 from stablevsr.sampling.schedule import Step
+from stablevsr.sampling.tiles import PictureDecoder
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Denoiser:
     conditioning_scale: float = 1.0  # multiplies what the TCM adds
     guidance_scale: float = 1.0  # classifier-free guidance, used when `context` has two entries
     noise_level: int | None = None  # of low_res, for models that embed it
+    decode: PictureDecoder | None = None  # None decodes the whole at once
     cuts: Collection[int] = ()  # frames that begin a new scene: nothing is fetched across
 
     def guide(self, x0: Tensor, source: int, target: int) -> Tensor | None:
@@ -37,8 +39,8 @@ class Denoiser:
         """
         if max(source, target) in self.cuts:
             return None
-        vae = self.model.vae
-        picture = vae.decode(x0[None].to(vae.dtype) / vae.scaling_factor)
+        decode = self.decode or PictureDecoder(self.model, "off")
+        picture = decode(x0[None])
         flow = self.flows.between(target, source).to(x0.device)
         return warp_published(picture, flow)[0]
 

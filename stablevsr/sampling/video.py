@@ -17,6 +17,7 @@ from stablevsr.sampling.networks import Networks
 from stablevsr.sampling.noise import NoiseSource, SeededNoise, as_draw
 from stablevsr.sampling.pictures import Clip, ClipKind, Frames
 from stablevsr.sampling.schedule import alphas_cumprod, run_steps
+from stablevsr.sampling.tiles import PictureDecoder
 
 
 class Progress(NamedTuple):
@@ -92,6 +93,7 @@ def sampling_steps(
     noise: NoiseSource,
     latents: Latents | None = None,
     start: SamplingState = START,
+    decode: PictureDecoder | None = None,
     *,
     steps: int = 50,
     prompt: str | None = None,
@@ -111,6 +113,7 @@ def sampling_steps(
         noise: where the randomness comes from.
         latents: where x_t is kept; None keeps it on the device, filled with the initial noise.
         start: where a run goes on that kept its `latents`.
+        decode: decodes for guidance; None does the whole frame at once.
     """
     n, (_, h, w) = len(low_res), low_res[0].shape
     if n > 1 and model.flow is None:
@@ -127,7 +130,15 @@ def sampling_steps(
     if embeds_noise:
         low_res = noisy_low_res(model, low_res, noise_level, noise)
     denoiser = Denoiser(
-        model, low_res, flows, context, conditioning_scale, guidance_scale, noise_level if embeds_noise else None, cuts
+        model,
+        low_res,
+        flows,
+        context,
+        conditioning_scale,
+        guidance_scale,
+        noise_level if embeds_noise else None,
+        decode,
+        cuts,
     )
     if latents is None:
         latents = initial_latents(model, noise, n, h, w)
@@ -145,11 +156,9 @@ def initial_latents(model: Networks, noise: NoiseSource, num_frames: int, height
     return latents
 
 
-@torch.no_grad()
-def decode_frame(model: Networks, latent: Tensor) -> Tensor:
+def decode_frame(decode: PictureDecoder, latent: Tensor) -> Tensor:
     """A final latent (c, h, w) to its picture (3, 4h, 4w), float32 in [0, 1] on the CPU."""
-    vae = model.vae
-    picture = vae.decode(latent[None].to(model.device, vae.dtype) / vae.scaling_factor)[0]
+    picture = decode(latent[None])[0]
     if not picture.isfinite().all():
         raise UserError("a decoded frame is not finite: the numbers overflowed, use bf16 or fp32")
     return (picture.float() / 2 + 0.5).clamp(0, 1).cpu()
@@ -172,6 +181,7 @@ def sample_video(
     conditioning_scale: float = 1.0,
     noise_level: int = 20,
     cuts: Collection[int] = (),
+    tile: int | str = "auto",
     noise: NoiseSource | None = None,
     progress: OnProgress | None = None,
 ) -> Clip:
@@ -188,6 +198,8 @@ def sample_video(
         conditioning_scale: multiplies what the TCM adds to the UNet.
         noise_level: for weights with a noise-level embedding (stock SD x4): how much noise the LR frames get.
         cuts: frames that begin a new scene, for which nothing is taken from the scene before; see `find_cuts`.
+        tile: decode in overlapping tiles of this many LR pixels, to save memory; "off" never does, "auto" does once
+            memory has run out.
         noise: draws of your own instead of `seed`: any object like `sampling.noise.NoiseSource`.
         progress: called with a `Progress` behind each unit of work; return False to stop.
 
@@ -205,12 +217,14 @@ def sample_video(
     noise = seeded_noise(model, seed, *size) if noise is None else noise
     flows = empty_flows(n, *size)
     latents = initial_latents(model, noise, n, *size)
+    decode = PictureDecoder(model, tile)
     frame_steps = sampling_steps(
         model,
         low_res,
         flows,
         noise,
         latents,
+        decode=decode,
         steps=steps,
         prompt=prompt,
         negative_prompt=negative_prompt,
@@ -224,6 +238,6 @@ def sample_video(
         report(progress, "denoise", done, steps * n)
     pictures = []
     for latent in latents:
-        pictures.append(decode_frame(model, latent))
+        pictures.append(decode_frame(decode, latent))
         report(progress, "decode", len(pictures), len(latents))
     return kind.from_model(torch.stack(pictures))

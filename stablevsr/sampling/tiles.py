@@ -1,0 +1,85 @@
+"""Decoding a large latent in overlapping tiles, where the whole would not fit into memory."""
+
+import math
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from stablevsr.config import SCALE
+from stablevsr.errors import UserError
+from stablevsr.sampling.networks import Networks
+
+AUTO_TILE = 64  # latent pixels: what "auto" falls back to
+LEAST_TILE = 16
+
+
+def starts(size: int, tile: int) -> list[int]:
+    """Where tiles of length `tile` begin: evenly spread, overlapping by a quarter at least, the last at the border."""
+    if size <= tile:
+        return [0]
+    count = math.ceil((size - tile) / (tile - tile // 4)) + 1
+    return [round(i * (size - tile) / (count - 1)) for i in range(count)]
+
+
+def ramp(length: int, device: torch.device) -> Tensor:
+    """Weights that rise from the borders to the middle, never zero."""
+    position = torch.arange(length, device=device) + 0.5
+    return torch.minimum(position, length - position)
+
+
+def decode_in_tiles(decode: Callable[[Tensor], Tensor], latent: Tensor, tile: int) -> Tensor:
+    """What `decode` makes of a latent (n, c, h, w), tile by tile: (n, 3, 4h, 4w), blended where tiles overlap.
+
+    Attention and group norm see a tile at a time, so the result differs a little from the whole.
+    """
+    height, width = latent.shape[-2:]
+    total = weights = None
+    for top in starts(height, tile):
+        for left in starts(width, tile):
+            part = decode(latent[..., top : top + tile, left : left + tile]).float()
+            if total is None:
+                total = part.new_zeros(*part.shape[:2], SCALE * height, SCALE * width)
+                weights = part.new_zeros(SCALE * height, SCALE * width)
+            h, w = part.shape[-2:]
+            weight = ramp(h, part.device)[:, None] * ramp(w, part.device)
+            y, x = slice(SCALE * top, SCALE * top + h), slice(SCALE * left, SCALE * left + w)
+            total[..., y, x] += weight * part
+            weights[y, x] += weight
+    return total / weights
+
+
+class PictureDecoder:
+    """Scaled latents to pictures, whole or in tiles.
+
+    Args:
+        tile: side of a tile in latent pixels; "off" decodes the whole; "auto" does, too, until memory runs out, and
+            from then on in tiles of 64, with a warning.
+    """
+
+    def __init__(self, model: Networks, tile: int | str = "auto") -> None:
+        if not (tile in ("auto", "off") or (isinstance(tile, int) and tile >= LEAST_TILE)):
+            raise UserError(f"got tile {tile}, expected auto, off or a number of at least {LEAST_TILE}")
+        self._model, self._vae = model, model.vae
+        self._side = tile if isinstance(tile, int) else None
+        self._may_fall_back = tile == "auto"
+
+    @torch.no_grad()
+    def __call__(self, latent: Tensor) -> Tensor:
+        """(n, c, h, w), scaled, to (n, 3, 4h, 4w), about [-1, 1], not clamped."""
+        latent = latent.to(self._model.device, self._vae.dtype) / self._vae.scaling_factor
+        try:
+            return self._decode(latent)
+        except torch.OutOfMemoryError:
+            if not self._may_fall_back:
+                raise
+        # Outside of the handler, for its traceback holds on to what filled the memory.
+        self._may_fall_back, self._side = False, AUTO_TILE
+        warnings.warn(f"out of memory: decoding in tiles of {AUTO_TILE}x{AUTO_TILE} from here on", stacklevel=2)
+        return self._decode(latent)
+
+    def _decode(self, latent: Tensor) -> Tensor:
+        if self._side is None or max(latent.shape[-2:]) <= self._side:
+            return self._vae.decode(latent)
+        return decode_in_tiles(self._vae.decode, latent, self._side).to(latent.dtype)
