@@ -1,6 +1,7 @@
 """The `stablevsr` command: arguments in, sentences out. The work is done elsewhere."""
 
 import argparse
+import json
 import os
 import signal
 import sys
@@ -9,6 +10,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -17,8 +19,8 @@ from stablevsr import __version__
 from stablevsr.errors import UserError
 from stablevsr.jobs.upscale import upscale
 from stablevsr.jobs.workspace import workspace_path
-from stablevsr.media import check_output, open_reader
-from stablevsr.model import DTYPES, build_model, pick_device
+from stablevsr.media import PartReader, Reader, check_output, open_reader, output_for
+from stablevsr.model import DTYPES, StableVSR, build_model, pick_device
 from stablevsr.sampling.video import Progress
 from stablevsr.training.train import train
 
@@ -75,8 +77,17 @@ def add_upscale(commands: argparse._SubParsersAction) -> None:
         description="Make a video or a folder of images four times as large. Frame times and audio come through.",
     )
     command.set_defaults(run=run_upscale)
-    command.add_argument("input", type=Path, metavar="IN", help="a video, a folder of images, or one image")
-    command.add_argument("output", type=Path, metavar="OUT", help="a video (.mp4, .mkv, ...), a folder, or one image")
+    command.add_argument(
+        "paths",
+        type=Path,
+        nargs="+",
+        metavar="PATH",
+        help="IN OUT: what to read (a video, a folder of images, one image) and what to write; or with -o, inputs only",
+    )
+    command.add_argument("-o", "--output", type=Path, metavar="OUT", help="the output; for several inputs a folder")
+    command.add_argument(
+        "--frames", type=frame_range, default=(0, None), metavar="A:B", help="only frames A to B - 1, counted from 0"
+    )
     command.add_argument("--weights", type=Path, metavar="FILE", help="a weights file (default: the bundled one)")
     command.add_argument("--steps", type=int, default=50, help="noise levels to visit (default: %(default)s)")
     command.add_argument("--seed", type=int, default=0, help="of the noise (default: %(default)s)")
@@ -118,7 +129,16 @@ def add_upscale(commands: argparse._SubParsersAction) -> None:
     command.add_argument(
         "--allow-truncated", action="store_true", help="take a video that ends early for as long as it lasts"
     )
+    command.add_argument("--json", action="store_true", help="print what was done to standard output, as JSON")
     command.add_argument("--debug", action="store_true", help="show the traceback of an unexpected error")
+
+
+def frame_range(text: str) -> tuple[int, int | None]:
+    """What --frames takes: "10:20", "10:" or ":20"."""
+    first, colon, last = text.partition(":")
+    if not colon or not all(part.isdigit() for part in (first, last) if part):
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected A:B, as in 0:100")
+    return int(first or 0), int(last) if last else None
 
 
 def tile_size(text: str) -> int | str:
@@ -134,46 +154,117 @@ def run_train(options: argparse.Namespace) -> int:
     return DONE
 
 
+@dataclass(frozen=True)
+class Task:
+    """One clip to upscale, and what became of it."""
+
+    input: Path
+    output: Path
+    frames: int = 0
+    seconds: float = 0.0
+    error: str = ""
+
+
 def run_upscale(options: argparse.Namespace) -> int:
-    """The command `upscale`: input and output are looked at before the weights are loaded."""
-    for path in filter(None, (options.output, options.side_by_side)):
-        check_output(path, options.input, options.force)
-    if options.side_by_side and options.side_by_side.resolve() == options.output.resolve():
-        raise UserError(f"{options.output} is named twice: give --side-by-side a file of its own")
-    with open_reader(options.input, options.allow_truncated) as clip:
-        for notice in clip.notices:
+    """The command `upscale`: input and output are looked at before the weights are loaded, once for all inputs."""
+    tasks, done, model = upscale_tasks(options), [], None
+    for task in tasks:
+        try:
+            for path in filter(None, (task.output, options.side_by_side)):
+                check_output(path, task.input, options.force)
+            with open_clip(task.input, options) as clip:
+                if model is None:
+                    model = build_model(options.weights, options.device, options.dtype, options.compile)
+                    for notice in untrained_parts(model.provenance):
+                        tell(f"note: {notice}")
+                done.append(upscale_one(model, clip, task, options))
+        except Exception as error:
+            done.append(replace(task, error=str(error) or type(error).__name__))
+            if len(tasks) == 1 or options.debug:
+                print_summary(done, options)
+                raise
+            tell(done[-1].error)
+    print_summary(done, options)
+    return FAILED if any(task.error for task in done) else DONE
+
+
+def upscale_tasks(options: argparse.Namespace) -> list[Task]:
+    """What the paths on the command line mean."""
+    paths, output = options.paths, options.output
+    if output is None:
+        if len(paths) != 2:
+            raise UserError(f"got {len(paths)} paths, expected IN OUT, or inputs and -o OUT")
+        tasks = [Task(*paths)]
+    elif len(paths) == 1 and not output.is_dir():
+        tasks = [Task(paths[0], output)]
+    else:
+        if not output.is_dir():
+            raise UserError(f"{output} is not a folder, which several inputs need: make it first")
+        tasks = [Task(path, output_for(path, output)) for path in paths]
+        names = [task.output.name for task in tasks]
+        twice = [name for name in names if names.count(name) > 1]
+        if twice:
+            raise UserError(f"two inputs would both become {output / twice[0]}: rename one, or upscale it by itself")
+    pair = options.side_by_side
+    if pair and len(tasks) > 1:
+        raise UserError("--side-by-side is for one input, got several")
+    if pair and pair.resolve() == tasks[0].output.resolve():
+        raise UserError(f"{pair} is named twice: give --side-by-side a file of its own")
+    return tasks
+
+
+@contextmanager
+def open_clip(path: Path, options: argparse.Namespace) -> Iterator[Reader]:
+    """The input, or the part of it that is wanted; tells what is to be known of it."""
+    with open_reader(path, options.allow_truncated) as clip:
+        part = clip if options.frames == (0, None) else PartReader(clip, *options.frames)
+        for notice in part.notices:
             tell(f"note: {notice}")
-        model = build_model(options.weights, options.device, options.dtype, options.compile)
-        for notice in untrained_parts(model.provenance):
-            tell(f"note: {notice}")
-        tell(
-            f"{options.input} ({clip.width}x{clip.height}) to {options.output} ({4 * clip.width}x{4 * clip.height}), "
-            f"{options.steps} steps on {model.device}, {options.dtype or 'fp32'}"
+        yield part
+
+
+def upscale_one(model: StableVSR, clip: Reader, task: Task, options: argparse.Namespace) -> Task:
+    """Run one task; returns it with what it took."""
+    tell(
+        f"{task.input} ({clip.width}x{clip.height}) to {task.output} ({4 * clip.width}x{4 * clip.height}), "
+        f"{options.steps} steps on {model.device}, {options.dtype or 'fp32'}"
+    )
+    start = time.monotonic()
+    with ProgressBars() as bars, pointing_to(workspace_path(task.output)):
+        count = upscale(
+            model,
+            clip,
+            task.output,
+            seed=options.seed,
+            tile=options.tile,
+            scene_cuts=not options.no_scene_cuts,
+            side_by_side=options.side_by_side,
+            force=options.force,
+            restart=options.restart,
+            keep_workspace=options.keep_workspace,
+            progress=bars,
+            tell=bars.tell,
+            steps=options.steps,
+            prompt=options.prompt,
+            negative_prompt=options.negative_prompt,
+            guidance_scale=options.guidance_scale,
+            conditioning_scale=options.conditioning_scale,
+            noise_level=options.noise_level,
         )
-        start = time.monotonic()
-        with ProgressBars() as bars, pointing_to(workspace_path(options.output)):
-            count = upscale(
-                model,
-                clip,
-                options.output,
-                seed=options.seed,
-                tile=options.tile,
-                scene_cuts=not options.no_scene_cuts,
-                side_by_side=options.side_by_side,
-                force=options.force,
-                restart=options.restart,
-                keep_workspace=options.keep_workspace,
-                progress=bars,
-                tell=bars.tell,
-                steps=options.steps,
-                prompt=options.prompt,
-                negative_prompt=options.negative_prompt,
-                guidance_scale=options.guidance_scale,
-                conditioning_scale=options.conditioning_scale,
-                noise_level=options.noise_level,
+    seconds = time.monotonic() - start
+    tell(f"wrote {task.output}: {count} frames in {seconds:.0f} s")
+    return replace(task, frames=count, seconds=round(seconds, 3))
+
+
+def print_summary(done: list[Task], options: argparse.Namespace) -> None:
+    """A table of several tasks for the person, JSON for the machine."""
+    if len(done) > 1:
+        for task in done:
+            tell(
+                f"{task.input}: " + (f"FAILED: {task.error}" if task.error else f"{task.frames} frames, {task.output}")
             )
-    tell(f"wrote {options.output}: {count} frames in {time.monotonic() - start:.0f} s")
-    return DONE
+    if options.json:
+        print(json.dumps([asdict(task) for task in done], default=str, indent=1))
 
 
 def untrained_parts(provenance: dict[str, str]) -> list[str]:

@@ -1,5 +1,6 @@
 """The commands as their users meet them: files in, files out, one sentence for bad input."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -255,3 +256,63 @@ def test_convert_tool_says_what_is_wrong(tmp_path: Path) -> None:
         assert result.returncode == 2
         assert words in result.stderr
         assert result.stderr.count("\n") == 1, result.stderr
+
+
+def test_several_inputs_go_to_a_folder_and_one_failure_stops_nothing(
+    video: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "broken.mp4").write_bytes(b"nothing")
+    (tmp_path / "out").mkdir()
+    assert run(video, tmp_path / "broken.mp4", folder, folder / "1.png", "-o", tmp_path / "out", "--json") == 1
+    printed = capsys.readouterr()
+    table = printed.err.splitlines()[-4:]
+    assert "12 frames" in table[0]
+    assert "FAILED: " in table[1]
+    assert "broken.mp4 cannot be opened" in table[1]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["1.png", "frames", "in.mp4"]
+    summary = json.loads(printed.out)
+    assert [task["frames"] for task in summary] == [12, 0, 2, 1]
+    assert summary[2]["output"] == str(tmp_path / "out/frames")
+    assert printed.err.count("these weights are") == 1  # loaded once
+
+
+def test_a_single_input_with_o_is_the_same_as_in_out(folder: Path, tmp_path: Path) -> None:
+    assert run(folder, tmp_path / "a") == run(folder, "-o", tmp_path / "b") == 0
+    for path in (tmp_path / "a").iterdir():
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["{folder}"], "got 1 paths, expected IN OUT"),
+        (["{folder}", "{folder}", "{tmp}/x", "{tmp}/y"], "got 4 paths"),
+        (["{folder}", "{folder}/1.png", "-o", "{tmp}/missing"], "missing is not a folder"),
+        (["{folder}/1.png", "{folder}/1.png", "-o", "{tmp}"], "two inputs would both become"),
+        (["{folder}", "{folder}/1.png", "-o", "{tmp}", "--side-by-side", "{tmp}/p.mp4"], "is for one input"),
+        (["{folder}", "{tmp}/out", "--frames", "2:1"], "Frames 2:1 are none"),
+        (["{folder}", "{tmp}/out", "--frames", "9:"], "has 2 frames, so there is no frame 9"),
+        (["{folder}", "{tmp}/out", "--tile", "3"], "got tile 3, expected auto, off or a number of at least 16"),
+    ],
+)
+def test_paths_that_make_no_sense(folder: Path, tmp_path: Path, arguments: list[str], words: str, capsys) -> None:
+    filled = [argument.format(folder=folder, tmp=tmp_path) for argument in arguments]
+    assert run(*filled) == 2
+    assert words in capsys.readouterr().err.splitlines()[-1]
+    assert [path.name for path in tmp_path.iterdir()] == ["frames"]
+
+
+def test_a_part_of_a_video(video: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert run(video, tmp_path / "part.mp4", "--frames", "3:8") == 0
+    whole = video_times(video)[0]
+    assert video_times(tmp_path / "part.mp4")[0] == pytest.approx([time - whole[3] for time in whole[3:8]])
+    assert "without its audio" in capsys.readouterr().err
+    with av.open(str(tmp_path / "part.mp4")) as container:
+        assert not container.streams.audio
+
+
+def test_a_frame_range_is_two_numbers(video: Path, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run(video, "out.mp4", "--frames", "five")
+    assert caught.value.code == 2
+    assert "got 'five', expected A:B" in capsys.readouterr().err

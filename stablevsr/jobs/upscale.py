@@ -247,6 +247,7 @@ def fingerprint(model: StableVSR, clip: Reader, settings: dict[str, object]) -> 
         "weights": weights.hexdigest()[:16],
         "device": model.device.type,
         "compilation": model.unet._compiled_call_impl is not None,
+        "part": clip.part,
         **settings,
     }
 

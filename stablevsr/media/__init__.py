@@ -6,6 +6,17 @@ as `stablevsr.errors.UserError`, one sentence that names the path.
 
 from stablevsr.media.frame import Frame, Reader, Writer
 from stablevsr.media.opening import open_reader, open_writer
-from stablevsr.media.paths import check_output, natural_key
+from stablevsr.media.part import PartReader
+from stablevsr.media.paths import check_output, natural_key, output_for
 
-__all__ = ["Frame", "Reader", "Writer", "check_output", "natural_key", "open_reader", "open_writer"]
+__all__ = [
+    "Frame",
+    "PartReader",
+    "Reader",
+    "Writer",
+    "check_output",
+    "natural_key",
+    "open_reader",
+    "open_writer",
+    "output_for",
+]

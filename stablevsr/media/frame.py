@@ -41,6 +41,7 @@ class Reader(ABC):
     time_base: seconds per unit of the frames' pts (1 / frame_rate for stills, whose pts is None).
     sample_aspect_ratio: width over height of one pixel of the displayed picture.
     frame_count: number of frames; exact for stills, what the file claims for video (None when it makes no claim).
+    part: which frames of the file these are, as text.
     notices: sentences the user should be shown, complete once the reader is open.
     """
 
@@ -51,6 +52,7 @@ class Reader(ABC):
     time_base: Fraction
     sample_aspect_ratio: Fraction = Fraction(1)
     frame_count: int | None
+    part: str = "all"
     notices: list[str]
 
     def __init__(self, path: Path) -> None:

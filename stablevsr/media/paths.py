@@ -26,6 +26,16 @@ def natural_key(name: str) -> tuple:
     return [int(part) if i % 2 else part.casefold() for i, part in enumerate(parts)], name
 
 
+def output_for(source: Path, folder: Path) -> Path:
+    """Where in `folder` the result of one of several inputs goes: its own name, in a format that can be written."""
+    suffix = source.suffix.lower()
+    if source.is_dir():
+        return folder / source.resolve().name.replace(".", "_")  # a suffix would say that it is a file
+    if suffix in VIDEO_FORMATS:
+        return folder / source.name
+    return folder / f"{source.stem}{'.png' if suffix in IMAGE_SUFFIXES else '.mp4'}"
+
+
 def output_kind(path: str | Path) -> Kind:
     """What would be written to `path`: a video, one image, or a folder of PNG files.
 

@@ -1,0 +1,40 @@
+"""A part of a clip."""
+
+from collections.abc import Generator
+from contextlib import closing
+from dataclasses import replace
+from itertools import islice
+
+from stablevsr.errors import UserError
+from stablevsr.media.frame import Frame, Reader
+
+
+class PartReader(Reader):
+    """Frames `first` up to, but without, `last` of another reader (counted from 0), their times beginning at 0.
+
+    Raises UserError for a part that is empty by its numbers or by what the source says of itself.
+    """
+
+    def __init__(self, source: Reader, first: int, last: int | None) -> None:
+        super().__init__(source.path)
+        count = source.frame_count
+        if first < 0 or (last is not None and last <= first):
+            raise UserError(f"Frames {first}:{'' if last is None else last} are none; give first:last, counted from 0.")
+        if count is not None and first >= count:
+            raise UserError(f"{source.path} has {count} frames, so there is no frame {first}; give a part inside.")
+        self._source, self._first, self._last = source, first, last
+        self.part = f"{first}:{'' if last is None else last}"
+        self.height, self.width = source.height, source.width
+        self.frame_rate, self.time_base = source.frame_rate, source.time_base
+        self.sample_aspect_ratio = source.sample_aspect_ratio
+        self.frame_count = None if count is None else min(count, last or count) - first
+        self.notices = [*source.notices, f"{source.path}: only a part is taken, without its audio."]
+
+    def _frames(self) -> Generator[Frame, None, None]:
+        start = None
+        with closing(iter(self._source)) as frames:
+            for frame in islice(frames, self._first, self._last):
+                if frame.pts is not None:
+                    start = frame.pts if start is None else start
+                    frame = replace(frame, pts=frame.pts - start)
+                yield frame
