@@ -129,6 +129,7 @@ def add_upscale(commands: argparse._SubParsersAction) -> None:
     command.add_argument(
         "--allow-truncated", action="store_true", help="take a video that ends early for as long as it lasts"
     )
+    command.add_argument("--allow-hdr", action="store_true", help="take HDR video, though its colours will look flat")
     command.add_argument("--json", action="store_true", help="print what was done to standard output, as JSON")
     command.add_argument("--debug", action="store_true", help="show the traceback of an unexpected error")
 
@@ -216,7 +217,7 @@ def upscale_tasks(options: argparse.Namespace) -> list[Task]:
 @contextmanager
 def open_clip(path: Path, options: argparse.Namespace) -> Iterator[Reader]:
     """The input, or the part of it that is wanted; tells what is to be known of it."""
-    with open_reader(path, options.allow_truncated) as clip:
+    with open_reader(path, options.allow_truncated, options.allow_hdr) as clip:
         part = clip if options.frames == (0, None) else PartReader(clip, *options.frames)
         for notice in part.notices:
             tell(f"note: {notice}")

@@ -88,6 +88,8 @@ def upscale(
                 writer = stack.enter_context(
                     open_writer(output, clip, height=height, width=width, force=force, part=part)
                 )
+                for notice in writer.notices:
+                    tell(f"note: {notice}")
                 frames, cuts = take_in(workspace, clip, scene_cuts, progress)
                 noise = seeded_noise(model, seed, clip.height, clip.width)
                 latents = sample(model, workspace, frames, cuts, noise, steps, decode, progress, tell, options)

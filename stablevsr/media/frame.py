@@ -79,6 +79,7 @@ class Reader(ABC):
 class Writer(ABC):
     """An output being written under a hidden temporary name, put in place whole when the `with` block ends cleanly.
 
+    `notices`: sentences the user should be shown, complete once the writer is open.
     When the block ends with any exception the temporary goes away and whatever stood under `path` still does.
     """
 
@@ -86,6 +87,7 @@ class Writer(ABC):
         self.path = path
         self._shape = (height, width, 3)
         self._part = part or hidden_sibling(path)
+        self.notices: list[str] = []
         remove(self._part)  # of a process killed while writing
         self._count = 0
 

@@ -1,5 +1,6 @@
 """Choosing the reader and the writer that fit a path."""
 
+from itertools import islice
 from pathlib import Path
 
 from stablevsr.errors import UserError
@@ -11,17 +12,18 @@ from stablevsr.media.video_reader import VideoReader
 from stablevsr.media.video_writer import VideoWriter
 
 
-def open_reader(path: str | Path, allow_truncated: bool = False) -> Reader:
+def open_reader(path: str | Path, allow_truncated: bool = False, allow_hdr: bool = False) -> Reader:
     """Open a folder of images, a single image (a clip of one frame) or, for any other file, a video.
 
-    `allow_truncated`: read a video that ends early as far as it goes, with a notice.
+    `allow_truncated`: read a video that ends early as far as it goes, with a notice; `allow_hdr`: read HDR video as
+    if it were not, with a notice.
     Raises UserError when `path` is missing or is not what it should be; the message names it.
     """
     path = Path(path)
     if path.is_dir() or (path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES):
         return FolderReader(path)
     if path.is_file():
-        return VideoReader(path, allow_truncated)
+        return VideoReader(path, allow_truncated, allow_hdr)
     if path.exists():
         raise UserError(f"Input {path} is neither a file nor a folder; give a video, an image or a folder of images.")
     raise UserError(f"Input {path} does not exist; give a video, an image or a folder of images.")
@@ -41,12 +43,15 @@ def open_writer(
     kind = output_kind(path)
     target = Path(path).resolve()  # a link is written through, not replaced
     if kind == "folder":
-        return FolderWriter(target, height, width, part)
+        writer = FolderWriter(target, height, width, part)
+        if isinstance(source, VideoReader) and source.has_audio:
+            writer.notices.append(f"a folder of images holds no sound, so that of {source.path} is left out.")
+        return writer
     if kind == "video":
         return VideoWriter(target, source, height, width, part)
-    if source.frame_count != 1:
+    if source.frame_count != 1 and len(list(islice(source, 2))) != 1:
         raise UserError(
-            f"Output {path} is a single image, but {source.path} may hold more than one frame; "
+            f"Output {path} is a single image, but {source.path} holds more than one frame; "
             "give a video name or a folder."
         )
     return ImageWriter(target, height, width, part)

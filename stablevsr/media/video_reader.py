@@ -20,6 +20,7 @@ from stablevsr.media.truncation import missing_bytes
 
 _HELP = "give a video file, an image or a folder of images"
 _UNKNOWN_RATE = Fraction(25)
+HDR = (ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67)
 
 
 def open_input(path: Path) -> av.container.InputContainer:
@@ -38,18 +39,24 @@ class VideoReader(Reader):
     file is not a video, a frame cannot be decoded, or the picture's size changes on the way.
     """
 
-    def __init__(self, path: Path, allow_truncated: bool = False) -> None:
+    def __init__(self, path: Path, allow_truncated: bool = False, allow_hdr: bool = False) -> None:
         super().__init__(path)
         self._check_whole(allow_truncated)
         with self._open() as (container, stream):
             first = next(self._decode(container, stream), None)
             if first is None:
                 raise UserError(f"{path} has a video stream without a single frame; {_HELP}.")
+            if first.color_trc in HDR and not allow_hdr:
+                raise UserError(
+                    f"{path} is HDR video, which would come out with flat colours; "
+                    "convert it to BT.709 first, or pass --allow-hdr."
+                )
             self.frame_rate = stream.average_rate or stream.guessed_rate or _UNKNOWN_RATE
             self.time_base = stream.time_base
             self.sample_aspect_ratio = stream.sample_aspect_ratio or Fraction(1)
             self.frame_count = stream.frames or None
-            self.notices += _notices(path, container, first)
+            self.has_audio = bool(container.streams.audio)
+            self.notices += _notices(path, first)
         orientation = _orientation(first)
         self.height, self.width = first.height, first.width
         if orientation.transpose:
@@ -96,6 +103,11 @@ class VideoReader(Reader):
                 raise self._damaged(number) from error
             if frame is None:
                 return
+            if frame.interlaced_frame:
+                raise UserError(
+                    f"{self.path} is interlaced (frame {number}); deinterlace it first, for example with "
+                    "ffmpeg -i IN -vf bwdif OUT."
+                )
             if frame.is_corrupt:  # the decoder has made up what it could not read
                 raise self._damaged(number)
             yield frame
@@ -148,13 +160,11 @@ def _orientation(frame: av.VideoFrame) -> Orientation:
     return Orientation() if matrix is None else Orientation.from_display_matrix(np.frombuffer(matrix, np.int32))
 
 
-def _notices(path: Path, container: av.container.InputContainer, frame: av.VideoFrame) -> list[str]:
+def _notices(path: Path, frame: av.VideoFrame) -> list[str]:
     notices = []
-    if frame.color_trc in (ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67):
-        notices.append(f"{path}: HDR is not supported, so colours will look flat.")
+    if frame.color_trc in HDR:
+        notices.append(f"{path}: HDR is read as if it were not, so colours will look flat.")
     bits = max(component.bits for component in frame.format.components)
     if bits > 8:
         notices.append(f"{path}: {bits}-bit video is read as 8-bit.")
-    if container.streams.subtitles:
-        notices.append(f"{path}: subtitles are not copied.")
     return notices

@@ -9,8 +9,8 @@ from av.codec.context import Flags
 
 from stablevsr.atomic import sync
 from stablevsr.errors import UserError
-from stablevsr.media.audio import AudioCopy
 from stablevsr.media.colour import TAGS, to_yuv420
+from stablevsr.media.copies import StreamCopies
 from stablevsr.media.frame import Frame, Reader, Writer
 from stablevsr.media.paths import VIDEO_FORMATS
 from stablevsr.media.video_reader import VideoReader
@@ -27,12 +27,13 @@ _MUXER_OPTIONS = {
 
 
 class VideoWriter(Writer):
-    """H.264 (VP9 in .webm), yuv420p, BT.709, with the timestamps of the frames written and the source's audio.
+    """H.264 (VP9 in .webm), yuv420p, BT.709, with the timestamps of the frames written and the source's audio,
+    subtitles, chapters and main metadata.
 
     Matroska and WebM cannot hold times before 0: where audio starts there, audio and video move later together.
 
     `source` gives the clock, the pixels' aspect ratio and, when it is a video, the audio, read from its file afresh.
-    Raises UserError when the encoder is missing or the container cannot hold the audio.
+    Raises UserError when the encoder is missing, or for audio that neither fits the container nor can be decoded.
     """
 
     def __init__(self, path: Path, source: Reader, height: int, width: int, part: Path | None = None) -> None:
@@ -45,7 +46,7 @@ class VideoWriter(Writer):
         self._time_base = 1 / self._rate if self._counted else source.time_base
         self._tick: int | None = None
         self._container: av.container.OutputContainer | None = None
-        self._audio: AudioCopy | None = None
+        self._copies: StreamCopies | None = None
         try:
             with self._reporting():
                 self._open(source)
@@ -59,7 +60,8 @@ class VideoWriter(Writer):
         self._container = av.open(str(self._part), "w", format=form, container_options=_MUXER_OPTIONS.get(form))
         self._stream = self._add_video(*(_VP9 if suffix == ".webm" else _H264), source)
         if isinstance(source, VideoReader):
-            self._audio = AudioCopy(source.path, self._container, self.path)
+            self._copies = StreamCopies(source.path, self._container, self.path)
+            self.notices += self._copies.notices
         self._container.start_encoding()  # an encoder that cannot do this fails now, not after the first frame's work
 
     def _add_video(self, codec: str, options: dict[str, str], source: Reader) -> av.VideoStream:
@@ -107,19 +109,19 @@ class VideoWriter(Writer):
         for packet in self._stream.encode(picture):
             time = packet.dts * packet.time_base
             self._container.mux_one(packet)
-            if self._audio:
-                self._audio.copy_until(time)
+            if self._copies:
+                self._copies.copy_until(time)
 
     def _finish(self) -> None:
         self._mux(None)
-        if self._audio:
-            self._audio.copy_until(None)
+        if self._copies:
+            self._copies.copy_until(None)
         self._container.close()
         sync(self._part)
 
     def _close(self) -> None:
-        if self._audio:
-            self._audio.close()
+        if self._copies:
+            self._copies.close()
         if self._container:
             with suppress(av.FFmpegError):  # writes the end of a file that is about to be deleted
                 self._container.close()
