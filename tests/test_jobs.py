@@ -259,3 +259,49 @@ def test_stored_latents_keep_what_a_step_starts_from(tmp_path: Path) -> None:
     assert torch.equal(opened(4)[2], second)
     assert torch.equal(opened(3)[2], first)  # had the word of it not reached the disk
     assert torch.equal(opened(4)[1], first)
+
+
+MEMORY = """
+import sys, threading, time
+from dataclasses import replace
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from stablevsr import build_model
+from stablevsr.jobs.upscale import upscale
+from stablevsr.media import open_reader
+
+def anonymous():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+
+peak, running = 0, True
+def watch():
+    global peak
+    while running:
+        peak = max(peak, anonymous())
+        time.sleep(0.01)
+
+model = build_model(device="cpu")
+model.flow.config = replace(model.flow.config, num_updates=1)  # as much memory, less time
+watcher = threading.Thread(target=watch)
+watcher.start()
+with open_reader(Path(sys.argv[1])) as clip:
+    upscale(model, clip, Path(sys.argv[2]), steps=1)
+running = False
+watcher.join()
+print(peak)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not tell anonymous memory")
+def test_memory_does_not_grow_with_the_clip(tmp_path: Path) -> None:
+    peaks = []
+    for count in (24, 240):
+        clip = write_frames(tmp_path / str(count), pictures(count, 48, 64))
+        command = [sys.executable, "-c", MEMORY, clip, tmp_path / f"out{count}"]
+        peaks.append(int(subprocess.run(command, capture_output=True, text=True, check=True, timeout=600).stdout))
+    frames = 240 * 48 * 64 * 3 / 1024
+    print(f"peak anonymous memory: {peaks[0]} kB for 24 frames, {peaks[1]} kB for 240")
+    assert peaks[1] <= 1.1 * peaks[0] + frames

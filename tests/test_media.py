@@ -2,6 +2,8 @@
 
 import os
 import resource
+import struct
+import zlib
 from fractions import Fraction
 from itertools import pairwise
 
@@ -551,7 +553,8 @@ def test_folder_in_folder_out(tmp_path, folder):
     (folder / "sub").mkdir()
     with open_reader(folder) as reader:
         assert (reader.height, reader.width, reader.frame_rate, reader.frame_count) == (32, 48, 25, 3)
-        assert reader.notices == ["skipped notes.txt: not an image", "skipped sub: a folder"]
+        assert reader.notices[:2] == ["skipped notes.txt: not an image", "skipped sub: a folder"]
+        assert "jump from frame1 to frame9; 7 frames may be missing" in reader.notices[2]
         assert [f.name for f in reader] == ["frame1", "frame9", "frame10"]
     out = upscale(folder, tmp_path / "out")
     assert sorted(os.listdir(out)) == ["frame1.png", "frame10.png", "frame9.png"]
@@ -846,3 +849,37 @@ def test_an_animated_png_is_read_as_its_first_picture_with_a_notice(tmp_path):
     with open_reader(tmp_path / "a.png") as reader:
         assert len(list(reader)) == 1
         assert any("several pictures" in notice for notice in reader.notices)
+
+
+def test_a_gap_in_the_numbers_is_told(tmp_path):
+    for name in ("f1", "f2", "f5", "g1", "f0010"):
+        iio.imwrite(tmp_path / f"{name}.png", picture())
+    with open_reader(tmp_path) as reader:
+        assert [notice.split(": ")[1] for notice in reader.notices] == [
+            "the numbers jump from f2 to f5; 2 frames may be missing.",
+            "the numbers jump from f5 to f0010; 4 frames may be missing.",
+        ]
+
+
+def test_an_animated_gif_is_a_clip(tmp_path):
+    iio.imwrite(tmp_path / "a.gif", [np.full((16, 24, 3), 50 * i, np.uint8) for i in range(4)], duration=100)
+    frames = read_all(tmp_path / "a.gif")
+    assert [int(frame.image.mean()) for frame in frames] == [0, 50, 100, 150]
+
+
+@pytest.mark.parametrize("name", ["<script>.png", "-dash.png", "\N{CLAPPER BOARD} \u00e9t\u00e9.png"])
+def test_any_name_will_do(tmp_path, name):
+    iio.imwrite(tmp_path / "plain.png", picture())
+    (tmp_path / name).write_bytes((tmp_path / "plain.png").read_bytes())
+    out = upscale(tmp_path / name, tmp_path / f"out {name}")
+    assert iio.imread(out).shape == (128, 192, 3)
+
+
+def test_links_that_lead_nowhere_and_headers_that_lie(tmp_path):
+    os.symlink("loop.mp4", tmp_path / "loop.mp4")
+    assert "does not exist" in refusal(open_reader, tmp_path / "loop.mp4")
+    header = struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(b"0")), (b"IEND", b"")]
+    data = b"".join(struct.pack(">I", len(b)) + n + b + struct.pack(">I", zlib.crc32(n + b)) for n, b in chunks)
+    (tmp_path / "huge.png").write_bytes(b"\x89PNG\r\n\x1a\n" + data)
+    assert "huge.png" in refusal(read_all, tmp_path / "huge.png")

@@ -1,8 +1,10 @@
 """A folder of images, or one image, read as a clip."""
 
+import re
 from collections import Counter
 from collections.abc import Generator
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 
 from stablevsr.errors import UserError
@@ -31,6 +33,7 @@ class FolderReader(Reader):
         self._names = _output_names(files)
         self.height, self.width = self._stills[0][1].height, self._stills[0][1].width
         self.frame_count = len(files)
+        self.notices += [f"{path}: {gap}" for gap in _gaps([file.stem for file in files])]
         if any(header.deep for _, header in self._stills):
             self.notices.append(f"{path}: 16-bit images are read as 8-bit.")
         if any(header.alpha for _, header in self._stills):
@@ -77,6 +80,18 @@ def _size_error(file: Path, height: int, width: int, first: Path, expected: Stil
         f"{file} is {width}x{height} but {first} is {expected.width}x{expected.height}; "
         "all images of a folder must have one size."
     )
+
+
+def _gaps(stems: list[str]) -> list[str]:
+    """What to say of numbered names that jump, as in f1, f2, f5."""
+    found = []
+    numbered = [re.fullmatch(r"(.*?)(\d+)(\D*)", stem) for stem in stems]
+    for before, after in pairwise(numbered):
+        if before and after and before.group(1, 3) == after.group(1, 3):
+            missing = int(after[2]) - int(before[2]) - 1
+            if missing > 0:
+                found.append(f"the numbers jump from {before[0]} to {after[0]}; {missing} frames may be missing.")
+    return found[:3] if len(found) <= 3 else [*found[:2], f"and {len(found) - 2} more jumps in the numbers."]
 
 
 def _output_names(files: list[Path]) -> list[str]:
