@@ -21,6 +21,7 @@ from stablevsr.jobs.upscale import upscale
 from stablevsr.jobs.workspace import workspace_path
 from stablevsr.media import PartReader, Reader, check_output, open_reader, output_for
 from stablevsr.model import DTYPES, StableVSR, build_model, pick_device
+from stablevsr.sampling.fast import SAMPLERS
 from stablevsr.sampling.video import Progress
 from stablevsr.training.train import train
 
@@ -90,6 +91,10 @@ def add_upscale(commands: argparse._SubParsersAction) -> None:
     )
     command.add_argument("--weights", type=Path, metavar="FILE", help="a weights file (default: the bundled one)")
     command.add_argument("--steps", type=int, default=50, help="noise levels to visit (default: %(default)s)")
+    command.add_argument(
+        "--sampler", choices=SAMPLERS, default="ddpm", help="ddpm as published, others for fewer steps"
+    )
+    command.add_argument("--eta", type=float, default=0.0, help="how much noise --sampler ddim adds, 0 to 1")
     command.add_argument("--seed", type=int, default=0, help="of the noise (default: %(default)s)")
     command.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best there is)")
     command.add_argument("--dtype", choices=DTYPES, help="of the networks (default: fp32)")
@@ -246,6 +251,8 @@ def upscale_one(model: StableVSR, clip: Reader, task: Task, options: argparse.Na
             progress=bars,
             tell=bars.tell,
             steps=options.steps,
+            sampler=options.sampler,
+            eta=options.eta,
             prompt=options.prompt,
             negative_prompt=options.negative_prompt,
             guidance_scale=options.guidance_scale,

@@ -20,6 +20,7 @@ from stablevsr.jobs.upscale import upscale
 from stablevsr.jobs.workspace import ArrayFile, open_workspace, workspace_path
 from stablevsr.media import open_reader, still_writer
 from stablevsr.model import StableVSR
+from stablevsr.sampling.fast import SAMPLERS
 from stablevsr.sampling.noise import SeededNoise
 from stablevsr.sampling.pictures import normalise
 
@@ -57,9 +58,10 @@ def run(model: StableVSR, clip: Path, output: Path, **options: object) -> np.nda
     return read_frames(output)
 
 
-def test_a_job_is_sample_video_from_file_to_file(model: StableVSR, clip: Path, tmp_path: Path) -> None:
-    result = run(model, clip, tmp_path / "out", seed=5)
-    assert np.array_equal(result, sample_video(model, pictures(3), steps=STEPS, seed=5))
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_job_is_sample_video_from_file_to_file(model: StableVSR, clip: Path, tmp_path: Path, sampler: str) -> None:
+    result = run(model, clip, tmp_path / "out", seed=5, sampler=sampler)
+    assert np.array_equal(result, sample_video(model, pictures(3), steps=STEPS, seed=5, sampler=sampler))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
 
 
@@ -141,7 +143,7 @@ while True:
     child = os.fork()
     if child == 0:
         with open_reader(clip) as reader:
-            job.upscale(model, reader, output, steps=6, scene_cuts=False)
+            job.upscale(model, reader, output, steps=6, scene_cuts=False, sampler="dpm++")
         os._exit(0)
     time.sleep(luck.uniform(0.02, 0.4))
     os.kill(child, signal.SIGKILL)  # says nothing to one that has ended
@@ -155,7 +157,7 @@ print(kills)
 
 def test_kill_9_at_random_moments(model: StableVSR, tiny_weights: Path, tmp_path: Path) -> None:
     clip = write_frames(tmp_path / "in", pictures(4))
-    run(model, clip, tmp_path / "expected", steps=6)
+    run(model, clip, tmp_path / "expected", steps=6, sampler="dpm++")  # which looks back furthest
     total = 0
     for attempt in range(10):
         command = [sys.executable, "-c", KILLED, clip, tmp_path / "out", str(attempt), tiny_weights]

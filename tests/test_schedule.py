@@ -4,12 +4,13 @@ import dataclasses
 
 import pytest
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 
 from stablevsr.config import ScheduleConfig
 from stablevsr.errors import UserError
 from stablevsr.presets import LOW_RES_SCHEDULE, STABLEVSR_SCHEDULE
 from stablevsr.sampling import ddpm
+from stablevsr.sampling.fast import SAMPLERS, ddim_step, dpm_solver_step, sampler_by_name
 from stablevsr.sampling.schedule import alphas_cumprod, betas, run_steps, timesteps
 
 SCHEDULES = [
@@ -113,3 +114,70 @@ def test_refuses_an_offset_beyond_the_schedule() -> None:
 def test_refuses_an_unknown_prediction_type_by_name() -> None:
     with pytest.raises(UserError, match="prediction_type 'flow' is not supported"):
         ScheduleConfig(prediction_type="flow")
+
+
+def made_up(shape: torch.Size, seed: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize("config", [SCHEDULES[0], SCHEDULES[2], SCHEDULES[5]])
+def test_ddim(config: ScheduleConfig, eta: float) -> None:
+    """Whole runs against diffusers; its timesteps are ours for "leading" spacing."""
+    scheduler = DDIMScheduler(**dataclasses.asdict(config))
+    for steps in (1, 5, 50):
+        scheduler.set_timesteps(steps)
+        x = made_up((4, 5, 6), 1)
+        for step in run_steps(config, steps):
+            assert step.timestep == scheduler.timesteps[step.index]
+            prediction, noise = made_up(x.shape, 10 + step.index), made_up(x.shape, 99 + step.index)
+            theirs = scheduler.step(prediction, step.timestep, x, eta=eta, variance_noise=noise)
+            x0, x = ddim_step(x, prediction, noise, step, config, eta=eta)
+            torch.testing.assert_close(x0, theirs.pred_original_sample, rtol=0, atol=1e-6)
+            torch.testing.assert_close(x, theirs.prev_sample, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("config", [SCHEDULES[0], SCHEDULES[3]])
+def test_dpm_solver(config: ScheduleConfig) -> None:
+    """Whole runs against diffusers, on our timesteps."""
+    for steps in (1, 2, 5, 20):
+        ours = run_steps(config, steps)
+        scheduler = DPMSolverMultistepScheduler(
+            beta_schedule=config.beta_schedule,
+            beta_start=config.beta_start,
+            beta_end=config.beta_end,
+            prediction_type=config.prediction_type,
+            final_sigmas_type="zero",
+            lower_order_final=False,
+        )
+        scheduler.set_timesteps(timesteps=[step.timestep for step in ours])
+        x, before = made_up((4, 5, 6), 1), None
+        for step in ours:
+            prediction = made_up(x.shape, 10 + step.index)
+            theirs = scheduler.step(prediction, step.timestep, x).prev_sample
+            before, x = dpm_solver_step(
+                x, prediction, torch.zeros(()), step, dataclasses.replace(config, clip_sample=False), before
+            )
+            torch.testing.assert_close(x, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_a_perfect_network_needs_no_more_than_one_step() -> None:
+    """Every sampler ends at the latent that the network sees behind the noise."""
+    truth, noise = made_up((4, 5, 6), 0), made_up((4, 5, 6), 1)
+    for name in SAMPLERS:
+        for steps in (1, 7):
+            x, before = noise, None
+            for step in run_steps(STABLEVSR_SCHEDULE, steps):
+                seen = (x - step.alpha_bar**0.5 * truth) / (1 - step.alpha_bar) ** 0.5
+                prediction = ddpm.v_target(truth, seen, step.alpha_bar)
+                before, x = sampler_by_name(name).step(x, prediction, noise, step, STABLEVSR_SCHEDULE, before)
+            torch.testing.assert_close(x, truth, rtol=1e-4, atol=1e-4)
+
+
+def test_samplers_by_name() -> None:
+    with pytest.raises(UserError, match="got sampler 'euler', expected one of ddpm"):
+        sampler_by_name("euler")
+    with pytest.raises(UserError, match="got eta 2, expected 0 to 1"):
+        sampler_by_name("ddim", 2)
+    with pytest.raises(UserError, match="no effect with sampler ddpm"):
+        sampler_by_name("ddpm", 0.5)

@@ -22,6 +22,7 @@ from stablevsr.media import Reader, open_writer
 from stablevsr.model import StableVSR
 from stablevsr.sampling.bidirectional import SamplingState
 from stablevsr.sampling.cuts import changes, find_cuts
+from stablevsr.sampling.fast import sampler_by_name
 from stablevsr.sampling.flow import FlowSource
 from stablevsr.sampling.noise import SeededNoise
 from stablevsr.sampling.pictures import to_uint8
@@ -156,13 +157,20 @@ def sample(
     elif cuts:
         tell(f"{len(cuts)} scene cuts found, at frames {', '.join(str(cut) for cut in cuts)}")
     shape = (model.config.vae.latent_channels, height, width)
-    plan = Plan.make(workspace, n, shape, phase == "flow" and done == 0)
-    array = workspace.arrays("latents", shape)
-    latents = StoredLatents(array, n, noise, model.device, done if phase == "denoise" else 0)
+    keeps_x0 = sampler_by_name(options.get("sampler", "ddpm"), options.get("eta", 0.0)).keeps_x0
+    plan = Plan.make(workspace, n, shape, keeps_x0, phase == "flow" and done == 0)
+    latents, estimates = (
+        StoredLatents(workspace.arrays(name, shape), n, noise, model.device, done if phase == "denoise" else 0)
+        if wanted
+        else None
+        for name, wanted in (("latents", True), ("estimates", keeps_x0))
+    )
     flow_array = workspace.arrays("flows", (2, 2, SCALE * height, SCALE * width)) if plan.keeps_flows else None
     flows: FlowSource = StoredFlows(flow_array) if flow_array else EstimatedFlows(model, frames)
     state = SamplingState(done, x0) if phase == "denoise" else SamplingState(0, None)
-    frame_steps = sampling_steps(model, frames, flows, noise, latents, state, decode, steps=steps, cuts=cuts, **options)
+    frame_steps = sampling_steps(
+        model, frames, flows, noise, latents, state, decode, estimates, steps=steps, cuts=cuts, **options
+    )
     tell(plan.sentence(steps))
     saved = time.monotonic()
 
@@ -198,10 +206,12 @@ class Plan:
     keeps_flows: bool
 
     @classmethod
-    def make(cls, workspace: Workspace, num_frames: int, shape: tuple[int, int, int], new: bool) -> "Plan":
+    def make(
+        cls, workspace: Workspace, num_frames: int, shape: tuple[int, int, int], keeps_x0: bool, new: bool
+    ) -> "Plan":
         """Keep the flows on disk if they fit there; `UserError` when even the latents do not."""
         channels, height, width = shape
-        latents = 2 * 4 * num_frames * channels * height * width
+        latents = 2 * 4 * num_frames * channels * height * width * (2 if keeps_x0 else 1)
         flows = 4 * 4 * (num_frames - 1) * SCALE**2 * height * width
         if not new:
             return cls(num_frames, latents, flows, (workspace.folder / "flows.raw").exists())

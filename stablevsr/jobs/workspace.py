@@ -5,6 +5,7 @@
     clip.json        how many they are and where scenes begin; written when all frames are there
     flows.raw        both flows of each pair, float32
     latents.raw      two slots a frame: what a step starts from outlives the step
+    estimates.raw    the same for the clean estimates, where the sampler wants them
     state.safetensors    how far the run is, and the last clean estimate
     output, pair     what is being written; renamed to the final names when whole
 
@@ -38,6 +39,7 @@ FILES = (
     "clip.json",
     "flows.raw",
     "latents.raw",
+    "estimates.raw",
     "state.safetensors",
     "output",
     "pair",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from stablevsr.config import ScheduleConfig
-from stablevsr.sampling.ddpm import ddpm_step
+from stablevsr.sampling.fast import DDPM, Sampler
 from stablevsr.sampling.noise import NoiseSource, as_draw
 from stablevsr.sampling.schedule import Step
 
@@ -64,6 +64,8 @@ def bidirectional_sampling(
     predict: Predict,
     guide: Guide,
     start: SamplingState = START,
+    sampler: Sampler = DDPM,
+    estimates: Latents | None = None,
 ) -> Iterator[FrameStep]:
     """Run the loop in place, one frame-step at a time.
 
@@ -74,6 +76,8 @@ def bidirectional_sampling(
         noise: asked for `step(index, frame)` once a frame-step.
         predict, guide: the networks; a lambda will do.
         start: where to go on; `latents` are as they were then.
+        sampler: the step from one noise level to the next.
+        estimates: where the x0 of every frame is kept, for a sampler that wants it.
 
     Yields:
         A `FrameStep` for every frame of every step, in the order of the passes.
@@ -88,7 +92,10 @@ def bidirectional_sampling(
             x = latents[frame]
             prediction = predict(frame, x, step, guidance)
             draw = as_draw(noise.step(step.index, frame), x.shape, f"step {step.index} of frame {frame}").to(x)
-            x0, x = ddpm_step(x, prediction, draw, step, schedule)
+            before = estimates[frame] if sampler.keeps_x0 and step.index > 0 else None
+            x0, x = sampler.step(x, prediction, draw, step, schedule, before)
             latents[frame] = x
+            if sampler.keeps_x0:
+                estimates[frame] = x0
             yield FrameStep(step, frame, guidance, prediction, x0, x)
         begun = 0

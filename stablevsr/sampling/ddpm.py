@@ -39,8 +39,14 @@ def posterior(x0: Tensor, x: Tensor, alpha_bar: Tensor, alpha_bar_next: Tensor) 
     return mean, variance.clamp(min=MIN_VARIANCE)
 
 
+def clean_estimate(x: Tensor, prediction: Tensor, step: Step, config: ScheduleConfig) -> Tensor:
+    """`predict_x0` at a step, clipped if the schedule says so."""
+    x0 = predict_x0(x, prediction, step.alpha_bar, config.prediction_type)
+    return x0.clamp(-config.clip_sample_range, config.clip_sample_range) if config.clip_sample else x0
+
+
 def ddpm_step(
-    x: Tensor, prediction: Tensor, noise: Tensor, step: Step, config: ScheduleConfig
+    x: Tensor, prediction: Tensor, noise: Tensor, step: Step, config: ScheduleConfig, before: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """One reverse step.
 
@@ -48,13 +54,12 @@ def ddpm_step(
         x: x_t, float32.
         prediction: what the network says of x_t, the same shape.
         noise: fresh unit Gaussian noise, the same shape; unused at timestep 0.
+        before: unused; other samplers look at the x0 estimate of the step before.
 
     Returns:
         The x0 estimate (clipped if the schedule says so), and x at the next timestep.
     """
-    x0 = predict_x0(x, prediction, step.alpha_bar, config.prediction_type)
-    if config.clip_sample:
-        x0 = x0.clamp(-config.clip_sample_range, config.clip_sample_range)
+    x0 = clean_estimate(x, prediction, step, config)
     mean, variance = posterior(x0, x, step.alpha_bar, step.alpha_bar_next)
     if step.timestep == 0:
         return x0, mean

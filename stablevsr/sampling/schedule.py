@@ -24,6 +24,7 @@ class Step:
     timestep: int  # t, in [0, num_train_timesteps)
     alpha_bar: Tensor  # abar_t
     alpha_bar_next: Tensor  # abar at the next timestep of the run, 1 behind the last
+    alpha_bar_before: Tensor | None = None  # abar at the timestep before, None at the first
 
 
 def betas(config: ScheduleConfig) -> Tensor:
@@ -76,5 +77,5 @@ def run_steps(config: ScheduleConfig, num_steps: int) -> list[Step]:
     products = alphas_cumprod(config)
     times = timesteps(config, num_steps)
     bars = [products[time] for time in times]
-    nexts = [*bars[1:], torch.tensor(1.0)]
-    return [Step(i, *each) for i, each in enumerate(zip(times, bars, nexts, strict=True))]
+    nexts, befores = [*bars[1:], torch.tensor(1.0)], [None, *bars[:-1]]
+    return [Step(i, *each) for i, each in enumerate(zip(times, bars, nexts, befores, strict=True))]

@@ -12,6 +12,7 @@ from stablevsr.errors import UserError
 from stablevsr.sampling.bidirectional import START, FrameStep, Latents, SamplingState, bidirectional_sampling
 from stablevsr.sampling.ddpm import add_noise
 from stablevsr.sampling.denoiser import Denoiser
+from stablevsr.sampling.fast import sampler_by_name
 from stablevsr.sampling.flow import Flows, FlowSource, empty_flows, estimate_flow
 from stablevsr.sampling.networks import Networks
 from stablevsr.sampling.noise import NoiseSource, SeededNoise, as_draw
@@ -94,8 +95,11 @@ def sampling_steps(
     latents: Latents | None = None,
     start: SamplingState = START,
     decode: PictureDecoder | None = None,
+    estimates: Latents | None = None,
     *,
     steps: int = 50,
+    sampler: str = "ddpm",
+    eta: float = 0.0,
     prompt: str | None = None,
     negative_prompt: str | None = None,
     guidance_scale: float = 1.0,
@@ -114,6 +118,7 @@ def sampling_steps(
         latents: where x_t is kept; None keeps it on the device, filled with the initial noise.
         start: where a run goes on that kept its `latents`.
         decode: decodes for guidance; None does the whole frame at once.
+        estimates: where the last x0 of every frame is kept, for samplers that want it; None keeps it on the device.
     """
     n, (_, h, w) = len(low_res), low_res[0].shape
     if n > 1 and model.flow is None:
@@ -142,9 +147,19 @@ def sampling_steps(
     )
     if latents is None:
         latents = initial_latents(model, noise, n, h, w)
+    if estimates is None:
+        estimates = [torch.empty(0)] * n
     schedule = model.config.schedule
     return bidirectional_sampling(
-        latents, run_steps(schedule, steps), schedule, noise, denoiser.predict, denoiser.guide, start
+        latents,
+        run_steps(schedule, steps),
+        schedule,
+        noise,
+        denoiser.predict,
+        denoiser.guide,
+        start,
+        sampler_by_name(sampler, eta),
+        estimates,
     )
 
 
@@ -176,6 +191,8 @@ def sample_video(
     seed: int = 0,
     prompt: str | None = None,
     *,
+    sampler: str = "ddpm",
+    eta: float = 0.0,
     negative_prompt: str | None = None,
     guidance_scale: float = 1.0,
     conditioning_scale: float = 1.0,
@@ -193,6 +210,8 @@ def sample_video(
         steps: noise levels to visit, 1 to 999 for the released model.
         seed: of the noise; the same seed gives the same draws on every device.
         prompt: what the picture shows; None is the empty prompt. Anything else needs weights with a text encoder.
+        sampler: "ddpm", as published; "ddim" or "dpm++" for fewer steps.
+        eta: how much of DDPM's noise DDIM adds, 0 to 1.
         negative_prompt: what it shall not show; only with `guidance_scale` above 1.
         guidance_scale: classifier-free guidance; 1 and below mean none, which is how the paper's results were made.
         conditioning_scale: multiplies what the TCM adds to the UNet.
@@ -226,6 +245,8 @@ def sample_video(
         latents,
         decode=decode,
         steps=steps,
+        sampler=sampler,
+        eta=eta,
         prompt=prompt,
         negative_prompt=negative_prompt,
         guidance_scale=guidance_scale,
