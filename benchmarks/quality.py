@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import date
+from itertools import product
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -35,6 +36,7 @@ from stablevsr.model import StableVSR
 from stablevsr.nn.warp import pixel_grid
 from stablevsr.sampling.bidirectional import bidirectional_sampling
 from stablevsr.sampling.denoiser import Denoiser
+from stablevsr.sampling.fast import SAMPLERS, sampler_by_name
 from stablevsr.sampling.flow import Flows, empty_flows, estimate_flow
 from stablevsr.sampling.schedule import run_steps
 from stablevsr.sampling.tiles import PictureDecoder
@@ -47,6 +49,7 @@ except ImportError:
     sys.exit("the metrics come with piq: pip install '.[bench]'")
 
 METRICS = ("PSNR", "SSIM", "HaarPSI", "GMSD", "warp", "tOF")
+VARIANTS = ("per frame", "one-way", "no motion comp.", "two-way")
 Row = dict[str, float]
 
 
@@ -91,8 +94,8 @@ def without_guidance(x0: Tensor, source: int, target: int) -> None:
 
 
 @torch.no_grad()
-def variants(model: StableVSR, low_res: Tensor) -> dict[str, Callable[[int], Tensor]]:
-    """What is compared: name -> function of the number of steps that gives the clip in [0, 1]. All see the same noise.
+def variants(model: StableVSR, low_res: Tensor) -> dict[str, Callable[[int, str], Tensor]]:
+    """What is compared: name -> function of steps and sampler that gives the clip in [0, 1]. All see the same noise.
 
     One-way is the same loop over steps with even indices only, for these go forwards.
     """
@@ -103,22 +106,31 @@ def variants(model: StableVSR, low_res: Tensor) -> dict[str, Callable[[int], Ten
     decode = PictureDecoder(model, "off")
     noise = seeded_noise(model, 0, *low_res.shape[2:])
 
-    def sample(num_steps: int, flows: Flows, with_tcm: bool = True, one_way: bool = False) -> Tensor:
+    def sample(num_steps: int, sampler: str, flows: Flows, with_tcm: bool = True, one_way: bool = False) -> Tensor:
         denoiser = Denoiser(model, low_res, flows, model.encode_prompt(None))
         steps = run_steps(model.config.schedule, num_steps)
         if one_way:
             steps = [replace(step, index=2 * step.index) for step in steps]
         latents = torch.stack([noise.initial(i) for i in range(len(low_res))])
         guide = denoiser.guide if with_tcm else without_guidance
-        for _ in bidirectional_sampling(latents, steps, model.config.schedule, noise, denoiser.predict, guide):
+        for _ in bidirectional_sampling(
+            latents,
+            steps,
+            model.config.schedule,
+            noise,
+            denoiser.predict,
+            guide,
+            sampler=sampler_by_name(sampler),
+            estimates=[torch.empty(0)] * len(low_res),
+        ):
             pass
         return torch.stack([decode_frame(decode, latent) for latent in latents])
 
     return {
-        "per frame": lambda steps: sample(steps, flows, with_tcm=False),
-        "one-way": lambda steps: sample(steps, flows, one_way=True),
-        "no motion comp.": lambda steps: sample(steps, still),
-        "two-way": lambda steps: sample(steps, flows),
+        "per frame": lambda steps, sampler: sample(steps, sampler, flows, with_tcm=False),
+        "one-way": lambda steps, sampler: sample(steps, sampler, flows, one_way=True),
+        "no motion comp.": lambda steps, sampler: sample(steps, sampler, still),
+        "two-way": lambda steps, sampler: sample(steps, sampler, flows),
     }
 
 
@@ -135,21 +147,22 @@ def flow_errors(model: StableVSR, clip: HeldOutClip) -> Row:
 
 
 @torch.no_grad()
-def evaluate(model: StableVSR, clip: HeldOutClip, steps: list[int], pictures: Path | None) -> dict[str, Row]:
-    """All rows of one clip: "bicubic", "autoencoder", and "NAME, T steps"."""
+def evaluate(model: StableVSR, clip: HeldOutClip, options: argparse.Namespace) -> dict[str, Row]:
+    """All rows of one clip: "truth", "bicubic", "autoencoder", and "VARIANT, [SAMPLER,] T steps"."""
     truth = clip.truth.frames
     low_res = (downscale(truth) * 255).round() / 255
     bicubic = F.interpolate(low_res, scale_factor=4, mode="bicubic", align_corners=False).clamp(0, 1)
     through = (model.vae.decode(model.vae.encode(truth * 2 - 1).mean) / 2 + 0.5).clamp(0, 1)
     results = {"bicubic": bicubic, "autoencoder": through}
-    for name, sample in variants(model, low_res * 2 - 1).items():
-        for count in steps:
-            results[f"{name}, {count} steps"] = sample(count)
-    if pictures:
+    samples = variants(model, low_res * 2 - 1)
+    for name, sampler, count in product(options.variants, options.samplers, options.steps):
+        named = name if sampler == "ddpm" else f"{name}, {sampler}"
+        results[f"{named}, {count} steps"] = samples[name](count, sampler)
+    if options.pictures:
         middle = len(truth) // 2
         for name, frames in {"truth": truth, **results}.items():
             picture = (frames[middle] * 255).round().byte().permute(1, 2, 0).numpy()
-            iio.imwrite(pictures / f"{clip.name}, {name}.png".replace(", ", "-").replace(" ", "-"), picture)
+            iio.imwrite(options.pictures / f"{clip.name}, {name}.png".replace(", ", "-").replace(" ", "-"), picture)
     return {"truth": measure(model, truth, clip)} | {k: measure(model, v, clip) for k, v in results.items()}
 
 
@@ -179,6 +192,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", help="a weights file; default: the bundled model")
     parser.add_argument("--steps", type=int, nargs="+", default=[10, 20, 50])
+    parser.add_argument("--variants", nargs="+", default=VARIANTS, choices=VARIANTS)
+    parser.add_argument("--samplers", nargs="+", default=["ddpm"], choices=SAMPLERS)
     parser.add_argument("--frames", type=int, default=6, help="of a clip")
     parser.add_argument("--side", type=int, default=160, help="of a frame, in HR pixels; a multiple of 8 from 128")
     parser.add_argument("--procedural", type=int, default=4, help="number of procedural clips")
@@ -197,7 +212,7 @@ def main() -> None:
     ]
     results, flow = {}, {}
     for clip in tqdm(clips, desc="clips"):
-        results[clip.name] = evaluate(model, clip, options.steps, options.pictures)
+        results[clip.name] = evaluate(model, clip, options)
         flow[clip.name] = flow_errors(model, clip)
     report = {
         "date": str(date.today()),

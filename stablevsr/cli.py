@@ -19,7 +19,7 @@ from stablevsr import __version__
 from stablevsr.errors import UserError
 from stablevsr.jobs.upscale import upscale
 from stablevsr.jobs.workspace import workspace_path
-from stablevsr.media import PartReader, Reader, check_output, open_reader, output_for
+from stablevsr.media import CODECS, Encoding, PartReader, Reader, check_output, open_reader, output_for
 from stablevsr.model import DTYPES, StableVSR, build_model, pick_device
 from stablevsr.sampling.fast import SAMPLERS
 from stablevsr.sampling.video import Progress
@@ -116,6 +116,8 @@ def add_upscale(commands: argparse._SubParsersAction) -> None:
         metavar="FILE",
         help="a second output: bicubic interpolation left, the result right",
     )
+    command.add_argument("--codec", choices=CODECS, help="of a video (default: vp9 for .webm, else h264)")
+    command.add_argument("--crf", type=int, help="quality of a video: 0 is best (default: hardly any loss)")
     command.add_argument(
         "--tile",
         type=tile_size,
@@ -245,6 +247,7 @@ def upscale_one(model: StableVSR, clip: Reader, task: Task, options: argparse.Na
             tile=options.tile,
             scene_cuts=not options.no_scene_cuts,
             side_by_side=options.side_by_side,
+            encoding=Encoding(options.codec, options.crf),
             force=options.force,
             restart=options.restart,
             keep_workspace=options.keep_workspace,

@@ -16,7 +16,7 @@ from av.stream import Disposition
 from av.video.frame import PictureType
 
 from stablevsr.errors import UserError
-from stablevsr.media import Frame, check_output, natural_key, open_reader, open_writer
+from stablevsr.media import Encoding, Frame, check_output, natural_key, open_reader, open_writer
 
 TICKS = Fraction(1, 30000)
 
@@ -883,3 +883,60 @@ def test_links_that_lead_nowhere_and_headers_that_lie(tmp_path):
     data = b"".join(struct.pack(">I", len(b)) + n + b + struct.pack(">I", zlib.crc32(n + b)) for n, b in chunks)
     (tmp_path / "huge.png").write_bytes(b"\x89PNG\r\n\x1a\n" + data)
     assert "huge.png" in refusal(read_all, tmp_path / "huge.png")
+
+
+def write_with(path, source, image, encoding):
+    with open_reader(source) as reader, open_writer(path, reader, height=64, width=96, encoding=encoding) as writer:
+        for frame in reader:
+            writer.write(image, frame)
+    return path
+
+
+def test_lossless_video_gives_back_the_same_bits(tmp_path):
+    source = write_video(tmp_path / "a.mp4", [picture()] * 3)
+    noise = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
+    for suffix in (".mkv", ".avi"):
+        out = write_with(tmp_path / f"out{suffix}", source, noise, Encoding("ffv1"))
+        assert all(np.array_equal(frame.image, noise) for frame in read_all(out))
+        assert len(read_all(out)) == 3
+
+
+@pytest.mark.parametrize("codec", ["h264", "hevc", "vp9"])
+def test_codecs(tmp_path, codec):
+    source = write_video(tmp_path / "a.mp4", [picture()] * 3)
+    smooth = picture(64, 96)
+    best, worst = (write_with(tmp_path / f"{crf}.mkv", source, smooth, Encoding(codec, crf)) for crf in (None, 50))
+    with av.open(str(best)) as file:
+        assert file.streams.video[0].codec_context.codec.canonical_name == codec
+    assert np.abs(read_all(best)[1].image.astype(int) - smooth).mean() < 1
+    assert best.stat().st_size > worst.stat().st_size
+
+
+def test_ten_bits_keep_what_eight_cannot(tmp_path):
+    source = write_video(tmp_path / "a.mp4", [picture()])
+    ramp = np.broadcast_to(np.linspace(20000, 22000, 96)[None, :, None], (64, 96, 3)).astype(np.uint16)
+    out = write_with(tmp_path / "out.mp4", source, ramp, Encoding("hevc10", 0))
+    with av.open(str(out)) as file:
+        frame = next(file.decode(video=0))
+        assert frame.format.name == "yuv420p10le"
+        seen = frame.reformat(format="rgb48le").to_ndarray()
+    assert len(np.unique(seen[32, :, 1])) > 20  # of 2000 / 257 = 8 levels of eight bits
+    assert np.abs(seen.astype(int) - ramp).max() < 400
+
+
+@pytest.mark.parametrize(
+    ("name", "encoding", "words"),
+    [
+        ("o.mp4", Encoding("ffv1"), ".mp4 cannot hold ffv1 video"),
+        ("o.webm", Encoding("h264"), ".webm cannot hold h264 video"),
+        ("o.mkv", Encoding("ffv1", 3), "ffv1 is lossless"),
+        ("o.mkv", Encoding("h264", 52), "Quality 52 is out of range"),
+        ("o.mkv", Encoding("mpeg2"), "Codec mpeg2 is unknown"),
+        ("folder", Encoding("h264"), "is not a video"),
+    ],
+)
+def test_encodings_that_make_no_sense(tmp_path, name, encoding, words):
+    source = write_video(tmp_path / "a.mp4", [picture()])
+    with open_reader(source) as reader:
+        assert words in refusal(open_writer, tmp_path / name, reader, height=32, width=48, encoding=encoding)
+    assert os.listdir(tmp_path) == ["a.mp4"]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -18,14 +19,14 @@ from stablevsr.config import SCALE
 from stablevsr.errors import UserError
 from stablevsr.jobs.stores import EstimatedFlows, StoredFlows, StoredFrames, StoredLatents
 from stablevsr.jobs.workspace import Workspace, open_workspace
-from stablevsr.media import Reader, open_writer
+from stablevsr.media import Encoding, Reader, Writer, open_writer
 from stablevsr.model import StableVSR
 from stablevsr.sampling.bidirectional import SamplingState
 from stablevsr.sampling.cuts import changes, find_cuts
 from stablevsr.sampling.fast import sampler_by_name
 from stablevsr.sampling.flow import FlowSource
 from stablevsr.sampling.noise import SeededNoise
-from stablevsr.sampling.pictures import to_uint8
+from stablevsr.sampling.pictures import to_uint8, to_uint16
 from stablevsr.sampling.tiles import PictureDecoder
 from stablevsr.sampling.video import OnProgress, decode_frame, flow_between, report, sampling_steps, seeded_noise
 
@@ -44,6 +45,7 @@ def upscale(
     scene_cuts: bool = True,
     tile: int | str = "auto",
     side_by_side: Path | None = None,
+    encoding: Encoding | None = None,
     force: bool = False,
     restart: bool = False,
     keep_workspace: bool = False,
@@ -61,6 +63,7 @@ def upscale(
         steps, seed, tile, progress, options: as in `sampling.video.sample_video`.
         scene_cuts: look for cuts, and fetch nothing across them; the published pipeline does not.
         side_by_side: a second output, with bicubic interpolation on the left and the result on the right.
+        encoding: codec and quality of a video.
         force: replace an output that exists.
         restart: throw away an unfinished run instead of going on with it.
         keep_workspace: leave the workspace there at the end.
@@ -83,11 +86,13 @@ def upscale(
                 # place.
                 part = workspace.folder / "pair"
                 pair = side_by_side and stack.enter_context(
-                    open_writer(side_by_side, clip, height=height, width=2 * width, force=force, part=part)
+                    open_writer(
+                        side_by_side, clip, height=height, width=2 * width, force=force, part=part, encoding=encoding
+                    )
                 )
                 part = workspace.folder / "output"
                 writer = stack.enter_context(
-                    open_writer(output, clip, height=height, width=width, force=force, part=part)
+                    open_writer(output, clip, height=height, width=width, force=force, part=part, encoding=encoding)
                 )
                 for notice in writer.notices:
                     tell(f"note: {notice}")
@@ -96,10 +101,10 @@ def upscale(
                 latents = sample(model, workspace, frames, cuts, noise, steps, decode, progress, tell, options)
                 for i, frame in enumerate(clip):
                     picture = decode_frame(decode, latents[i])[None]
-                    writer.write(to_uint8(picture)[0].numpy(), frame)
+                    writer.write(quantise(picture, writer), frame)
                     if pair:
                         both = torch.cat([bicubic(frames[i][None]), picture], dim=-1)
-                        pair.write(to_uint8(both)[0].numpy(), frame)
+                        pair.write(quantise(both, pair), frame)
                     report(progress, "decode", i + 1, len(frames))
         except BaseException as error:
             # Nothing is worth keeping of a run that was refused, or that has not even read its input.
@@ -262,6 +267,11 @@ def fingerprint(model: StableVSR, clip: Reader, settings: dict[str, object]) -> 
         "part": clip.part,
         **settings,
     }
+
+
+def quantise(picture: Tensor, writer: Writer) -> np.ndarray:
+    """(1, 3, h, w) in [0, 1] to (h, w, 3), in the depth that a writer takes."""
+    return (to_uint16 if writer.is_deep else to_uint8)(picture)[0].numpy()
 
 
 def bicubic(low_res: Tensor) -> Tensor:

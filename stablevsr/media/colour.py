@@ -1,6 +1,6 @@
 """Between the YUV of video streams and 8-bit RGB.
 
-Reading trusts the stream's tags. Writing is always BT.709 in limited range, and `TAGS` says so in the file.
+Reading trusts the stream's tags. YUV is always written as BT.709 in limited range, and `TAGS` says so in the file.
 """
 
 import av
@@ -35,11 +35,15 @@ def to_rgb(frame: av.VideoFrame) -> np.ndarray:
     return rgb.to_ndarray()
 
 
-def to_yuv420(image: np.ndarray) -> av.VideoFrame:
-    """(h, w, 3) uint8 RGB, h and w even -> yuv420p frame in BT.709, limited range."""
-    rgb = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+def to_frame(image: np.ndarray, pix_fmt: str) -> av.VideoFrame:
+    """(h, w, 3) RGB, uint8 or uint16, to a frame for an encoder: YUV in BT.709 and limited range, or RGB as it is."""
+    rgb = av.VideoFrame.from_ndarray(
+        np.ascontiguousarray(image), format="rgb48le" if image.dtype == np.uint16 else "rgb24"
+    )
+    if not pix_fmt.startswith("yuv"):
+        return rgb.reformat(format=pix_fmt)
     return rgb.reformat(
-        format="yuv420p",
+        format=pix_fmt,
         dst_colorspace=Colorspace.ITU709,
         src_color_range=ColorRange.JPEG,
         dst_color_range=ColorRange.MPEG,

@@ -80,8 +80,11 @@ class Writer(ABC):
     """An output being written under a hidden temporary name, put in place whole when the `with` block ends cleanly.
 
     `notices`: sentences the user should be shown, complete once the writer is open.
+    `is_deep`: whether frames of 16 bits a channel are wanted.
     When the block ends with any exception the temporary goes away and whatever stood under `path` still does.
     """
+
+    is_deep = False
 
     def __init__(self, path: Path, height: int, width: int, part: Path | None = None) -> None:
         self.path = path
@@ -106,12 +109,16 @@ class Writer(ABC):
             self._abandon()
 
     def write(self, image: np.ndarray, frame: Frame) -> None:
-        """Append `image`, (height, width, 3) uint8 RGB, which came from `frame` (its pts and name are kept).
+        """Append `image`, (height, width, 3) RGB, uint8, or uint16 where `is_deep`.
 
-        Raises ValueError for another shape or type, UserError when the output cannot be written.
+        It came from `frame`, whose pts and name are kept. Raises ValueError for another shape or type, UserError when
+        the output cannot be written.
         """
-        if image.shape != self._shape or image.dtype != np.uint8:
-            raise ValueError(f"expected a uint8 image of shape {self._shape}, got {image.dtype} {image.shape}")
+        wanted = np.uint16 if self.is_deep else np.uint8
+        if image.shape != self._shape or image.dtype != wanted:
+            raise ValueError(
+                f"expected a {wanted.__name__} image of shape {self._shape}, got {image.dtype} {image.shape}"
+            )
         self._write(image, frame)
         self._count += 1
 

@@ -4,6 +4,7 @@ from itertools import islice
 from pathlib import Path
 
 from stablevsr.errors import UserError
+from stablevsr.media.codecs import Encoding
 from stablevsr.media.frame import Reader, Writer
 from stablevsr.media.paths import IMAGE_SUFFIXES, check_output, output_kind
 from stablevsr.media.still_reader import FolderReader
@@ -30,17 +31,27 @@ def open_reader(path: str | Path, allow_truncated: bool = False, allow_hdr: bool
 
 
 def open_writer(
-    path: str | Path, source: Reader, *, height: int, width: int, force: bool = False, part: Path | None = None
+    path: str | Path,
+    source: Reader,
+    *,
+    height: int,
+    width: int,
+    force: bool = False,
+    part: Path | None = None,
+    encoding: Encoding | None = None,
 ) -> Writer:
     """Open the output for frames of `height` x `width` pixels made from `source`; `path` decides the kind.
 
     A video suffix gives a video with the source's timing and audio (height and width must be even), an image suffix
     one image, anything without a suffix a folder of PNG files. It is written to `part`, by default a hidden name beside
-    `path`, and must be on the same file system; what a killed process left there is removed. Raises UserError for what
+    `path`, and must be on the same file system; what a killed process left there is removed. `encoding`
+    chooses codec and quality of a video. Raises UserError for what
     `check_output` refuses, an image for a source of more than one frame, and audio that the container cannot hold.
     """
     check_output(path, source.path, force)
     kind = output_kind(path)
+    if kind != "video" and encoding not in (None, Encoding()):
+        raise UserError(f"Output {path} is not a video, so there is nothing to encode; leave codec and quality out.")
     target = Path(path).resolve()  # a link is written through, not replaced
     if kind == "folder":
         writer = FolderWriter(target, height, width, part)
@@ -48,7 +59,7 @@ def open_writer(
             writer.notices.append(f"a folder of images holds no sound, so that of {source.path} is left out.")
         return writer
     if kind == "video":
-        return VideoWriter(target, source, height, width, part)
+        return VideoWriter(target, source, height, width, part, encoding)
     if source.frame_count != 1 and len(list(islice(source, 2))) != 1:
         raise UserError(
             f"Output {path} is a single image, but {source.path} holds more than one frame; "

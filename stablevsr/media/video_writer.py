@@ -9,14 +9,13 @@ from av.codec.context import Flags
 
 from stablevsr.atomic import sync
 from stablevsr.errors import UserError
-from stablevsr.media.colour import TAGS, to_yuv420
+from stablevsr.media.codecs import Encoding
+from stablevsr.media.colour import TAGS, to_frame
 from stablevsr.media.copies import StreamCopies
 from stablevsr.media.frame import Frame, Reader, Writer
 from stablevsr.media.paths import VIDEO_FORMATS
 from stablevsr.media.video_reader import VideoReader
 
-_H264 = ("libx264", {"crf": "12", "preset": "medium"})
-_VP9 = ("libvpx-vp9", {"crf": "16", "b": "0", "row-mt": "1", "cpu-used": "2"})
 _MUXER_OPTIONS = {
     # The default of 1000 would round a late start of a stream to milliseconds.
     "mp4": {"movie_timescale": "90000"},
@@ -27,8 +26,9 @@ _MUXER_OPTIONS = {
 
 
 class VideoWriter(Writer):
-    """H.264 (VP9 in .webm), yuv420p, BT.709, with the timestamps of the frames written and the source's audio,
-    subtitles, chapters and main metadata.
+    """H.264 (VP9 in .webm) or what `encoding` says, YUV in BT.709, with the timestamps of the frames written.
+
+    Audio, subtitles, chapters and main metadata of the source come along.
 
     Matroska and WebM cannot hold times before 0: where audio starts there, audio and video move later together.
 
@@ -36,10 +36,20 @@ class VideoWriter(Writer):
     Raises UserError when the encoder is missing, or for audio that neither fits the container nor can be decoded.
     """
 
-    def __init__(self, path: Path, source: Reader, height: int, width: int, part: Path | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        source: Reader,
+        height: int,
+        width: int,
+        part: Path | None = None,
+        encoding: Encoding | None = None,
+    ) -> None:
         if height % 2 or width % 2:
             raise ValueError(f"video needs an even height and width, got {height}x{width}")
         super().__init__(path, height, width, part)
+        self._codec, self._options = (encoding or Encoding()).choose(path.suffix.lower())
+        self.is_deep = self._codec.is_deep
         # AVI counts frames instead of storing their times, so its clock must tick once per frame.
         self._counted = path.suffix.lower() == ".avi"
         self._rate = source.frame_rate
@@ -55,10 +65,9 @@ class VideoWriter(Writer):
             raise
 
     def _open(self, source: Reader) -> None:
-        suffix = self.path.suffix.lower()
-        form = VIDEO_FORMATS[suffix]
+        form = VIDEO_FORMATS[self.path.suffix.lower()]
         self._container = av.open(str(self._part), "w", format=form, container_options=_MUXER_OPTIONS.get(form))
-        self._stream = self._add_video(*(_VP9 if suffix == ".webm" else _H264), source)
+        self._stream = self._add_video(self._codec.encoder, self._options, source)
         if isinstance(source, VideoReader):
             self._copies = StreamCopies(source.path, self._container, self.path)
             self.notices += self._copies.notices
@@ -72,17 +81,17 @@ class VideoWriter(Writer):
             codec, rate=self._rate, options=options, height=height, width=width, time_base=self._time_base
         )
         context = stream.codec_context
-        context.pix_fmt = "yuv420p"
+        context.pix_fmt = self._codec.pix_fmt
         context.sample_aspect_ratio = source.sample_aspect_ratio
         context.flags |= Flags.frame_duration  # else the last frame of a variable rate would lose its length
         if self._counted:
             context.max_b_frames = 0  # AVI cannot store an order of decoding
-        for name, value in TAGS.items():
+        for name, value in TAGS.items() if self._codec.pix_fmt.startswith("yuv") else ():
             setattr(context, name, value)
         return stream
 
     def _write(self, image: np.ndarray, frame: Frame) -> None:
-        picture = to_yuv420(image)
+        picture = to_frame(image, self._codec.pix_fmt)
         picture.time_base = self._time_base
         picture.pts = self._tick = self._next_tick(frame)
         picture.duration = self._duration(frame)

@@ -41,6 +41,11 @@ def to_uint8(frames: Tensor) -> Tensor:
     return rearrange((frames * 255.0).round(), "n c h w -> n h w c").to(torch.uint8)
 
 
+def to_uint16(frames: Tensor) -> Tensor:
+    """The same with 16 bits: (n, 3, h, w) in [0, 1] to (n, h, w, 3) uint16."""
+    return rearrange((frames.double() * 65535.0).round(), "n c h w -> n h w c").to(torch.uint16)
+
+
 @dataclass(frozen=True)
 class ClipKind:
     """Which of the accepted kinds a clip is, so that the result comes back as the same."""
