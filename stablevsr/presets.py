@@ -44,7 +44,7 @@ SD_X4_UPSCALER = ModelConfig(
     low_res_schedule=LOW_RES_SCHEDULE,
 )
 
-# The same classes, as small as they go: for tests and for the untrained model that is bundled until a trained one is.
+# The same classes, as small as they go: for tests.
 _TINY_ENCODER = UNetEncoderConfig(
     channels=(16, 16, 32, 32), blocks_per_level=(1, 1, 1, 1), num_heads=(2, 2, 2, 2), context_dim=32, norm_groups=8
 )
@@ -56,7 +56,7 @@ TINY = ModelConfig(
     schedule=STABLEVSR_SCHEDULE,
 )
 
-# A model that two CPU cores can train and run: the same classes, a wider latent, RAFT small.
+# The bundled model, which two CPU cores can train and run: the same classes, a wider latent, RAFT small.
 _SMALL_ENCODER = UNetEncoderConfig(
     in_channels=11,
     channels=(48, 64, 96, 128),
