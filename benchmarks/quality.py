@@ -3,7 +3,7 @@
 
 Prints tables and writes JSON. Metrics, per clip and then over clips:
 
-    PSNR, SSIM  fidelity, higher is better (SSIM, HaarPSI and GMSD by piq)
+    PSNR, SSIM  fidelity, higher is better (HaarPSI and GMSD are piq's)
     HaarPSI     perceptual similarity to the truth, higher is better (Reisenhofer et al. 2018)
     GMSD        deviation of gradient magnitudes, lower is better (Xue et al. 2014)
     warp        warping error: mean squared difference of a frame and the one before, fetched along the exact flow,
@@ -36,6 +36,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from stablevsr import build_model
+from stablevsr.evaluation.metrics import psnr, ssim, tof
 from stablevsr.model import StableVSR
 from stablevsr.nn.warp import pixel_grid
 from stablevsr.sampling.bidirectional import bidirectional_sampling
@@ -72,23 +73,17 @@ def warping_error(frames: Tensor, clip: HeldOutClip) -> float:
     return 1000 * (error.sum() / (3 * seen.sum())).item()
 
 
-@torch.no_grad()
-def flow_of(model: StableVSR, frames: Tensor) -> Tensor:
-    """The flows that the network sees between neighbouring frames of a clip in [0, 1]."""
-    return model.flow(frames[1:] * 2 - 1, frames[:-1] * 2 - 1)
-
-
 def measure(model: StableVSR, frames: Tensor, clip: HeldOutClip) -> Row:
     """All metrics of a result (n, 3, h, w) in [0, 1]."""
     truth = clip.truth.frames
     frames = (frames * 255).round() / 255  # what a file would hold
     return {
-        "PSNR": -10 * torch.log10((frames - truth).square().mean((1, 2, 3))).mean().item(),
-        "SSIM": piq.ssim(frames, truth, downsample=False).item(),
+        "PSNR": psnr(frames, truth).mean().item(),
+        "SSIM": ssim(frames, truth).mean().item(),
         "HaarPSI": piq.haarpsi(frames, truth).item(),
         "GMSD": piq.gmsd(frames, truth).item(),
         "warp": warping_error(frames, clip),
-        "tOF": 10 * (flow_of(model, frames) - flow_of(model, truth)).abs().mean().item(),
+        "tOF": tof(model.flow, frames, truth).mean().item(),
     }
 
 

@@ -16,7 +16,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from stablevsr import __version__
+from stablevsr.atomic import replacing
 from stablevsr.errors import UserError
+from stablevsr.evaluation.evaluate import Evaluator, clip_pairs, evaluate
+from stablevsr.evaluation.report import as_csv, as_json, table
 from stablevsr.jobs.upscale import upscale
 from stablevsr.jobs.workspace import workspace_path
 from stablevsr.media import CODECS, Encoding, PartReader, Reader, check_output, open_reader, output_for
@@ -55,6 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"stablevsr {__version__}")
     commands = parser.add_subparsers(title="commands", required=True)
     add_upscale(commands)
+    add_evaluate(commands)
     add_train(commands)
     return parser
 
@@ -67,6 +71,29 @@ def add_train(commands: argparse._SubParsersAction) -> None:
     )
     command.set_defaults(run=run_train)
     command.add_argument("recipe", type=Path, metavar="RECIPE", help="a TOML file, see recipes/")
+    command.add_argument("--device", help="cpu, cuda, mps (default: the best there is)")
+    command.add_argument("--debug", action="store_true", help="show the traceback of an unexpected error")
+
+
+def add_evaluate(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser(
+        "evaluate",
+        help="measure results against the truth",
+        description="Measure results against the truth: PSNR, SSIM, tOF, and HaarPSI, GMSD, LPIPS, DISTS, tLP where "
+        "their packages (the extra `metrics`) and weights are there. Nothing is fetched.",
+    )
+    command.set_defaults(run=run_evaluate)
+    command.add_argument("result", type=Path, metavar="SR", help="a clip, or a folder of clips")
+    command.add_argument("truth", type=Path, metavar="GT", help="the true clip, or a folder of clips of the same names")
+    command.add_argument("--weights", type=Path, metavar="FILE", help="whose flow network tOF uses (default: bundled)")
+    command.add_argument(
+        "--weights-dir",
+        type=Path,
+        metavar="DIR",
+        help="where backbones lie, as DIR/checkpoints/FILE (default: torch's cache)",
+    )
+    command.add_argument("--csv", type=Path, metavar="FILE", help="write a line for every frame")
+    command.add_argument("--json", type=Path, metavar="FILE", help="write everything")
     command.add_argument("--device", help="cpu, cuda, mps (default: the best there is)")
     command.add_argument("--debug", action="store_true", help="show the traceback of an unexpected error")
 
@@ -159,6 +186,29 @@ def run_train(options: argparse.Namespace) -> int:
     output = train(options.recipe, pick_device(options.device))
     if os.environ.get("RANK", "0") == "0":
         tell(f"wrote {output}")
+    return DONE
+
+
+def run_evaluate(options: argparse.Namespace) -> int:
+    """The command `evaluate`: the table goes to standard output."""
+    pairs = clip_pairs(options.result, options.truth)
+    for path in filter(None, (options.csv, options.json)):
+        if not path.parent.is_dir():
+            raise UserError(f"{path} cannot be written because {path.parent} is not a folder; create it first")
+    model = build_model(options.weights, options.device)
+    evaluator = Evaluator(model.device, model.flow, options.weights_dir)
+    with tqdm(unit="frame") as bar:
+
+        def progress(clip: str, done: int, total: int | None) -> None:
+            bar.set_description(clip)
+            bar.update()
+
+        report = evaluate(evaluator, pairs, model.provenance.get("flow", "unknown"), progress)
+    for path, text in ((options.csv, as_csv), (options.json, as_json)):
+        if path:
+            with replacing(path) as part:
+                part.write_text(text(report))
+    print(table(report))
     return DONE
 
 

@@ -27,8 +27,9 @@ ROOMS = {
     "media": BASE,
     "training": BASE | {"media", "config", "presets", "nn", "sampling", "prompt", "weights", "model"},
     "jobs": BASE | {"config", "nn", "sampling", "prompt", "weights", "model", "media"},
+    "evaluation": BASE | {"config", "media", "model", "nn", "sampling", "weights"},
     "__init__": {"model", "sampling"},
-    "cli": BASE | {"__init__", "config", "jobs", "media", "model", "sampling", "training"},
+    "cli": BASE | {"__init__", "config", "evaluation", "jobs", "media", "model", "sampling", "training"},
 }
 FORBIDDEN = {"diffusers", "transformers", "accelerate"}
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -1,0 +1,159 @@
+"""A result against the truth: clip by clip, frame by frame."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from stablevsr.errors import UserError
+from stablevsr.evaluation.metrics import WINDOW, psnr, ssim, tlp, tof
+from stablevsr.evaluation.perceptual import LOADERS, Distance, Unavailable
+from stablevsr.media import Frame, Reader, open_reader
+from stablevsr.nn.raft import RAFT
+
+NAMES = ("PSNR", "SSIM", "HaarPSI", "GMSD", "LPIPS", "DISTS", "tLP", "tOF")
+Row = dict[str, float]  # by metric; temporal ones are missing for the first frame
+
+
+@dataclass
+class Report:
+    """What was measured, and what was not."""
+
+    flow_network: str  # whose flows tOF compares
+    clips: dict[str, list[Row]] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)  # metric: why
+
+    @property
+    def names(self) -> list[str]:
+        """The metrics that are there, in their usual order."""
+        return [name for name in NAMES if any(name in row for rows in self.clips.values() for row in rows)]
+
+    def clip_means(self) -> dict[str, Row]:
+        """Means over frames; a metric without a value in a clip is missing there."""
+        return {clip: means(rows) for clip, rows in self.clips.items()}
+
+    def overall(self) -> Row:
+        """Means over clips of the means over frames."""
+        return means(self.clip_means().values())
+
+
+def means(rows: Iterable[Row]) -> Row:
+    """Means by metric, over the rows that have it."""
+    rows = list(rows)
+    found = {}
+    for name in NAMES:
+        values = [row[name] for row in rows if name in row]
+        if values:
+            found[name] = math.fsum(values) / len(values) if all(map(math.isfinite, values)) else math.inf
+    return found
+
+
+class Evaluator:
+    """The metrics that are available, on one device.
+
+    Args:
+        raft: the network whose flows tOF compares; None leaves tOF out.
+        weights_dir: where backbones lie, laid out as torch's cache (`DIR/checkpoints/FILE`); None is that cache.
+    """
+
+    def __init__(self, device: torch.device, raft: RAFT | None, weights_dir: Path | None = None) -> None:
+        self.device, self.raft = device, raft
+        self.skipped: dict[str, str] = {}
+        self.distances: dict[str, Distance] = {}
+        if weights_dir is not None:
+            torch.hub.set_dir(weights_dir)
+        for name, load in LOADERS.items():
+            try:
+                self.distances[name] = load(device)
+            except Unavailable as reason:
+                self.skipped[name] = str(reason)
+        if "LPIPS" in self.skipped:
+            self.skipped["tLP"] = self.skipped["LPIPS"]
+        if raft is None:
+            self.skipped["tOF"] = "the weights hold no flow network"
+
+    @torch.no_grad()
+    def rows(self, result: Reader, truth: Reader) -> Iterator[Row]:
+        """The metrics of every frame of a clip; two frames of each are held at a time."""
+        before: list[Tensor] = []
+        for mine, theirs in zip_longest(result, truth):
+            if mine is None or theirs is None:
+                raise UserError(different_counts(result, truth))
+            pair = [self._picture(mine), self._picture(theirs)]
+            row = {"PSNR": psnr(*pair).item()}
+            if min(pair[0].shape[-2:]) > WINDOW // 2:
+                row["SSIM"] = ssim(*pair).item()
+            row |= {name: distance(*pair).item() for name, distance in self.distances.items()}
+            if before:
+                steps = [torch.cat(both) for both in zip(before, pair, strict=True)]
+                if "LPIPS" in self.distances:
+                    moved = [self.distances["LPIPS"](now[1:], now[:1]) for now in steps]
+                    row["tLP"] = tlp(*moved).item()
+                if self.raft is not None:
+                    row["tOF"] = tof(self.raft, *steps).item()
+            before = pair
+            yield row
+
+    def _picture(self, frame: Frame) -> Tensor:
+        return torch.from_numpy(frame.image.copy()).to(self.device).permute(2, 0, 1)[None].float() / 255
+
+
+def different_counts(result: Reader, truth: Reader) -> str:
+    """The sentence for clips that do not end together."""
+    counts = [sum(1 for _ in clip) for clip in (result, truth)]
+    return (
+        f"{result.path} has {counts[0]} frames and {truth.path} has {counts[1]}; give clips with the same frames, "
+        "or the same part of both"
+    )
+
+
+def clip_pairs(result: Path, truth: Path) -> dict[str, tuple[Path, Path]]:
+    """Which clip belongs to which: two clips, or two folders that hold clips of the same names."""
+    folders = [_clips_in(path) for path in (result, truth)]
+    if not any(folders):
+        return {result.name: (result, truth)}
+    mine, theirs = folders
+    for here, there, missing in ((result, truth, theirs - mine), (truth, result, mine - theirs)):
+        if missing:
+            clip = sorted(missing)[0]
+            raise UserError(f"{here} lacks the clip {clip}, which {there} has; give the same clips in both")
+    return {name: (result / name, truth / name) for name in sorted(mine)}
+
+
+def _clips_in(path: Path) -> set[str]:
+    """Names of the folders in a folder of clips; nothing for a clip itself."""
+    if not path.is_dir():
+        return set()
+    entries = [entry for entry in path.iterdir() if not entry.name.startswith(".")]
+    return {entry.name for entry in entries} if entries and all(entry.is_dir() for entry in entries) else set()
+
+
+def evaluate(
+    evaluator: Evaluator,
+    pairs: dict[str, tuple[Path, Path]],
+    flow_network: str,
+    progress: Callable[[str, int, int | None], None] = lambda clip, done, total: None,
+) -> Report:
+    """Measure all clips.
+
+    Args:
+        progress: called behind every frame with the clip, and how many of its frames are done, of how many.
+
+    Raises:
+        UserError: for clips that do not match in size or number of frames, naming them.
+    """
+    report = Report(flow_network, skipped=evaluator.skipped)
+    for name, paths in pairs.items():
+        with open_reader(paths[0]) as result, open_reader(paths[1]) as truth:
+            sizes = [f"{clip.width}x{clip.height}" for clip in (result, truth)]
+            if sizes[0] != sizes[1]:
+                raise UserError(f"{paths[0]} is {sizes[0]} and {paths[1]} is {sizes[1]}; give clips of one size")
+            report.clips[name] = []
+            for row in evaluator.rows(result, truth):
+                report.clips[name].append(row)
+                progress(name, len(report.clips[name]), truth.frame_count)
+    return report

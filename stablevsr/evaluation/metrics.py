@@ -1,0 +1,58 @@
+"""PSNR, SSIM and tOF as the public evaluation computes them. Pictures are (n, 3, h, w) in [0, 1]."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stablevsr.nn.raft import RAFT
+from stablevsr.sampling.flow import Padding
+
+WINDOW, SIGMA = 11, 1.5  # of SSIM's Gaussian
+C1, C2 = 0.01**2, 0.03**2
+
+
+def psnr(result: Tensor, truth: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio of each picture in dB, (n,); infinite for equal pictures."""
+    return -10 * torch.log10((result.double() - truth.double()).square().mean((1, 2, 3)))
+
+
+def ssim(result: Tensor, truth: Tensor) -> Tensor:
+    """Structural similarity of each picture (Wang et al. 2004), (n,): Gaussian window, borders reflected, mean over RGB.
+
+    Sides must be at least 6 pixels, for the reflection.
+    """
+    border = [WINDOW // 2] * 4
+    result, truth = (F.pad(picture.double(), border, mode="reflect") for picture in (result, truth))
+    offsets = torch.arange(WINDOW, dtype=torch.float64, device=result.device) - WINDOW // 2
+    weights = torch.exp(-((offsets / SIGMA) ** 2) / 2)
+    weights = (weights / weights.sum()).expand(3, 1, 1, -1)
+
+    def local_mean(x: Tensor) -> Tensor:
+        return F.conv2d(F.conv2d(x, weights, groups=3), weights.mT, groups=3)
+
+    mean_a, mean_b = local_mean(result), local_mean(truth)
+    variance_a = local_mean(result**2) - mean_a**2
+    variance_b = local_mean(truth**2) - mean_b**2
+    covariance = local_mean(result * truth) - mean_a * mean_b
+    similarity = (2 * mean_a * mean_b + C1) * (2 * covariance + C2)
+    return (similarity / ((mean_a**2 + mean_b**2 + C1) * (variance_a + variance_b + C2))).mean((1, 2, 3))
+
+
+@torch.no_grad()
+def tof(raft: RAFT, result: Tensor, truth: Tensor) -> Tensor:
+    """tOF of each neighbouring pair, (n - 1,): mean over pixels and components of |flow - true flow|, times 10.
+
+    The network sees frames in [0, 1], as the public evaluation has it (the upscaler's flow sees [-1, 1]).
+    """
+    padding = Padding.for_size(*truth.shape[-2:])
+
+    def flow(frames: Tensor) -> Tensor:
+        frames = padding.pad(frames)
+        return torch.cat([padding.crop(raft(b[None], a[None])) for a, b in zip(frames, frames[1:], strict=False)])
+
+    return 10 * (flow(result) - flow(truth)).abs().mean((1, 2, 3))
+
+
+def tlp(distances: Tensor, true_distances: Tensor) -> Tensor:
+    """tLP from the LPIPS between neighbouring frames of result and truth, (n - 1,) each: |difference|, times 1000."""
+    return 1000 * (distances - true_distances).abs()

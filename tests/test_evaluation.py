@@ -1,0 +1,168 @@
+"""Metrics against the libraries that define them, and the command `evaluate`."""
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import imageio.v3 as iio
+import numpy as np
+import piq
+import pytest
+import torch
+import torchvision
+from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
+from stablevsr.cli import main
+from stablevsr.evaluation import perceptual
+from stablevsr.evaluation.metrics import psnr, ssim, tof
+from stablevsr.model import StableVSR
+
+CPU = torch.device("cpu")
+
+
+def clips(count: int = 3, height: int = 40, width: int = 48) -> tuple[np.ndarray, np.ndarray]:
+    """A result and the smooth moving truth that it is near, (n, h, w, 3) uint8."""
+    y, x = np.mgrid[:height, :width][..., None]
+    truth = np.stack([128 + 100 * np.sin((x + 2 * i) / 5 + y / 9 + np.arange(3)) for i in range(count)])
+    noise = np.random.default_rng(0).normal(0, 12, truth.shape)
+    return (truth + noise).clip(0, 255).astype(np.uint8), truth.astype(np.uint8)
+
+
+def tensors(*arrays: np.ndarray) -> list[torch.Tensor]:
+    return [torch.from_numpy(array).permute(0, 3, 1, 2).float() / 255 for array in arrays]
+
+
+def write(folder: Path, frames: np.ndarray) -> Path:
+    folder.mkdir(parents=True)
+    for i, frame in enumerate(frames):
+        iio.imwrite(folder / f"{i}.png", frame)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _tiny_model(monkeypatch: pytest.MonkeyPatch, tiny_weights: Path) -> Iterator[None]:
+    monkeypatch.setattr("stablevsr.model.bundled_weights", lambda: tiny_weights)
+    before = torch.hub.get_dir()
+    yield
+    torch.hub.set_dir(before)
+
+
+@pytest.fixture
+def backbones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A weights folder with random AlexNet and VGG16 in the place of the trained ones."""
+    folder = tmp_path / "hub"
+    (folder / "checkpoints").mkdir(parents=True)
+    torch.manual_seed(0)
+    torch.save(torchvision.models.alexnet().state_dict(), folder / "checkpoints/alexnet-owt-7be5be79.pth")
+    torch.save(torchvision.models.vgg16().state_dict(), folder / "checkpoints/vgg16-397923af.pth")
+    monkeypatch.setattr("torch.hub.download_url_to_file", lambda *_, **__: pytest.fail("something was fetched"))
+    return folder
+
+
+def test_psnr_and_ssim() -> None:
+    for result, truth in zip(*tensors(*clips()), strict=True):
+        pair = result[None], truth[None]
+        assert psnr(*pair).item() == pytest.approx(peak_signal_noise_ratio(*pair, data_range=1.0).item(), abs=1e-5)
+        expected = structural_similarity_index_measure(*pair, data_range=1.0)
+        assert ssim(*pair).item() == pytest.approx(expected.item(), abs=1e-5)
+
+
+def test_haarpsi_and_gmsd() -> None:
+    result, truth = tensors(*clips())
+    for name, function in (("HaarPSI", piq.haarpsi), ("GMSD", piq.gmsd)):
+        ours = perceptual.LOADERS[name](CPU)(result, truth)
+        assert ours.shape == (3,)
+        assert ours.mean().item() == pytest.approx(function(result, truth).item(), abs=1e-5)
+
+
+def test_tof_is_its_definition(tiny_model: StableVSR) -> None:
+    """Mean over pixels and components of |RAFT(sr_i, sr_i-1) - RAFT(gt_i, gt_i-1)|, times 10, frames in [0, 1]."""
+    result, truth = tensors(*clips(3, 128, 136))
+    expected = []
+    with torch.no_grad():
+        for i in (1, 2):
+            flows = [tiny_model.flow(frames[i : i + 1], frames[i - 1 : i]) for frames in (result, truth)]
+            expected.append(10 * (flows[0] - flows[1]).abs().mean().item())
+    assert min(expected) > 0.1
+    assert tof(tiny_model.flow, result, truth).tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_lpips_dists_and_tlp_with_random_backbones(tmp_path: Path, backbones: Path) -> None:
+    import DISTS_pytorch
+    import lpips
+
+    result, truth = clips(3, 64, 64)
+    paths = [write(tmp_path / "sr", result), write(tmp_path / "gt", truth), tmp_path / "out.json"]
+    arguments = [str(paths[0]), str(paths[1]), "--weights-dir", str(backbones), "--json", str(paths[2])]
+    assert main(["evaluate", *arguments, "--device", "cpu"]) == 0
+    frames = json.loads(paths[2].read_text())["clips"]["sr"]["frames"]
+    sr, gt = tensors(result, truth)
+    network = lpips.LPIPS(net="alex", verbose=False)
+    with torch.no_grad():
+        expected = network(sr, gt, normalize=True).flatten().tolist()
+        assert [row["LPIPS"] for row in frames] == pytest.approx(expected, abs=1e-5)
+        assert [row["DISTS"] for row in frames] == pytest.approx(DISTS_pytorch.DISTS()(sr, gt).tolist(), abs=1e-5)
+        moved = [network(clip[1:], clip[:-1], normalize=True).flatten() for clip in (sr, gt)]
+    assert "tLP" not in frames[0]
+    assert [row["tLP"] for row in frames[1:]] == pytest.approx((1000 * (moved[0] - moved[1]).abs()).tolist(), abs=1e-3)
+
+
+def test_means_are_taken_per_clip_and_then_over_clips(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """A clip of one frame has no temporal figures and does not spoil the mean; missing weights are said, never 0."""
+    result, truth = clips(4)
+    for name, part in (("a", slice(0, 3)), ("b", slice(3, 4))):
+        write(tmp_path / "sr" / name, result[part])
+        write(tmp_path / "gt" / name, truth[part])
+    paths = [str(tmp_path / name) for name in ("sr", "gt", "out.json", "out.csv")]
+    arguments = ["evaluate", *paths[:2], "--json", paths[2], "--csv", paths[3], "--weights-dir", str(tmp_path)]
+    assert main([*arguments, "--device", "cpu"]) == 0
+    printed = capsys.readouterr().out
+    assert "mean of clips" in printed
+    assert "LPIPS skipped: weights missing: alexnet-owt-7be5be79.pth" in printed
+    assert "tLP skipped" in printed
+    report = json.loads((tmp_path / "out.json").read_text())
+    values = psnr(*tensors(result, truth)).tolist()
+    assert report["clips"]["a"]["mean"]["PSNR"] == pytest.approx(np.mean(values[:3]))
+    assert report["mean"]["PSNR"] == pytest.approx((np.mean(values[:3]) + values[3]) / 2)
+    assert "tOF" not in report["clips"]["b"]["mean"]
+    assert report["mean"]["tOF"] == report["clips"]["a"]["mean"]["tOF"]
+    assert "LPIPS" not in report["mean"]
+    rows = list(csv.DictReader((tmp_path / "out.csv").open()))
+    assert [(row["clip"], row["frame"]) for row in rows] == [("a", "0"), ("a", "1"), ("a", "2"), ("b", "0")]
+    assert rows[0]["tOF"] == ""
+
+
+def test_equal_clips(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    clip, out = str(write(tmp_path / "a", clips()[1])), tmp_path / "out.json"
+    assert main(["evaluate", clip, clip, "--json", str(out), "--device", "cpu"]) == 0
+    assert "inf" in capsys.readouterr().out
+    means = json.loads(out.read_text())["mean"]
+    assert means["PSNR"] is None
+    assert means["SSIM"] == pytest.approx(1)
+    assert means["tOF"] == 0
+
+
+def test_clips_that_do_not_match_are_named(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    result, truth = clips()
+    write(tmp_path / "sr", result)
+    write(tmp_path / "short", truth[:2])
+    write(tmp_path / "small", truth[:, :20])
+    write(tmp_path / "many/a", truth)
+    write(tmp_path / "other/b", truth)
+    for a, b, words in [
+        ("sr", "short", "has 3 frames and"),
+        ("sr", "small", "is 48x40 and"),
+        ("sr", "many", "sr lacks the clip a"),
+        ("many", "other", "lacks the clip"),
+        ("sr", "missing", "does not exist"),
+    ]:
+        assert main(["evaluate", str(tmp_path / a), str(tmp_path / b), "--device", "cpu"]) == 2
+        assert words in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_metrics_without_their_package_are_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(perceptual, "find_spec", lambda name: None)
+    for load in perceptual.LOADERS.values():
+        with pytest.raises(perceptual.Unavailable, match="is not installed: pip install"):
+            load(CPU)
