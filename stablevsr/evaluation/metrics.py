@@ -17,7 +17,7 @@ def psnr(result: Tensor, truth: Tensor) -> Tensor:
 
 
 def ssim(result: Tensor, truth: Tensor) -> Tensor:
-    """Structural similarity of each picture (Wang et al. 2004), (n,): Gaussian window, borders reflected, mean over RGB.
+    """Structural similarity of each picture (Wang et al. 2004), (n,): Gaussian window, reflected borders, all of RGB.
 
     Sides must be at least 6 pixels, for the reflection.
     """
