@@ -185,6 +185,19 @@ def show(title: str, rows: dict[str, Row]) -> None:
         print(f"{name:30}" + "".join(f"{row[metric]:9.3f}" for metric in METRICS))
 
 
+def markdown(path: Path) -> str:
+    """The tables of a report, for the README."""
+    report, lines = json.loads(path.read_text()), []
+    for kind in ("photographs", "procedural"):
+        if kind not in report:
+            continue
+        lines += ["", f"| {kind} | {' | '.join(METRICS)} |", "|---|" + "---|" * len(METRICS)]
+        for name, row in report[kind]["mean"].items():
+            if name != "truth":
+                lines.append(f"| {name} | " + " | ".join(f"{row[metric]:.3f}" for metric in METRICS) + " |")
+    return "\n".join(lines)
+
+
 def verdict(clips: dict[str, dict[str, Row]], name: str) -> dict[str, float]:
     """How a result stands against bicubic on single clips: shares of the clips on which it is better."""
     rows = [(clip[name], clip["bicubic"]) for clip in clips.values()]
@@ -207,7 +220,11 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", help="names of clips to take")
     parser.add_argument("--pictures", type=Path, help="write the middle frames to this folder")
     parser.add_argument("-o", "--output", type=Path, help="write the results as JSON")
+    parser.add_argument("--markdown", type=Path, metavar="JSON", help="print the tables of an earlier run, and stop")
     options = parser.parse_args()
+    if options.markdown:
+        print(markdown(options.markdown))
+        return
     if options.pictures:
         options.pictures.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
