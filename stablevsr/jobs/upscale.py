@@ -84,16 +84,16 @@ def upscale(
             with ExitStack() as stack:
                 # Opened first: what they refuse, they refuse before hours of work. The last one opened is the first in
                 # place.
-                part = workspace.folder / "pair"
-                pair = side_by_side and stack.enter_context(
-                    open_writer(
-                        side_by_side, clip, height=height, width=2 * width, force=force, part=part, encoding=encoding
-                    )
-                )
+                options_of_both = {"height": height, "force": force, "encoding": encoding}
+                pair = None
+                if side_by_side:
+                    # Beside its own name, which may be on another disk; the same name each time, to be found again.
+                    part = side_by_side.resolve().with_name(f".stablevsr-{side_by_side.name}.part")
+                    pair = open_writer(side_by_side, clip, width=2 * width, part=part, **options_of_both)
+                    stack.enter_context(pair)
                 part = workspace.folder / "output"
-                writer = stack.enter_context(
-                    open_writer(output, clip, height=height, width=width, force=force, part=part, encoding=encoding)
-                )
+                writer = open_writer(output, clip, width=width, part=part, **options_of_both)
+                stack.enter_context(writer)
                 for notice in writer.notices:
                     tell(f"note: {notice}")
                 frames, cuts = take_in(workspace, clip, scene_cuts, progress)

@@ -7,7 +7,7 @@
     latents.raw      two slots a frame: what a step starts from outlives the step
     estimates.raw    the same for the clean estimates, where the sampler wants them
     state.safetensors    how far the run is, and the last clean estimate
-    output, pair     what is being written; renamed to the final names when whole
+    output           what is being written; renamed to the final name when whole
 
 Plain reads and writes instead of memory maps: a full disk is then an error that can be told, not a crash.
 """
@@ -42,7 +42,6 @@ FILES = (
     "estimates.raw",
     "state.safetensors",
     "output",
-    "pair",
 )
 PHASES = ("flow", "denoise")
 NUMPY = {torch.uint8: np.uint8, torch.float32: np.float32}
