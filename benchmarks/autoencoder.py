@@ -13,12 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from clips import PHOTOGRAPHS, photograph
 from torch import Tensor
 
+from stablevsr.evaluation.metrics import psnr
 from stablevsr.nn.vae import VAE
 from stablevsr.presets import PRESETS
+from stablevsr.sampling.pictures import bicubic
 from stablevsr.training.data import downscale
 from stablevsr.training.train import read_part
 
@@ -31,17 +32,12 @@ def middle(picture: Tensor) -> Tensor:
     return picture[None, :, top : top + SIDE, left : left + SIDE]
 
 
-def psnr(a: Tensor, b: Tensor) -> float:
-    """Peak signal-to-noise ratio in dB of pictures in [0, 1], over all pixels and channels."""
-    return -10 * torch.log10((a - b).square().mean()).item()
-
-
 def measure(vae: VAE, picture: Tensor) -> dict[str, float]:
     """PSNR of the reconstruction and of bicubic x4 of the downscaled picture."""
     with torch.no_grad():
         restored = vae.decode(vae.encode(picture * 2 - 1).mean) / 2 + 0.5
-    bicubic = F.interpolate(downscale(picture), scale_factor=4, mode="bicubic", align_corners=False)
-    return {"autoencoder": psnr(restored.clamp(0, 1), picture), "bicubic": psnr(bicubic.clamp(0, 1), picture)}
+    results = {"autoencoder": restored, "bicubic": bicubic(downscale(picture))}
+    return {name: psnr(result.clamp(0, 1), picture).item() for name, result in results.items()}
 
 
 def main() -> None:

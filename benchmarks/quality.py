@@ -41,8 +41,9 @@ from stablevsr.model import StableVSR
 from stablevsr.nn.warp import pixel_grid
 from stablevsr.sampling.bidirectional import bidirectional_sampling
 from stablevsr.sampling.denoiser import Denoiser
-from stablevsr.sampling.fast import SAMPLERS, sampler_by_name
 from stablevsr.sampling.flow import Flows, empty_flows, estimate_flow
+from stablevsr.sampling.pictures import bicubic
+from stablevsr.sampling.samplers import SAMPLERS, sampler_by_name
 from stablevsr.sampling.schedule import run_steps
 from stablevsr.sampling.tiles import PictureDecoder
 from stablevsr.sampling.video import decode_frame, fill_flows, seeded_noise
@@ -120,7 +121,6 @@ def variants(model: StableVSR, low_res: Tensor) -> dict[str, Callable[[int, str]
             denoiser.predict,
             guide,
             sampler=sampler_by_name(sampler),
-            estimates=[torch.empty(0)] * len(low_res),
         ):
             pass
         return torch.stack([decode_frame(decode, latent) for latent in latents])
@@ -150,9 +150,8 @@ def evaluate(model: StableVSR, clip: HeldOutClip, options: argparse.Namespace) -
     """All rows of one clip: "truth", "bicubic", "autoencoder", and "VARIANT, [SAMPLER,] T steps"."""
     truth = clip.truth.frames
     low_res = (downscale(truth) * 255).round() / 255
-    bicubic = F.interpolate(low_res, scale_factor=4, mode="bicubic", align_corners=False).clamp(0, 1)
     through = (model.vae.decode(model.vae.encode(truth * 2 - 1).mean) / 2 + 0.5).clamp(0, 1)
-    results = {"bicubic": bicubic, "autoencoder": through}
+    results = {"bicubic": bicubic(low_res).clamp(0, 1), "autoencoder": through}
     samples = variants(model, low_res * 2 - 1)
     for name, sampler, count in product(options.variants, options.samplers, options.steps):
         named = name if sampler == "ddpm" else f"{name}, {sampler}"

@@ -2,10 +2,10 @@
 """Make a weights file to ship of what a recipe's run left: half precision, and where every part comes from.
 
     python recipes/bundle.py runs/small/tcm/model.safetensors stablevsr/assets/small.safetensors \\
-        unet="..." tcm="..." vae="..." flow="..."
+        --unet "..." --tcm "..." --vae "..." --flow "..."
 """
 
-import sys
+import argparse
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,12 +15,15 @@ from stablevsr.weights import read, write
 
 
 def main() -> None:
-    source, target, *origins = sys.argv[1:]
-    header, tensors = read(Path(source))
-    provenance = dict(origin.split("=", 1) for origin in origins)
-    if set(provenance) != {"unet", "tcm", "vae", "flow"}:
-        sys.exit("bundle: say of unet, tcm, vae and flow where they come from, as in vae='recipes/small/2-vae.toml'")
-    write(Path(target), replace(header, provenance=provenance), tensors, torch.float16)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", type=Path, help="the model.safetensors of a run")
+    parser.add_argument("target", type=Path, help="the file to write")
+    for part in ("unet", "tcm", "vae", "flow"):
+        parser.add_argument(f"--{part}", required=True, metavar="TEXT", help="where this part comes from")
+    options = parser.parse_args()
+    header, tensors = read(options.source)
+    provenance = {part: getattr(options, part) for part in ("unet", "tcm", "vae", "flow")}
+    write(options.target, replace(header, provenance=provenance), tensors, torch.float16)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from stablevsr.jobs.upscale import upscale
 from stablevsr.jobs.workspace import workspace_path
 from stablevsr.media import CODECS, Encoding, PartReader, Reader, check_output, open_reader, output_for
 from stablevsr.model import DTYPES, StableVSR, build_model, pick_device
-from stablevsr.sampling.fast import SAMPLERS
+from stablevsr.sampling.samplers import SAMPLERS
 from stablevsr.sampling.video import Progress
 from stablevsr.training.train import train
 
@@ -63,21 +63,29 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def for_every_command() -> argparse.ArgumentParser:
+    """The arguments that all commands share."""
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best there is)")
+    shared.add_argument("--debug", action="store_true", help="show the traceback of an unexpected error")
+    return shared
+
+
 def add_train(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser(
         "train",
+        parents=[for_every_command()],
         help="train one part of a model by a recipe",
         description="Train one part of a model by a recipe. A run that was stopped goes on from its checkpoint.",
     )
     command.set_defaults(run=run_train)
     command.add_argument("recipe", type=Path, metavar="RECIPE", help="a TOML file, see recipes/")
-    command.add_argument("--device", help="cpu, cuda, mps (default: the best there is)")
-    command.add_argument("--debug", action="store_true", help="show the traceback of an unexpected error")
 
 
 def add_evaluate(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser(
         "evaluate",
+        parents=[for_every_command()],
         help="measure results against the truth",
         description="Measure results against the truth: PSNR, SSIM, tOF, and HaarPSI, GMSD, LPIPS, DISTS, tLP where "
         "their packages (the extra `metrics`) and weights are there. Nothing is fetched.",
@@ -94,13 +102,12 @@ def add_evaluate(commands: argparse._SubParsersAction) -> None:
     )
     command.add_argument("--csv", type=Path, metavar="FILE", help="write a line for every frame")
     command.add_argument("--json", type=Path, metavar="FILE", help="write everything")
-    command.add_argument("--device", help="cpu, cuda, mps (default: the best there is)")
-    command.add_argument("--debug", action="store_true", help="show the traceback of an unexpected error")
 
 
 def add_upscale(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser(
         "upscale",
+        parents=[for_every_command()],
         help="make a video or a folder of images four times as large",
         description="Make a video or a folder of images four times as large. Frame times and audio come through.",
     )
@@ -123,7 +130,6 @@ def add_upscale(commands: argparse._SubParsersAction) -> None:
     )
     command.add_argument("--eta", type=float, default=0.0, help="how much noise --sampler ddim adds, 0 to 1")
     command.add_argument("--seed", type=int, default=0, help="of the noise (default: %(default)s)")
-    command.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best there is)")
     command.add_argument("--dtype", choices=DTYPES, help="of the networks (default: fp32)")
     command.add_argument("--compile", action="store_true", help="compile the networks: faster behind a slow start")
     command.add_argument("--prompt", help="what the picture shows (default: the empty prompt)")
@@ -165,7 +171,6 @@ def add_upscale(commands: argparse._SubParsersAction) -> None:
     )
     command.add_argument("--allow-hdr", action="store_true", help="take HDR video, though its colours will look flat")
     command.add_argument("--json", action="store_true", help="print what was done to standard output, as JSON")
-    command.add_argument("--debug", action="store_true", help="show the traceback of an unexpected error")
 
 
 def frame_range(text: str) -> tuple[int, int | None]:

@@ -13,6 +13,8 @@ import pytest
 import torch
 
 from stablevsr.cli import main
+from stablevsr.errors import UserError
+from stablevsr.media import PartReader, open_reader
 from stablevsr.model import bundled_weights
 
 ROOT = Path(__file__).parent.parent
@@ -315,6 +317,13 @@ def test_a_part_of_a_video(video: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert "without its audio" in capsys.readouterr().err
     with av.open(str(tmp_path / "part.mp4")) as container:
         assert not container.streams.audio
+
+
+def test_a_part_behind_the_end_of_a_source_that_does_not_say_its_length(folder: Path) -> None:
+    source = open_reader(folder)
+    source.frame_count = None
+    with pytest.raises(UserError, match="ends before frame 5; give a part inside"):
+        list(PartReader(source, 5, None))
 
 
 def test_a_frame_range_is_two_numbers(video: Path, capsys: pytest.CaptureFixture) -> None:

@@ -20,9 +20,9 @@ from stablevsr.jobs.upscale import upscale
 from stablevsr.jobs.workspace import ArrayFile, open_workspace, workspace_path
 from stablevsr.media import open_reader, still_writer
 from stablevsr.model import StableVSR
-from stablevsr.sampling.fast import SAMPLERS
 from stablevsr.sampling.noise import SeededNoise
 from stablevsr.sampling.pictures import normalise
+from stablevsr.sampling.samplers import SAMPLERS
 
 STEPS = 3
 

@@ -10,7 +10,7 @@ from stablevsr.config import ScheduleConfig
 from stablevsr.errors import UserError
 from stablevsr.presets import LOW_RES_SCHEDULE, STABLEVSR_SCHEDULE
 from stablevsr.sampling import ddpm
-from stablevsr.sampling.fast import SAMPLERS, ddim_step, dpm_solver_step, sampler_by_name
+from stablevsr.sampling.samplers import SAMPLERS, ddim_step, dpm_solver_step, sampler_by_name
 from stablevsr.sampling.schedule import alphas_cumprod, betas, run_steps, timesteps
 
 SCHEDULES = [

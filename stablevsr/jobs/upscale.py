@@ -4,7 +4,7 @@ import hashlib
 import math
 import shutil
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from stablevsr.config import SCALE
@@ -21,12 +20,12 @@ from stablevsr.jobs.stores import EstimatedFlows, StoredFlows, StoredFrames, Sto
 from stablevsr.jobs.workspace import Workspace, open_workspace
 from stablevsr.media import Encoding, Reader, Writer, open_writer
 from stablevsr.model import StableVSR
-from stablevsr.sampling.bidirectional import SamplingState
+from stablevsr.sampling.bidirectional import START, SamplingState
 from stablevsr.sampling.cuts import changes, find_cuts
-from stablevsr.sampling.fast import sampler_by_name
 from stablevsr.sampling.flow import FlowSource
 from stablevsr.sampling.noise import SeededNoise
-from stablevsr.sampling.pictures import to_uint8, to_uint16
+from stablevsr.sampling.pictures import bicubic, to_uint8, to_uint16
+from stablevsr.sampling.samplers import sampler_by_name
 from stablevsr.sampling.tiles import PictureDecoder
 from stablevsr.sampling.video import OnProgress, decode_frame, flow_between, report, sampling_steps, seeded_noise
 
@@ -103,7 +102,8 @@ def upscale(
                     picture = decode_frame(decode, latents[i])[None]
                     writer.write(quantise(picture, writer), frame)
                     if pair:
-                        both = torch.cat([bicubic(frames[i][None]), picture], dim=-1)
+                        plain = (bicubic(frames[i][None]) / 2 + 0.5).clamp(0, 1)
+                        both = torch.cat([plain, picture], dim=-1)
                         pair.write(quantise(both, pair), frame)
                     report(progress, "decode", i + 1, len(frames))
         except BaseException as error:
@@ -125,7 +125,7 @@ def take_in(
     if known is None:
         count = 0
 
-        def copied() -> object:
+        def copied() -> Iterator[np.ndarray]:
             nonlocal count
             for frame in clip:
                 array.write(count, torch.from_numpy(frame.image))
@@ -164,15 +164,14 @@ def sample(
     shape = (model.config.vae.latent_channels, height, width)
     keeps_x0 = sampler_by_name(options.get("sampler", "ddpm"), options.get("eta", 0.0)).keeps_x0
     plan = Plan.make(workspace, n, shape, keeps_x0, phase == "flow" and done == 0)
-    latents, estimates = (
-        StoredLatents(workspace.arrays(name, shape), n, noise, model.device, done if phase == "denoise" else 0)
-        if wanted
-        else None
-        for name, wanted in (("latents", True), ("estimates", keeps_x0))
-    )
+    state = SamplingState(done, x0) if phase == "denoise" else START
+
+    def stored(name: str) -> StoredLatents:
+        return StoredLatents(workspace.arrays(name, shape), n, noise, model.device, state.done)
+
+    latents, estimates = stored("latents"), stored("estimates") if keeps_x0 else None
     flow_array = workspace.arrays("flows", (2, 2, SCALE * height, SCALE * width)) if plan.keeps_flows else None
     flows: FlowSource = StoredFlows(flow_array) if flow_array else EstimatedFlows(model, frames)
-    state = SamplingState(done, x0) if phase == "denoise" else SamplingState(0, None)
     frame_steps = sampling_steps(
         model, frames, flows, noise, latents, state, decode, estimates, steps=steps, cuts=cuts, **options
     )
@@ -272,8 +271,3 @@ def fingerprint(model: StableVSR, clip: Reader, settings: dict[str, object]) -> 
 def quantise(picture: Tensor, writer: Writer) -> np.ndarray:
     """(1, 3, h, w) in [0, 1] to (h, w, 3), in the depth that a writer takes."""
     return (to_uint16 if writer.is_deep else to_uint8)(picture)[0].numpy()
-
-
-def bicubic(low_res: Tensor) -> Tensor:
-    """What simple interpolation makes of LR frames (n, 3, h, w) in [-1, 1]: (n, 3, 4h, 4w) in [0, 1]."""
-    return (F.interpolate(low_res, scale_factor=SCALE, mode="bicubic", align_corners=False) / 2 + 0.5).clamp(0, 1)

@@ -1,4 +1,4 @@
-"""Frames in and out: videos, folders of images and single images as streams of 8-bit RGB frames.
+"""Frames in and out: videos, folders of images and single images as streams of RGB frames.
 
 Stills go through imageio, video through PyAV; nothing here knows about torch or the model. All bad input is reported
 as `stablevsr.errors.UserError`, one sentence that names the path.

@@ -116,19 +116,18 @@ class _Recoder:
         rate = 48000 if encoder == "libopus" else min(context.sample_rate, 48000)
         layout = context.layout.name if context.layout.nb_channels <= 2 or encoder == "aac" else "stereo"
         self.stream = output.add_stream(encoder, rate=rate, layout=layout)
+        self._decoder = context
         self._resampler = av.AudioResampler(self.stream.codec_context.format, layout, rate)
 
     def encode(self, packet: av.Packet) -> list[av.Packet]:
-        return [
-            out for frame in packet.decode() for part in self._resampler.resample(frame) for out in self._pack(part)
-        ]
+        return self._pack(packet.decode())
 
     def finish(self) -> list[av.Packet]:
-        rest = [out for part in self._resampler.resample(None) for out in self._pack(part)]
-        return rest + self._pack(None)
+        # What decoder, resampler and encoder still hold, in this order.
+        return [*self._pack(self._decoder.decode(None)), *self._pack([None]), *self.stream.encode(None)]
 
-    def _pack(self, frame: av.AudioFrame | None) -> list[av.Packet]:
-        return self.stream.encode(frame)
+    def _pack(self, frames: list[av.AudioFrame | None]) -> list[av.Packet]:
+        return [out for frame in frames for part in self._resampler.resample(frame) for out in self.stream.encode(part)]
 
 
 def _describe(copy: av.stream.Stream, stream: av.stream.Stream) -> None:

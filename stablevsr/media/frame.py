@@ -42,6 +42,7 @@ class Reader(ABC):
     sample_aspect_ratio: width over height of one pixel of the displayed picture.
     frame_count: number of frames; exact for stills, what the file claims for video (None when it makes no claim).
     part: which frames of the file these are, as text.
+    has_audio: whether the file holds sound.
     notices: sentences the user should be shown, complete once the reader is open.
     """
 
@@ -53,6 +54,7 @@ class Reader(ABC):
     sample_aspect_ratio: Fraction = Fraction(1)
     frame_count: int | None
     part: str = "all"
+    has_audio: bool = False
     notices: list[str]
 
     def __init__(self, path: Path) -> None:

@@ -55,7 +55,7 @@ def open_writer(
     target = Path(path).resolve()  # a link is written through, not replaced
     if kind == "folder":
         writer = FolderWriter(target, height, width, part)
-        if isinstance(source, VideoReader) and source.has_audio:
+        if source.has_audio:
             writer.notices.append(f"a folder of images holds no sound, so that of {source.path} is left out.")
         return writer
     if kind == "video":

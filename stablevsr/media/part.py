@@ -12,7 +12,7 @@ from stablevsr.media.frame import Frame, Reader
 class PartReader(Reader):
     """Frames `first` up to, but without, `last` of another reader (counted from 0), their times beginning at 0.
 
-    Raises UserError for a part that is empty by its numbers or by what the source says of itself.
+    Raises UserError for a part that is empty: by its numbers, by what the source says of itself, or once read.
     """
 
     def __init__(self, source: Reader, first: int, last: int | None) -> None:
@@ -28,13 +28,18 @@ class PartReader(Reader):
         self.frame_rate, self.time_base = source.frame_rate, source.time_base
         self.sample_aspect_ratio = source.sample_aspect_ratio
         self.frame_count = None if count is None else min(count, last or count) - first
-        self.notices = [*source.notices, f"{source.path}: only a part is taken, without its audio."]
+        self.notices = [*source.notices]
+        if source.has_audio:
+            self.notices.append(f"{source.path}: only a part is taken, without its audio.")
 
     def _frames(self) -> Generator[Frame, None, None]:
-        start = None
+        start, found = None, False
         with closing(iter(self._source)) as frames:
             for frame in islice(frames, self._first, self._last):
                 if frame.pts is not None:
                     start = frame.pts if start is None else start
                     frame = replace(frame, pts=frame.pts - start)
                 yield frame
+                found = True
+        if not found:
+            raise UserError(f"{self.path} ends before frame {self._first}; give a part inside.")

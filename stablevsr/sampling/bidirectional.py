@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from stablevsr.config import ScheduleConfig
-from stablevsr.sampling.fast import DDPM, Sampler
 from stablevsr.sampling.noise import NoiseSource, as_draw
+from stablevsr.sampling.samplers import DDPM, Sampler
 from stablevsr.sampling.schedule import Step
 
 # (frame, x_t, step, guidance or None) -> prediction
@@ -77,12 +77,14 @@ def bidirectional_sampling(
         predict, guide: the networks; a lambda will do.
         start: where to go on; `latents` are as they were then.
         sampler: the step from one noise level to the next.
-        estimates: where the x0 of every frame is kept, for a sampler that wants it.
+        estimates: where the x0 of every frame is kept, for a sampler that wants it; None keeps it in memory.
 
     Yields:
         A `FrameStep` for every frame of every step, in the order of the passes.
     """
     n, x0 = len(latents), start.x0
+    if estimates is None:
+        estimates = {}
     passes, begun = divmod(start.done, n)
     for step in steps[passes:]:
         order = pass_order(step.index, n)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from stablevsr.config import SCALE
 from stablevsr.nn.raft import STRIDE
+from stablevsr.sampling.pictures import bicubic
 
 MIN_SIDE = 128  # below, RAFT's coarsest correlation level has a single entry and its lookup divides by zero
 
@@ -68,9 +69,7 @@ def estimate_flow(raft: nn.Module, target: Tensor, source: Tensor) -> Tensor:
     Returns:
         (n, 2, 4h, 4w), in HR pixels.
     """
-    target, source = (
-        F.interpolate(frame, scale_factor=SCALE, mode="bicubic", align_corners=False) for frame in (target, source)
-    )
+    target, source = bicubic(target), bicubic(source)
     padding = Padding.for_size(*target.shape[-2:])
     return padding.crop(raft(padding.pad(target), padding.pad(source)))
 

@@ -5,9 +5,11 @@ from typing import Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from stablevsr.config import SCALE
 from stablevsr.errors import UserError
 
 Clip = np.ndarray | Tensor
@@ -44,6 +46,11 @@ def to_uint8(frames: Tensor) -> Tensor:
 def to_uint16(frames: Tensor) -> Tensor:
     """The same with 16 bits: (n, 3, h, w) in [0, 1] to (n, h, w, 3) uint16."""
     return rearrange((frames.double() * 65535.0).round(), "n c h w -> n h w c").to(torch.uint16)
+
+
+def bicubic(low_res: Tensor) -> Tensor:
+    """Four times as large by plain interpolation, in any range: (n, c, h, w) to (n, c, 4h, 4w); it overshoots."""
+    return F.interpolate(low_res, scale_factor=SCALE, mode="bicubic", align_corners=False)
 
 
 @dataclass(frozen=True)

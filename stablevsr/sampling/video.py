@@ -12,11 +12,11 @@ from stablevsr.errors import UserError
 from stablevsr.sampling.bidirectional import START, FrameStep, Latents, SamplingState, bidirectional_sampling
 from stablevsr.sampling.ddpm import add_noise
 from stablevsr.sampling.denoiser import Denoiser
-from stablevsr.sampling.fast import sampler_by_name
 from stablevsr.sampling.flow import Flows, FlowSource, empty_flows, estimate_flow
 from stablevsr.sampling.networks import Networks
 from stablevsr.sampling.noise import NoiseSource, SeededNoise, as_draw
 from stablevsr.sampling.pictures import Clip, ClipKind, Frames
+from stablevsr.sampling.samplers import sampler_by_name
 from stablevsr.sampling.schedule import alphas_cumprod, run_steps
 from stablevsr.sampling.tiles import PictureDecoder
 
@@ -139,16 +139,14 @@ def sampling_steps(
         low_res,
         flows,
         context,
-        conditioning_scale,
-        guidance_scale,
-        noise_level if embeds_noise else None,
-        decode,
-        cuts,
+        conditioning_scale=conditioning_scale,
+        guidance_scale=guidance_scale,
+        noise_level=noise_level if embeds_noise else None,
+        decode=decode,
+        cuts=cuts,
     )
     if latents is None:
         latents = initial_latents(model, noise, n, h, w)
-    if estimates is None:
-        estimates = [torch.empty(0)] * n
     schedule = model.config.schedule
     return bidirectional_sampling(
         latents,

@@ -1,21 +1,16 @@
 """Pictures that show how far a run is: what the model makes of a few windows, beside the truth."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torchvision.utils import flow_to_image
 
-from stablevsr.config import SCALE
 from stablevsr.model import StableVSR
 from stablevsr.sampling.flow import estimate_flow
+from stablevsr.sampling.pictures import bicubic
 from stablevsr.sampling.video import sample_video
 from stablevsr.training.data import Window
 
 SAMPLING_STEPS = 20
-
-
-def _bicubic(low_res: Tensor) -> Tensor:
-    return F.interpolate(low_res, scale_factor=SCALE, mode="bicubic", align_corners=False)
 
 
 def vae_columns(model: StableVSR, window: Window) -> list[Tensor]:
@@ -28,18 +23,18 @@ def unet_columns(model: StableVSR, window: Window) -> list[Tensor]:
     """Bicubic, a sample from the base model, truth."""
     low_res = window["lr"][:1]
     sample = sample_video(model, low_res / 2 + 0.5, steps=SAMPLING_STEPS)
-    return [_bicubic(low_res), sample * 2 - 1, window["hr"][:1]]
+    return [bicubic(low_res), sample * 2 - 1, window["hr"][:1]]
 
 
 def tcm_columns(model: StableVSR, window: Window) -> list[Tensor]:
     """Bicubic, a sample of the whole window, truth; of the middle frame."""
     low_res, middle = window["lr"], slice(1, 2)
     sample = sample_video(model, low_res / 2 + 0.5, steps=SAMPLING_STEPS)
-    return [_bicubic(low_res[middle]), sample[middle] * 2 - 1, window["hr"][middle]]
+    return [bicubic(low_res[middle]), sample[middle] * 2 - 1, window["hr"][middle]]
 
 
 def flow_columns(model: StableVSR, window: Window) -> list[Tensor]:
-    """The frame, the estimated flow, the true one; directions as hues, both with the truth's scale."""
+    """The frame, the estimated flow, the true one; directions as hues, both scaled by the longer one's longest."""
     source, target = window["lr"][:1], window["lr"][1:2]
     flows = torch.cat([estimate_flow(model.flow, target, source), window["flow"][:1]])
     return [window["hr"][1:2], *(flow_to_image(flows).to(target) / 127.5 - 1).split(1)]

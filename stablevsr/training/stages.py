@@ -6,11 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stablevsr.config import SCALE
 from stablevsr.model import StableVSR
+from stablevsr.sampling.pictures import bicubic
 from stablevsr.training.data import Window
 from stablevsr.training.losses import (
     Draws,
@@ -75,9 +74,7 @@ def unet_stage(model: StableVSR, window: Window, random: Randomness) -> Tensor:
 
 def flow_stage(model: StableVSR, window: Window, random: Randomness) -> Tensor:
     """RAFT on what it will see: LR frames, upscaled by bicubic interpolation."""
-    source, target = (
-        F.interpolate(window["lr"][:, i], scale_factor=SCALE, mode="bicubic", align_corners=False) for i in (0, 1)
-    )
+    source, target = (bicubic(window["lr"][:, i]) for i in (0, 1))
     return flow_loss(model.flow, target, source, window["flow"][:, 0], window["valid"][:, 0])
 
 

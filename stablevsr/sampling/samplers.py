@@ -1,4 +1,4 @@
-"""Fewer steps than DDPM: DDIM (Song et al. 2021), DPM-Solver++ (Lu et al. 2022), of the same shape as `ddpm_step`."""
+"""Samplers by name: DDPM, and for fewer steps DDIM (Song et al. 2021) and DPM-Solver++ (Lu et al. 2022)."""
 
 from collections.abc import Callable
 from functools import partial
@@ -101,6 +101,6 @@ def sampler_by_name(name: str, eta: float = 0.0) -> Sampler:
         raise UserError(f"got eta {eta}, expected 0 to 1")
     if eta and name != "ddim":
         raise UserError(f"eta has no effect with sampler {name}: use ddim, or leave it out")
-    return {"ddpm": DDPM, "ddim": Sampler(partial(ddim_step, eta=eta), False), "dpm++": Sampler(dpm_solver_step, True)}[
-        name
-    ]
+    if name == "ddim":
+        return Sampler(partial(ddim_step, eta=eta), keeps_x0=False)
+    return DDPM if name == "ddpm" else Sampler(dpm_solver_step, keeps_x0=True)
