@@ -24,6 +24,7 @@ from stablevsr.jobs.upscale import upscale
 from stablevsr.jobs.workspace import workspace_path
 from stablevsr.media import CODECS, Encoding, PartReader, Reader, check_output, open_reader, output_for
 from stablevsr.model import DTYPES, StableVSR, build_model, pick_device
+from stablevsr.sampling.presets import PRESETS
 from stablevsr.sampling.samplers import SAMPLERS
 from stablevsr.sampling.video import Progress
 from stablevsr.training.train import train
@@ -124,10 +125,14 @@ def add_upscale(commands: argparse._SubParsersAction) -> None:
         "--frames", type=frame_range, default=(0, None), metavar="A:B", help="only frames A to B - 1, counted from 0"
     )
     command.add_argument("--weights", type=Path, metavar="FILE", help="a weights file (default: the bundled one)")
-    command.add_argument("--steps", type=int, default=50, help="noise levels to visit (default: %(default)s)")
     command.add_argument(
-        "--sampler", choices=SAMPLERS, default="ddpm", help="ddpm as published, others for fewer steps"
+        "--preset",
+        choices=PRESETS,
+        default="exact",
+        help="exact: as published; balanced, fast: fewer steps and less guidance; what is given beside it counts",
     )
+    command.add_argument("--steps", type=int, help="noise levels to visit (default: the preset's; exact has 50)")
+    command.add_argument("--sampler", choices=SAMPLERS, help="ddpm as published, others for fewer steps")
     command.add_argument("--eta", type=float, default=0.0, help="how much noise --sampler ddim adds, 0 to 1")
     command.add_argument("--seed", type=int, default=0, help="of the noise (default: %(default)s)")
     command.add_argument("--dtype", choices=DTYPES, help="of the networks (default: fp32)")
@@ -143,6 +148,12 @@ def add_upscale(commands: argparse._SubParsersAction) -> None:
     command.add_argument(
         "--noise-level", type=int, default=20, help="of the frames, for stock SD x4 weights (default: %(default)s)"
     )
+    command.add_argument(
+        "--guide-every", type=int, metavar="K", help="look at the neighbouring frame in one of K steps (default: 1)"
+    )
+    command.add_argument("--guide-from", type=int, metavar="STEP", help="and not before this step, counted from 0")
+    command.add_argument("--guide-half", action=argparse.BooleanOptionalAction, help="look at it decoded at half size")
+    command.add_argument("--flow-half", action=argparse.BooleanOptionalAction, help="estimate flow at half size")
     command.add_argument(
         "--side-by-side",
         type=Path,
@@ -288,9 +299,10 @@ def open_clip(path: Path, options: argparse.Namespace) -> Iterator[Reader]:
 
 def upscale_one(model: StableVSR, clip: Reader, task: Task, options: argparse.Namespace) -> Task:
     """Run one task; returns it with what it took."""
+    settings = sampling_settings(options)
     tell(
         f"{task.input} ({clip.width}x{clip.height}) to {task.output} ({4 * clip.width}x{4 * clip.height}), "
-        f"{options.steps} steps on {model.device}, {options.dtype or 'fp32'}"
+        f"{settings['steps']} steps on {model.device}, {options.dtype or 'fp32'}"
     )
     start = time.monotonic()
     with ProgressBars() as bars, pointing_to(workspace_path(task.output)):
@@ -308,8 +320,7 @@ def upscale_one(model: StableVSR, clip: Reader, task: Task, options: argparse.Na
             keep_workspace=options.keep_workspace,
             progress=bars,
             tell=bars.tell,
-            steps=options.steps,
-            sampler=options.sampler,
+            **settings,
             eta=options.eta,
             prompt=options.prompt,
             negative_prompt=options.negative_prompt,
@@ -320,6 +331,20 @@ def upscale_one(model: StableVSR, clip: Reader, task: Task, options: argparse.Na
     seconds = time.monotonic() - start
     tell(f"wrote {task.output}: {count} frames in {seconds:.0f} s")
     return replace(task, frames=count, seconds=round(seconds, 3))
+
+
+def sampling_settings(options: argparse.Namespace) -> dict[str, object]:
+    """Steps, sampler and guidance: the preset's, but for what was asked for."""
+    preset = PRESETS[options.preset]
+    asked = {name: getattr(options, name) for name in ("steps", "sampler") if getattr(options, name) is not None}
+    fields = {
+        "every": options.guide_every,
+        "first_step": options.guide_from,
+        "half_size": options.guide_half,
+        "half_flow": options.flow_half,
+    }
+    guidance = replace(preset["guidance"], **{name: value for name, value in fields.items() if value is not None})
+    return preset | asked | {"guidance": guidance}
 
 
 def print_summary(done: list[Task], options: argparse.Namespace) -> None:

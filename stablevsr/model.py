@@ -71,6 +71,8 @@ class StableVSR(nn.Module):
         for name, part in self.named_children():
             wide = name == "flow" or (name == "vae" and dtype == torch.float16)
             part.to(device, torch.float32 if wide else dtype)
+            if name != "flow":  # which it does not help
+                part.to(memory_format=torch.channels_last)
         self.empty_prompt = self.empty_prompt.to(device, dtype)
 
     def compile_parts(self) -> None:

@@ -165,6 +165,18 @@ def pair(network: type[nn.Module], config: Any, dtype: torch.dtype = torch.float
     return on_same_weights(network, config, reference), reference
 
 
+def library_twin(ours: nn.Module, config: Any) -> nn.Module:
+    """The library's module with a copy of our module's weights, on the same device and in the same type."""
+    build, table = REFERENCES[type(ours)]
+    with torch.device("meta"):
+        theirs = build(config)
+    state = ours.state_dict()
+    names = keys.rename_all(state, table)
+    copies = {names[name]: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
+    theirs.load_state_dict(copies, assign=True)
+    return theirs.eval()
+
+
 def relative_error(ours: Tensor, theirs: Tensor) -> float:
     """||ours - theirs|| / ||theirs||; shapes must agree."""
     assert ours.shape == theirs.shape, f"{tuple(ours.shape)} instead of {tuple(theirs.shape)}"

@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from stablevsr.cli import main
+from stablevsr.cli import build_parser, main, sampling_settings
 from stablevsr.errors import UserError
 from stablevsr.media import PartReader, open_reader
 from stablevsr.model import bundled_weights
+from stablevsr.sampling.guidance import Guidance
+from stablevsr.sampling.presets import PRESETS
 
 ROOT = Path(__file__).parent.parent
 CONVERT = ROOT / "tools/convert_weights.py"
@@ -324,6 +326,14 @@ def test_a_part_behind_the_end_of_a_source_that_does_not_say_its_length(folder: 
     source.frame_count = None
     with pytest.raises(UserError, match="ends before frame 5; give a part inside"):
         list(PartReader(source, 5, None))
+
+
+def test_what_is_asked_for_counts_more_than_the_preset() -> None:
+    parse = lambda *words: sampling_settings(build_parser().parse_args(["upscale", "a", "b", *words]))  # noqa: E731
+    assert parse() == {"steps": 50, "sampler": "ddpm", "guidance": Guidance()}
+    assert parse("--preset", "fast") == PRESETS["fast"]
+    asked = parse("--preset", "fast", "--steps", "7", "--sampler", "ddim", "--no-guide-half", "--guide-every", "3")
+    assert asked == {"steps": 7, "sampler": "ddim", "guidance": Guidance(every=3, half_flow=True)}
 
 
 def test_a_frame_range_is_two_numbers(video: Path, capsys: pytest.CaptureFixture) -> None:

@@ -7,12 +7,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler
 from models import random_model, with_noise_levels
-from references import (
-    diffusers_controlnet,
-    diffusers_unet,
-    diffusers_vae,
-    torchvision_raft,
-)
+from references import library_twin
 from torch import Tensor, nn
 
 from stablevsr.convert import keys
@@ -32,14 +27,6 @@ from stablevsr.training.losses import (
 )
 
 
-def library_twin(build: object, config: object, ours: nn.Module, table: keys.Table) -> nn.Module:
-    """The library's module with the weights of ours."""
-    theirs = build(config)
-    names = keys.rename_all(ours.state_dict(), table)
-    theirs.load_state_dict({names[name]: tensor.clone() for name, tensor in ours.state_dict().items()})
-    return theirs.eval()
-
-
 def draw(n: int, shape: tuple[int, ...], timestep: Tensor, seed: int) -> Draws:
     generator = torch.Generator().manual_seed(seed)
     return Draws(timestep, *(torch.randn(n, *shape, generator=generator) for _ in range(2)))
@@ -47,10 +34,8 @@ def draw(n: int, shape: tuple[int, ...], timestep: Tensor, seed: int) -> Draws:
 
 def published_step(model: StableVSR, batch: dict[str, Tensor], draws: Draws, other: Draws) -> tuple[Tensor, nn.Module]:
     """The public train.py, with its modules: diffusers' UNet, ControlNet, VAE, scheduler, and torchvision's RAFT."""
-    unet = library_twin(diffusers_unet, TINY.unet, model.unet, keys.DIFFUSERS_UNET)
-    controlnet = library_twin(diffusers_controlnet, TINY.tcm, model.tcm, keys.DIFFUSERS_TCM)
-    vae = library_twin(diffusers_vae, TINY.vae, model.vae, keys.DIFFUSERS_VAE)
-    raft = library_twin(torchvision_raft, RAFT_SMALL, model.flow, keys.TORCHVISION_RAFT)
+    unet, vae = library_twin(model.unet, TINY.unet), library_twin(model.vae, TINY.vae)
+    controlnet, raft = library_twin(model.tcm, TINY.tcm), library_twin(model.flow, RAFT_SMALL)
     scheduler = DDPMScheduler(beta_schedule="scaled_linear", prediction_type="v_prediction", clip_sample=False)
     scaling = vae.config.scaling_factor
     context, time = batch["context"], draws.timestep

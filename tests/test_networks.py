@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from stablevsr.config import FlowConfig, ModelConfig, TCMConfig, TextConfig, UNetConfig, UNetEncoderConfig, VAEConfig
 from stablevsr.convert.keys import rename_all
 from stablevsr.errors import UserError
+from stablevsr.nn.layers import double_and_convolve
 from stablevsr.nn.raft import RAFT, CorrelationPyramid, OnDemandCorrelation
 from stablevsr.nn.tcm import TCM
 from stablevsr.nn.text import TextEncoder
@@ -568,3 +569,12 @@ def test_a_configuration_refuses_nonsense(config, values, message):
         config(**values)
     assert message in str(raised.value)
     assert config.__name__ in str(raised.value)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_doubling_in_one_convolution_equals_the_two_steps(layout: torch.memory_format) -> None:
+    torch.manual_seed(0)
+    conv = torch.nn.Conv2d(5, 7, 3, padding=1).double().to(memory_format=layout)
+    x = torch.randn(2, 5, 6, 9, dtype=torch.float64)
+    expected = conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+    torch.testing.assert_close(double_and_convolve(x, conv), expected, rtol=1e-12, atol=1e-12)

@@ -19,8 +19,9 @@ from stablevsr.sampling.cuts import changes, find_cuts
 from stablevsr.sampling.ddpm import ddpm_step
 from stablevsr.sampling.denoiser import Denoiser
 from stablevsr.sampling.flow import MIN_SIDE, Flows, Padding, empty_flows, estimate_flow
+from stablevsr.sampling.guidance import Guidance
 from stablevsr.sampling.noise import RecordedNoise, SeededNoise
-from stablevsr.sampling.schedule import run_steps
+from stablevsr.sampling.schedule import Step, run_steps
 from stablevsr.sampling.tiles import PictureDecoder, decode_in_tiles, starts
 from stablevsr.sampling.video import Progress, Stopped, noisy_low_res
 
@@ -34,7 +35,7 @@ def clip(n: int, height: int, width: int, seed: int = 0) -> np.ndarray:
 def test_passes_go_to_and_fro_and_guidance_comes_from_the_neighbour_of_the_same_pass() -> None:
     noise, guided = SeededNoise(0, SHAPE), []
 
-    def guide(x0: torch.Tensor, source: int, target: int) -> torch.Tensor:
+    def guide(x0: torch.Tensor, source: int, target: int, step: Step) -> torch.Tensor:
         guided.append((source, target))
         return x0
 
@@ -128,6 +129,16 @@ def test_flow_takes_the_target_first() -> None:
     assert given[0].shape[-2:] == (128, 128)
 
 
+def test_flow_of_half_the_size_is_enlarged() -> None:
+    def raft(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        assert a.shape == (1, 3, 128, 136)
+        return torch.arange(136.0).expand(1, 2, 128, 136)
+
+    flow = estimate_flow(raft, *torch.zeros(2, 1, 3, 62, 66), half=True)
+    assert flow.shape == (1, 2, 248, 264)
+    torch.testing.assert_close(flow[0, 0, 0, 1:-1], torch.arange(1.0, 263.0) - 0.5)  # in pixels of the full size
+
+
 def test_flows_between_frames() -> None:
     flows = Flows(forward=torch.tensor([1.0, 2.0]), backward=torch.tensor([-1.0, -2.0]))
     assert flows.between(target=2, source=1).item() == 2
@@ -140,7 +151,40 @@ def test_guidance_is_the_decoded_estimate_warped(tiny_model: StableVSR) -> None:
     denoiser = Denoiser(tiny_model, torch.zeros(2, 3, 6, 5), flows, tiny_model.encode_prompt(None))
     x0 = torch.randn(4, 6, 5)
     expected = warp_published(tiny_model.vae.decode(x0[None] / 0.08333), flows.forward)
-    assert torch.equal(denoiser.guide(x0, source=0, target=1), expected[0])
+    assert torch.equal(denoiser.guide(x0, 0, 1, run_steps(STABLEVSR_SCHEDULE, 1)[0]), expected[0])
+
+
+def test_guided_steps_still_go_both_ways() -> None:
+    steps = run_steps(STABLEVSR_SCHEDULE, 9)
+    guided = lambda guidance: [step.index for step in steps if guidance.wanted(step)]  # noqa: E731
+    assert guided(Guidance()) == list(range(9))
+    assert guided(Guidance(every=2)) == [0, 3, 4, 7, 8]
+    assert guided(Guidance(every=3)) == [0, 3, 6]
+    assert guided(Guidance(every=2, first_step=4)) == [4, 7, 8]
+    for arguments in ({"every": 0}, {"first_step": -1}):
+        with pytest.raises(UserError, match="expected 1 and 0 at least"):
+            Guidance(**arguments)
+
+
+def test_unguided_steps_cost_no_decode(tiny_model: StableVSR, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded, real = [], tiny_model.vae.decode
+    monkeypatch.setattr(tiny_model.vae, "decode", lambda latent: decoded.append(latent.shape[-2:]) or real(latent))
+    for guidance, count in ((Guidance(), 4), (Guidance(every=2), 2), (Guidance(first_step=1), 3)):
+        decoded.clear()
+        sample_video(tiny_model, clip(2, 5, 6), steps=4, guidance=guidance)
+        assert len(decoded) == count + 2
+    decoded.clear()
+    sample_video(tiny_model, clip(2, 5, 6), steps=4, guidance=Guidance(half_size=True, half_flow=True))
+    assert decoded == [(3, 3)] * 4 + [(5, 6)] * 2
+
+
+def test_half_size_guidance_shows_the_same_picture() -> None:
+    decode = lambda latent: F.interpolate(latent[:, :3], scale_factor=4, mode="bilinear")  # noqa: E731
+    y, x = torch.meshgrid(torch.linspace(-1, 1, 9), torch.linspace(-1, 1, 12), indexing="ij")
+    latent = torch.stack([y, x, x * y, y])[None]
+    whole, half = (Guidance(half_size=half).picture(decode, latent) for half in (False, True))
+    assert whole.shape == half.shape == (1, 3, 36, 48)
+    torch.testing.assert_close(whole[..., 5:-9, 5:-5], half[..., 5:-9, 5:-5])  # but for the borders
 
 
 def test_warp_keeps_float_positions_for_half_precision_pictures() -> None:

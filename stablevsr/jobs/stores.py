@@ -70,8 +70,8 @@ class StoredFlows:
 class EstimatedFlows:
     """Flows estimated anew whenever they are asked for: slower, and without a file."""
 
-    def __init__(self, model: Networks, low_res: Frames) -> None:
-        self._model, self._low_res = model, low_res
+    def __init__(self, model: Networks, low_res: Frames, half: bool = False) -> None:
+        self._model, self._low_res, self._half = model, low_res, half
 
     def between(self, target: int, source: int) -> Tensor:
-        return flow_between(self._model, self._low_res, target, source)
+        return flow_between(self._model, self._low_res, target, source, self._half)

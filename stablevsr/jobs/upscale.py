@@ -6,7 +6,7 @@ import shutil
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from stablevsr.model import StableVSR
 from stablevsr.sampling.bidirectional import START, SamplingState
 from stablevsr.sampling.cuts import changes, find_cuts
 from stablevsr.sampling.flow import FlowSource
+from stablevsr.sampling.guidance import PUBLISHED, Guidance
 from stablevsr.sampling.noise import SeededNoise
 from stablevsr.sampling.pictures import bicubic, to_uint8, to_uint16
 from stablevsr.sampling.samplers import sampler_by_name
@@ -42,6 +43,7 @@ def upscale(
     seed: int = 0,
     steps: int = 50,
     scene_cuts: bool = True,
+    guidance: Guidance = PUBLISHED,
     tile: int | str = "auto",
     side_by_side: Path | None = None,
     encoding: Encoding | None = None,
@@ -59,7 +61,7 @@ def upscale(
 
     Args:
         output: a video, an image (for one frame), or a folder; the name decides.
-        steps, seed, tile, progress, options: as in `sampling.video.sample_video`.
+        steps, seed, guidance, tile, progress, options: as in `sampling.video.sample_video`.
         scene_cuts: look for cuts, and fetch nothing across them; the published pipeline does not.
         side_by_side: a second output, with bicubic interpolation on the left and the result on the right.
         encoding: codec and quality of a video.
@@ -75,7 +77,7 @@ def upscale(
         UserError: for input that cannot be read, output that cannot be written, an unfinished run of other settings,
             and a disk that is too small.
     """
-    settings = {"seed": seed, "steps": steps, "scene_cuts": scene_cuts, "tile": tile, **options}
+    settings = {"seed": seed, "steps": steps, "scene_cuts": scene_cuts, "tile": tile, **asdict(guidance), **options}
     height, width = SCALE * clip.height, SCALE * clip.width
     decode = PictureDecoder(model, tile)
     with open_workspace(output, fingerprint(model, clip, settings), restart) as workspace:
@@ -97,7 +99,8 @@ def upscale(
                     tell(f"note: {notice}")
                 frames, cuts = take_in(workspace, clip, scene_cuts, progress)
                 noise = seeded_noise(model, seed, clip.height, clip.width)
-                latents = sample(model, workspace, frames, cuts, noise, steps, decode, progress, tell, options)
+                options |= {"steps": steps, "guidance": guidance}
+                latents = sample(model, workspace, frames, cuts, noise, decode, progress, tell, options)
                 for i, frame in enumerate(clip):
                     picture = decode_frame(decode, latents[i])[None]
                     writer.write(quantise(picture, writer), frame)
@@ -148,7 +151,6 @@ def sample(
     frames: StoredFrames,
     cuts: Collection[int],
     noise: SeededNoise,
-    steps: int,
     decode: PictureDecoder,
     progress: OnProgress | None,
     tell: Tell,
@@ -156,6 +158,7 @@ def sample(
 ) -> StoredLatents:
     """Flows and all frame-steps, from where the workspace stands; returns the final latents."""
     n, (_, height, width) = len(frames), frames[0].shape
+    steps, half_flow = options["steps"], options["guidance"].half_flow
     phase, done, x0 = workspace.state()
     if done or phase == "denoise":
         tell(f"going on: {done} of {n - 1 if phase == 'flow' else n * steps} in phase {phase} are done")
@@ -171,10 +174,8 @@ def sample(
 
     latents, estimates = stored("latents"), stored("estimates") if keeps_x0 else None
     flow_array = workspace.arrays("flows", (2, 2, SCALE * height, SCALE * width)) if plan.keeps_flows else None
-    flows: FlowSource = StoredFlows(flow_array) if flow_array else EstimatedFlows(model, frames)
-    frame_steps = sampling_steps(
-        model, frames, flows, noise, latents, state, decode, estimates, steps=steps, cuts=cuts, **options
-    )
+    flows: FlowSource = StoredFlows(flow_array) if flow_array else EstimatedFlows(model, frames, half_flow)
+    frame_steps = sampling_steps(model, frames, flows, noise, latents, state, decode, estimates, cuts=cuts, **options)
     tell(plan.sentence(steps))
     saved = time.monotonic()
 
@@ -188,7 +189,7 @@ def sample(
     if phase == "flow":
         for i in range(done, n - 1 if flow_array else 0):
             if i + 1 not in cuts:
-                pair = [flow_between(model, frames, i + 1, i), flow_between(model, frames, i, i + 1)]
+                pair = [flow_between(model, frames, *way, half_flow) for way in ((i + 1, i), (i, i + 1))]
                 flow_array.write(i, torch.cat(pair))
             save("flow", i + 1, None, now=False)
             report(progress, "flow", i + 1, n - 1)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from stablevsr.config import VAEConfig
 from stablevsr.nn.attention import NORM_EPS, PositionAttention
-from stablevsr.nn.layers import ResBlock
+from stablevsr.nn.layers import ResBlock, double_and_convolve
 
 
 class Posterior(NamedTuple):
@@ -72,7 +72,7 @@ class DoubleSize(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return double_and_convolve(x, self.conv)
 
 
 class Encoder(nn.Module):

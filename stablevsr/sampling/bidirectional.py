@@ -14,8 +14,8 @@ from stablevsr.sampling.schedule import Step
 
 # (frame, x_t, step, guidance or None) -> prediction
 Predict = Callable[[int, Tensor, Step, Tensor | None], Tensor]
-# (x0 estimate of the source frame, source frame, target frame) -> guidance for the target frame, or None
-Guide = Callable[[Tensor, int, int], Tensor | None]
+# (x0 estimate of the source frame, source frame, target frame, step) -> guidance for the target frame, or None
+Guide = Callable[[Tensor, int, int, Step], Tensor | None]
 
 
 class Latents(Protocol):
@@ -44,7 +44,7 @@ class FrameStep(NamedTuple):
 
     step: Step
     frame: int  # in display order
-    guidance: Tensor | None  # what the TCM saw; None for the first frame of a pass or scene
+    guidance: Tensor | None  # what the TCM saw; None for the first frame of a pass or scene, and in unguided steps
     prediction: Tensor  # (c, h, w), the network's output
     x0: Tensor  # (c, h, w), the clean estimate
     latent: Tensor  # (c, h, w), x at the next timestep
@@ -90,7 +90,7 @@ def bidirectional_sampling(
         order = pass_order(step.index, n)
         for position in range(begun, n):
             frame = order[position]
-            guidance = None if position == 0 else guide(x0, order[position - 1], frame)
+            guidance = None if position == 0 else guide(x0, order[position - 1], frame, step)
             x = latents[frame]
             prediction = predict(frame, x, step, guidance)
             draw = as_draw(noise.step(step.index, frame), x.shape, f"step {step.index} of frame {frame}").to(x)

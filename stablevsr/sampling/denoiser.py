@@ -8,6 +8,7 @@ from torch import Tensor
 
 from stablevsr.nn.warp import warp_published
 from stablevsr.sampling.flow import FlowSource
+from stablevsr.sampling.guidance import PUBLISHED, Guidance
 from stablevsr.sampling.networks import Networks
 from stablevsr.sampling.pictures import Frames
 from stablevsr.sampling.schedule import Step
@@ -27,20 +28,21 @@ class Denoiser:
     noise_level: int | None = None  # of low_res, for models that embed it
     decode: PictureDecoder | None = None  # None decodes the whole at once
     cuts: Collection[int] = ()  # frames that begin a new scene: nothing is fetched across
+    guidance: Guidance = PUBLISHED  # how much of it is done
 
-    def guide(self, x0: Tensor, source: int, target: int) -> Tensor | None:
+    def guide(self, x0: Tensor, source: int, target: int, step: Step) -> Tensor | None:
         """Temporal Texture Guidance (paper, section 4.2): frame `source`'s clean estimate, decoded, on `target`'s grid.
 
         Args:
             x0: (c, h, w), the estimate of frame `source` at this noise level.
 
         Returns:
-            (3, 4h, 4w), about [-1, 1], not clamped; None across a cut.
+            (3, 4h, 4w), about [-1, 1], not clamped; None across a cut, and in steps without guidance.
         """
-        if max(source, target) in self.cuts:
+        if max(source, target) in self.cuts or not self.guidance.wanted(step):
             return None
         decode = self.decode or PictureDecoder(self.model, "off")
-        picture = decode(x0[None])
+        picture = self.guidance.picture(decode, x0[None])
         flow = self.flows.between(target, source).to(x0.device)
         return warp_published(picture, flow)[0]
 

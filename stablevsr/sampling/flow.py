@@ -59,19 +59,24 @@ class Flows:
         return self.forward[pair] if target > source else self.backward[pair]
 
 
-def estimate_flow(raft: nn.Module, target: Tensor, source: Tensor) -> Tensor:
+def estimate_flow(raft: nn.Module, target: Tensor, source: Tensor, half: bool = False) -> Tensor:
     """The flow that fetches `source` onto the grid of `target`.
 
     Args:
         raft: the flow network.
         target, source: (n, 3, h, w) LR frames in [-1, 1], of any size.
+        half: look at frames of half the HR size, which takes a quarter of the time, and enlarge the flow.
 
     Returns:
         (n, 2, 4h, 4w), in HR pixels.
     """
+    size = [SCALE * side for side in target.shape[-2:]]
     target, source = bicubic(target), bicubic(source)
+    if half:
+        target, source = (F.avg_pool2d(frame, 2) for frame in (target, source))
     padding = Padding.for_size(*target.shape[-2:])
-    return padding.crop(raft(padding.pad(target), padding.pad(source)))
+    flow = padding.crop(raft(padding.pad(target), padding.pad(source)))
+    return 2 * F.interpolate(flow, size, mode="bilinear", align_corners=False) if half else flow
 
 
 def empty_flows(num_frames: int, height: int, width: int) -> Flows:

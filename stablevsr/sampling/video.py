@@ -13,6 +13,7 @@ from stablevsr.sampling.bidirectional import START, FrameStep, Latents, Sampling
 from stablevsr.sampling.ddpm import add_noise
 from stablevsr.sampling.denoiser import Denoiser
 from stablevsr.sampling.flow import Flows, FlowSource, empty_flows, estimate_flow
+from stablevsr.sampling.guidance import PUBLISHED, Guidance
 from stablevsr.sampling.networks import Networks
 from stablevsr.sampling.noise import NoiseSource, SeededNoise, as_draw
 from stablevsr.sampling.pictures import Clip, ClipKind, Frames
@@ -44,18 +45,20 @@ def report(progress: OnProgress | None, phase: str, done: int, total: int) -> No
 
 
 @torch.no_grad()
-def flow_between(model: Networks, low_res: Frames, target: int, source: int) -> Tensor:
+def flow_between(model: Networks, low_res: Frames, target: int, source: int, half: bool = False) -> Tensor:
     """The flow that fetches frame `source` onto the grid of frame `target`: (1, 2, 4h, 4w) in pixels."""
     frames = (low_res[frame][None].to(model.device) for frame in (target, source))
-    return estimate_flow(model.flow, *frames)
+    return estimate_flow(model.flow, *frames, half)
 
 
-def fill_flows(model: Networks, low_res: Frames, flows: Flows, progress: OnProgress | None = None) -> None:
+def fill_flows(
+    model: Networks, low_res: Frames, flows: Flows, progress: OnProgress | None = None, half: bool = False
+) -> None:
     """Estimate both flows of every neighbouring pair of a clip into `flows`."""
     total = len(low_res) - 1
     for i in range(total):
-        flows.forward[i] = flow_between(model, low_res, target=i + 1, source=i)[0]
-        flows.backward[i] = flow_between(model, low_res, target=i, source=i + 1)[0]
+        flows.forward[i] = flow_between(model, low_res, i + 1, i, half)[0]
+        flows.backward[i] = flow_between(model, low_res, i, i + 1, half)[0]
         report(progress, "flow", i + 1, total)
 
 
@@ -106,6 +109,7 @@ def sampling_steps(
     conditioning_scale: float = 1.0,
     noise_level: int = 20,
     cuts: Collection[int] = (),
+    guidance: Guidance = PUBLISHED,
 ) -> Iterator[FrameStep]:
     """Sample the latents of a clip, yielding every frame-step; `sample_video` explains the arguments.
 
@@ -144,6 +148,7 @@ def sampling_steps(
         noise_level=noise_level if embeds_noise else None,
         decode=decode,
         cuts=cuts,
+        guidance=guidance,
     )
     if latents is None:
         latents = initial_latents(model, noise, n, h, w)
@@ -196,6 +201,7 @@ def sample_video(
     conditioning_scale: float = 1.0,
     noise_level: int = 20,
     cuts: Collection[int] = (),
+    guidance: Guidance = PUBLISHED,
     tile: int | str = "auto",
     noise: NoiseSource | None = None,
     progress: OnProgress | None = None,
@@ -215,6 +221,7 @@ def sample_video(
         conditioning_scale: multiplies what the TCM adds to the UNet.
         noise_level: for weights with a noise-level embedding (stock SD x4): how much noise the LR frames get.
         cuts: frames that begin a new scene, for which nothing is taken from the scene before; see `find_cuts`.
+        guidance: how much of Temporal Texture Guidance is done; less is faster.
         tile: decode in overlapping tiles of this many LR pixels, to save memory; "off" never does, "auto" does once
             memory has run out.
         noise: draws of your own instead of `seed`: any object like `sampling.noise.NoiseSource`.
@@ -251,8 +258,9 @@ def sample_video(
         conditioning_scale=conditioning_scale,
         noise_level=noise_level,
         cuts=cuts,
+        guidance=guidance,
     )
-    fill_flows(model, low_res, flows, progress)
+    fill_flows(model, low_res, flows, progress, guidance.half_flow)
     for done, _ in enumerate(frame_steps, start=1):
         report(progress, "denoise", done, steps * n)
     pictures = []

@@ -1,0 +1,311 @@
+#!/usr/bin/env python3
+"""How fast the sampler is, against the published loop on the modules of diffusers and torchvision, in one run.
+
+All rows have the same weights, noise and frames and take turns; times are medians over the turns. The cost is linear
+in steps, so that a few are enough:
+
+    seconds a frame at T = 50  =  50 x frame-step  +  flows of a pair of frames  +  final decode
+
+`TFLOP/s` counts the operations of the published algorithm, for all rows: one that does with fewer shows more.
+Needs `pip install '.[test]'`. Prints tables and writes JSON.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # the published networks and loop are the tests' own
+from reference_loop import ReferenceLoop
+from references import randomise
+
+from stablevsr import __version__, build_model
+from stablevsr.media import open_reader
+from stablevsr.model import DTYPES, StableVSR, pick_device
+from stablevsr.presets import STABLEVSR
+from stablevsr.sampling import denoiser
+from stablevsr.sampling.flow import empty_flows
+from stablevsr.sampling.pictures import normalise
+from stablevsr.sampling.tiles import PictureDecoder
+from stablevsr.sampling.video import decode_frame, fill_flows, initial_latents, sampling_steps, seeded_noise
+
+ASSETS = Path(__file__).parents[1] / "stablevsr/assets"
+ROWS = [f"{who} {dtype}" for who in ("baseline", "ours", "ours compiled") for dtype in ("fp32", "bf16", "fp16")]
+PHASES = ("flow", "denoise", "final decode")
+PARTS = ("UNet", "TCM", "decode", "warp", "schedule")  # of the phase "denoise"
+T = 50
+
+
+class Stopwatch:
+    """Seconds by name. Parts within a phase are left out unless `detailed`, for on CUDA each waits for the device."""
+
+    def __init__(self, device: torch.device, detailed: bool) -> None:
+        self.device, self.names = device, PHASES + PARTS if detailed else PHASES
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    def now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        if name not in self.names:
+            yield
+            return
+        start = self.now()
+        yield
+        self.seconds[name] += self.now() - start
+
+    def timed(self, name: str, function: Callable) -> Callable:
+        def call(*arguments: object, **options: object) -> object:
+            with self.part(name):
+                return function(*arguments, **options)
+
+        return call
+
+
+class Timed:
+    """A model whose networks are timed: `sampling.networks.Networks`."""
+
+    def __init__(self, model: StableVSR, watch: Stopwatch) -> None:
+        self._model = model
+        self.unet, self.tcm = watch.timed("UNet", model.unet), watch.timed("TCM", model.tcm)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._model, name)
+
+
+def run_ours(model: StableVSR, low_res: Tensor, steps: int, watch: Stopwatch) -> Tensor:
+    """Our sampler, in the three phases of `sample_video`."""
+    n, _, *size = low_res.shape
+    noise, flows, decode = seeded_noise(model, 0, *size), empty_flows(n, *size), PictureDecoder(model)
+    latents = initial_latents(model, noise, n, *size)
+    with patch.object(denoiser, "warp_published", watch.timed("warp", denoiser.warp_published)):
+        with watch.part("flow"):
+            fill_flows(model, low_res, flows)
+        with watch.part("denoise"):
+            timed_decode = watch.timed("decode", decode)
+            for _ in sampling_steps(
+                Timed(model, watch), low_res, flows, noise, latents, decode=timed_decode, steps=steps
+            ):
+                pass
+    with watch.part("final decode"):
+        return torch.stack([decode_frame(decode, latent) for latent in latents])
+
+
+def run_baseline(loop: ReferenceLoop, context: Tensor, low_res: Tensor, steps: int, watch: Stopwatch) -> Tensor:
+    """The published loop."""
+    loop.part = watch.part
+    return loop.run(low_res, seeded_noise(loop, 0, *low_res.shape[-2:]), steps, context)
+
+
+@dataclass
+class Row:
+    """One way to do the job, and what was measured."""
+
+    run: Callable[[Tensor, int, Stopwatch], Tensor]
+    weights: int  # bytes
+    first_call: float = 0.0  # seconds, with compilation
+    turns: list[dict[str, float]] = field(default_factory=list)
+    parts: dict[str, float] = field(default_factory=dict)
+    peak: int = 0  # bytes on the device
+    frames: Tensor | None = None
+
+    def phase(self, name: str) -> float:
+        return statistics.median(turn[name] for turn in self.turns)
+
+
+def load(options: argparse.Namespace, dtype: str, compiled: bool) -> StableVSR:
+    """The small trained model, or one of the released size with random weights."""
+    if options.model == "small":
+        model = build_model(device=options.device, dtype=dtype)
+    else:
+        with torch.device("meta"):
+            model = StableVSR(STABLEVSR).requires_grad_(False).eval()
+        randomise(model.to_empty(device="cpu"))
+        model.place(options.device, DTYPES[dtype])
+    if compiled:
+        model.compile_parts()
+    return model
+
+
+def make_row(options: argparse.Namespace, name: str) -> Row:
+    """The row of that name, with a model of its own."""
+    who, dtype = name.rsplit(" ", 1)
+    model = load(options, dtype, "compiled" in who)
+    weights = sum(tensor.nbytes for tensor in model.state_dict().values())
+    if who != "baseline":
+        return Row(lambda *arguments: run_ours(model, *arguments), weights)
+    loop, context = ReferenceLoop(model), model.encode_prompt(None)
+    return Row(lambda *arguments: run_baseline(loop, context, *arguments), weights)
+
+
+def frames_of_size(width: int, height: int, count: int) -> Tensor:
+    """The demo clip, stretched: (n, 3, h, w) in [-1, 1]."""
+    with open_reader(ASSETS / "demo.mp4") as clip:
+        frames = normalise(torch.from_numpy(np.stack([frame.image for frame in clip][:count])))
+    return F.interpolate(frames, (height, width), mode="bicubic", align_corners=False).clamp(-1, 1)
+
+
+def take_turn(row: Row, low_res: Tensor, steps: int, device: torch.device) -> None:
+    """One timed run."""
+    watch = Stopwatch(device, detailed=False)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+    row.frames = row.run(low_res, steps, watch)
+    row.turns.append(dict(watch.seconds))
+    if device.type == "cuda":  # the models of other rows are there, too
+        row.peak = max(row.peak, torch.cuda.max_memory_allocated(device) - before + row.weights)
+
+
+class Counter:
+    """In the place of a stopwatch: the operations of the phase "denoise", a multiply-add counted as two."""
+
+    def __init__(self) -> None:
+        self.operations = 0
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        if name != "denoise":
+            yield
+            return
+        with FlopCounterMode(display=False) as counter:
+            yield
+        self.operations = counter.get_total_flops()
+
+
+def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations a second of a large product of matrices, the median of a few."""
+    side, seconds = (8192 if device.type == "cuda" else 1024), []
+    a = torch.randn(side, side, device=device, dtype=dtype)
+    watch = Stopwatch(device, detailed=False)
+    for _ in range(8):
+        start = watch.now()
+        a @ a
+        seconds.append(watch.now() - start)
+    return 2 * side**3 / statistics.median(seconds)
+
+
+def measure(options: argparse.Namespace, width: int, height: int) -> dict[str, object]:
+    """All rows at one size."""
+    device, steps = options.device, options.steps
+    low_res = frames_of_size(width, height, options.frames)
+    rows: dict[str, Row] = {}
+    for name in tqdm(options.rows, desc=f"{width}x{height}, first calls"):
+        row = rows[name] = make_row(options, name)
+        start = time.perf_counter()
+        row.run(low_res, steps, Stopwatch(device, detailed=False))
+        row.first_call = time.perf_counter() - start
+    counter = Counter()
+    rows[options.rows[0]].run(low_res, steps, counter)
+    for turn in tqdm(range(options.turns * len(rows)), desc=f"{width}x{height}, turns"):
+        take_turn(list(rows.values())[turn % len(rows)], low_res, steps, device)
+    for row in rows.values():
+        watch = Stopwatch(device, detailed=True)
+        row.run(low_res, steps, watch)
+        row.parts = dict(watch.seconds)
+    return summary(options, rows, counter.operations)
+
+
+def summary(options: argparse.Namespace, rows: dict[str, Row], operations: int) -> dict[str, object]:
+    """What is written and printed of the rows at one size."""
+    n, frame_steps = options.frames, options.frames * options.steps
+    baseline, result = next(iter(rows.values())), {}
+    for name, row in rows.items():
+        per_step = row.phase("denoise") / frame_steps
+        detail = {part: row.parts.get(part, 0.0) / frame_steps for part in PARTS}
+        detail["other"] = row.parts["denoise"] / frame_steps - sum(detail.values())
+        peak = matmul_peak(options.device, DTYPES[name.rsplit(" ", 1)[1]])
+        error = (row.frames - baseline.frames).square().mean().item()
+        result[name] = {
+            "seconds a frame-step": per_step,
+            "of which": detail,
+            "seconds a pair's flows": row.phase("flow") / (n - 1),
+            "seconds a final decode": row.phase("final decode") / n,
+            f"seconds a frame at T = {T}": T * per_step + (row.phase("flow") + row.phase("final decode")) / n,
+            "first call, seconds": row.first_call,
+            "TFLOP a frame-step": operations / frame_steps / 1e12,
+            "TFLOP/s": operations / frame_steps / per_step / 1e12,
+            "share of a matmul's": operations / frame_steps / per_step / peak,
+            "matmul TFLOP/s": peak / 1e12,
+            "peak memory, GB": row.peak / 1e9 or None,
+            "PSNR against the first row, dB": -10 * float(np.log10(error)) if error else None,
+            "not finite": bool((~row.frames.isfinite()).any()),
+        }
+    return result
+
+
+def show(size: str, result: dict[str, dict]) -> None:
+    """A table for people."""
+    first = next(iter(result.values()))["seconds a frame-step"]
+    print(f"\n{size:22}  s/frame-step  speed-up  s/frame T={T}   " + "".join(f"{p:>9}" for p in (*PARTS, "other")))
+    for name, row in result.items():
+        step = row["seconds a frame-step"]
+        cells = "".join(f"{row['of which'][part]:9.4f}" for part in (*PARTS, "other"))
+        total = row[f"seconds a frame at T = {T}"]
+        extra = f"  {row['PSNR against the first row, dB']:.1f} dB" if row["PSNR against the first row, dB"] else ""
+        print(f"{name:22} {step:13.4f} {first / step:9.2f} {total:13.2f}   {cells}{extra}")
+
+
+def about(options: argparse.Namespace) -> dict[str, object]:
+    """Where and how it was measured."""
+    on_gpu = options.device.type == "cuda"
+    machine = f"{platform.machine()}, {torch.get_num_threads()} threads"
+    return {
+        "date": str(date.today()),
+        "stablevsr": __version__,
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name(options.device) if on_gpu else machine,
+        "tf32": {"matmul": torch.backends.cuda.matmul.allow_tf32, "cudnn": torch.backends.cudnn.allow_tf32},
+        "command": "python benchmarks/speed.py " + " ".join(sys.argv[1:]),
+        "model": options.model,
+        "frames, steps, turns": [options.frames, options.steps, options.turns],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=("small", "released"), help="default: released on a GPU, small on a CPU")
+    parser.add_argument("--sizes", nargs="+", help="of LR frames; default: 320x180 480x270, on a CPU 80x60")
+    parser.add_argument("--rows", nargs="+", choices=ROWS, help="the first one is what the others are compared with")
+    parser.add_argument("--frames", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=2, help="default: one pass to, one fro")
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--device", help="default: the best there is")
+    parser.add_argument("-o", "--output", type=Path, help="write the results as JSON")
+    options = parser.parse_args()
+    options.device = pick_device(options.device)
+    on_gpu = options.device.type == "cuda"
+    options.model = options.model or ("released" if on_gpu else "small")
+    options.sizes = options.sizes or (["320x180", "480x270"] if on_gpu else ["80x60"])
+    kinds = ("fp32", "bf16") if on_gpu else ("fp32",)
+    options.rows = options.rows or [row for row in ROWS if row.endswith(kinds)]
+    report = about(options) | {"sizes": {}}
+    for size in options.sizes:
+        width, height = (int(side) for side in size.split("x"))
+        report["sizes"][size] = result = measure(options, width, height)
+        show(size, result)
+    if options.output:
+        options.output.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,9 @@
+"""Named settings of `sample_video`, from the published ones to fast ones; what each costs is in the README."""
+
+from stablevsr.sampling.guidance import PUBLISHED, Guidance
+
+PRESETS: dict[str, dict[str, object]] = {
+    "exact": {"steps": 50, "sampler": "ddpm", "guidance": PUBLISHED},
+    "balanced": {"steps": 20, "sampler": "ddpm", "guidance": Guidance(half_flow=True)},
+    "fast": {"steps": 10, "sampler": "ddpm", "guidance": Guidance(half_size=True, half_flow=True)},
+}
