@@ -152,6 +152,9 @@ def add_upscale(commands: argparse._SubParsersAction) -> None:
         "--guide-every", type=int, metavar="K", help="look at the neighbouring frame in one of K steps (default: 1)"
     )
     command.add_argument("--guide-from", type=int, metavar="STEP", help="and not before this step, counted from 0")
+    command.add_argument(
+        "--guide-tiny", action=argparse.BooleanOptionalAction, help="look at it decoded by the weights' tiny decoder"
+    )
     command.add_argument("--guide-half", action=argparse.BooleanOptionalAction, help="look at it decoded at half size")
     command.add_argument("--flow-half", action=argparse.BooleanOptionalAction, help="estimate flow at half size")
     command.add_argument(
@@ -340,6 +343,7 @@ def sampling_settings(options: argparse.Namespace) -> dict[str, object]:
     fields = {
         "every": options.guide_every,
         "first_step": options.guide_from,
+        "tiny": options.guide_tiny,
         "half_size": options.guide_half,
         "half_flow": options.flow_half,
     }

@@ -165,6 +165,25 @@ class VAEConfig:
 
 
 @dataclass(frozen=True)
+class TinyDecoderConfig:
+    """The decoder of TAESD (Bohan 2023) at f4. Defaults are those of taesd-x4-upscaler."""
+
+    image_channels: int = 3
+    latent_channels: int = 4
+    width: int = 64
+    num_blocks: tuple[int, ...] = (3, 3, 1)  # of each level, coarsest first
+
+    def __post_init__(self) -> None:
+        require_types(self)
+        _require(
+            2 ** (len(self.num_blocks) - 1) == SCALE,
+            self,
+            f"num_blocks must have 3 levels (an f4 decoder), got {self.num_blocks}",
+        )
+        _require_positive(self, "image_channels", "latent_channels", "width", "num_blocks")
+
+
+@dataclass(frozen=True)
 class FlowConfig:
     """RAFT (Teed and Deng, ECCV 2020). `RAFT_LARGE` and `RAFT_SMALL` are the published ones."""
 
@@ -257,6 +276,7 @@ class ModelConfig:
     tcm: TCMConfig = field(default_factory=TCMConfig)
     vae: VAEConfig = field(default_factory=VAEConfig)
     flow: FlowConfig | None = field(default_factory=FlowConfig)
+    tiny: TinyDecoderConfig | None = None  # decodes for guidance, when asked to
     text: TextConfig | None = None  # None: the file holds the empty prompt's embedding only
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     # Noises the LR frame of models with a noise-level embedding, at most to max_noise_level.
@@ -283,6 +303,13 @@ class ModelConfig:
             self,
             f"tcm is conditioned on {self.tcm.conditioning_channels} channels, but the vae decodes to {image}",
         )
+        if self.tiny is not None:
+            _require(
+                (self.tiny.latent_channels, self.tiny.image_channels) == (latent, image),
+                self,
+                f"tiny decodes {self.tiny.latent_channels} channels to {self.tiny.image_channels}, "
+                f"expected {latent} to {image}",
+            )
         same = ("channels", "blocks_per_level", "context_dim")
         for name in same:
             ours, theirs = getattr(self.unet.encoder, name), getattr(self.tcm.encoder, name)

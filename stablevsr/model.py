@@ -14,6 +14,7 @@ from stablevsr.errors import UserError
 from stablevsr.nn.raft import RAFT
 from stablevsr.nn.tcm import TCM
 from stablevsr.nn.text import TextEncoder
+from stablevsr.nn.tiny import TinyDecoder
 from stablevsr.nn.unet import UNet
 from stablevsr.nn.vae import VAE
 from stablevsr.prompt import Tokenizer
@@ -24,7 +25,7 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 class StableVSR(nn.Module):
-    """UNet, TCM, VAE, flow and text, with the empty prompt's embedding. `sample_video` runs them."""
+    """UNet, TCM, VAE, flow, tiny decoder and text, with the empty prompt's embedding. `sample_video` runs them."""
 
     def __init__(self, config: ModelConfig, tokenizer: Tokenizer | None = None) -> None:
         super().__init__()
@@ -35,6 +36,7 @@ class StableVSR(nn.Module):
         self.tcm = TCM(config.tcm)
         self.vae = VAE(config.vae)
         self.flow = RAFT(config.flow) if config.flow else None
+        self.tiny = TinyDecoder(config.tiny) if config.tiny else None
         self.text = TextEncoder(config.text) if config.text else None
         self.register_buffer("empty_prompt", torch.zeros(config.context_tokens, config.unet.encoder.context_dim))
 
@@ -79,7 +81,7 @@ class StableVSR(nn.Module):
         """Compile each network as one graph; the first call of each new size is slow."""
         # Every size of clip is a graph of its own, two for the UNet: the usual limit is reached at the fifth.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
-        for part in (self.unet, self.tcm, self.vae.decoder, self.flow):
+        for part in (self.unet, self.tcm, self.vae.decoder, self.flow, self.tiny):
             if part is not None:
                 part.compile(fullgraph=True, dynamic=False)
 

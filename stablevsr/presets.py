@@ -5,6 +5,7 @@ from stablevsr.config import (
     ModelConfig,
     ScheduleConfig,
     TCMConfig,
+    TinyDecoderConfig,
     UNetConfig,
     UNetEncoderConfig,
     VAEConfig,
@@ -53,6 +54,7 @@ TINY = ModelConfig(
     tcm=TCMConfig(_TINY_ENCODER, conditioning_widths=(8, 16, 16)),
     vae=VAEConfig(channels=(16, 16, 32), blocks_per_level=1, norm_groups=8),
     flow=RAFT_SMALL,
+    tiny=TinyDecoderConfig(width=8, num_blocks=(1, 1, 1)),
     schedule=STABLEVSR_SCHEDULE,
 )
 
@@ -70,6 +72,7 @@ SMALL = ModelConfig(
     tcm=TCMConfig(_SMALL_ENCODER, conditioning_widths=(16, 32, 48)),
     vae=VAEConfig(latent_channels=8, channels=(24, 48, 96), blocks_per_level=1, norm_groups=8, scaling_factor=1.0),
     flow=RAFT_SMALL,
+    tiny=TinyDecoderConfig(latent_channels=8, width=16),
     schedule=STABLEVSR_SCHEDULE,
 )
 PRESETS = {"stablevsr": STABLEVSR, "sd_x4_upscaler": SD_X4_UPSCALER, "small": SMALL, "tiny": TINY}

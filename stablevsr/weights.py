@@ -1,9 +1,9 @@
 """The single-file weights format: safetensors whose metadata says everything needed to build the model.
 
-Tensors are named `part.parameter` (parts: unet, tcm, vae, flow, text), plus `empty_prompt`, the text tower's output
-for the empty prompt, (tokens, width). The metadata holds, as JSON: `config` (`ModelConfig`), `provenance` (where each
-part came from), `naming` (which published spelling was read, so that it can be written back) and, with a text tower,
-`tokenizer` (the texts of the vocabulary files).
+Tensors are named `part.parameter` (parts: unet, tcm, vae, flow, tiny, text), plus `empty_prompt`, the text tower's
+output for the empty prompt, (tokens, width). The metadata holds, as JSON: `config` (`ModelConfig`), `provenance`
+(where each part came from), `naming` (which published spelling was read, so that it can be written back) and, with a
+text tower, `tokenizer` (the texts of the vocabulary files).
 """
 
 import json

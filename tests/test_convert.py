@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
+from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, UNet2DConditionModel
 from models import DATA, random_model, with_noise_levels
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
@@ -174,6 +174,21 @@ def test_a_tcm_goes_onto_a_base_file(golden_weights: Path, folder: Path, tmp_pat
     ours, base = load_file(path), load_file(golden_weights)
     changed = {name for name in base if not torch.equal(ours[name], base[name])}
     assert changed == {"tcm.zero_conv_middle.bias"}
+
+
+def test_a_tiny_decoder_goes_onto_a_base_file(golden_weights: Path, tmp_path: Path) -> None:
+    widths = {"encoder_block_out_channels": (8, 8, 8), "decoder_block_out_channels": (8, 8, 8)}
+    library = AutoencoderTiny(**widths, num_encoder_blocks=(1, 3, 3), num_decoder_blocks=(3, 3, 1)).eval()
+    library.save_pretrained(tmp_path / "taesd")
+    path = tmp_path / "with_tiny.safetensors"
+    header = convert(Sources(golden_weights, tiny=tmp_path / "taesd"), path)
+    assert header.provenance["tiny"] == "diffusers, taesd/diffusion_pytorch_model.safetensors"
+    latent = torch.randn(1, 4, 5, 6)
+    with torch.no_grad():
+        torch.testing.assert_close(build_model(path, "cpu").tiny(latent), library.decode(latent).sample)
+    edit_json(tmp_path / "taesd/config.json", scaling_factor=0.5)
+    with pytest.raises(UserError, match="scaling_factor"):
+        convert(Sources(golden_weights, tiny=tmp_path / "taesd"), path)
 
 
 def test_dtype_is_converted_but_the_empty_prompt_is_not(tmp_path: Path) -> None:

@@ -8,16 +8,27 @@ from typing import NamedTuple
 import pytest
 import torch
 import torch.nn.functional as F
+from diffusers import AutoencoderTiny
 from references import REFERENCES, on_same_weights, pair, randomise, relative_error
 from torch import Tensor, nn
 
-from stablevsr.config import FlowConfig, ModelConfig, TCMConfig, TextConfig, UNetConfig, UNetEncoderConfig, VAEConfig
-from stablevsr.convert.keys import rename_all
+from stablevsr.config import (
+    FlowConfig,
+    ModelConfig,
+    TCMConfig,
+    TextConfig,
+    TinyDecoderConfig,
+    UNetConfig,
+    UNetEncoderConfig,
+    VAEConfig,
+)
+from stablevsr.convert.keys import diffusers_tiny, rename_all
 from stablevsr.errors import UserError
 from stablevsr.nn.layers import double_and_convolve
 from stablevsr.nn.raft import RAFT, CorrelationPyramid, OnDemandCorrelation
 from stablevsr.nn.tcm import TCM
 from stablevsr.nn.text import TextEncoder
+from stablevsr.nn.tiny import TinyDecoder
 from stablevsr.nn.unet import Residuals, UNet
 from stablevsr.nn.vae import VAE
 from stablevsr.nn.warp import pixel_grid, warp_published
@@ -578,3 +589,23 @@ def test_doubling_in_one_convolution_equals_the_two_steps(layout: torch.memory_f
     x = torch.randn(2, 5, 6, 9, dtype=torch.float64)
     expected = conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
     torch.testing.assert_close(double_and_convolve(x, conv), expected, rtol=1e-12, atol=1e-12)
+
+
+@both_precisions
+@pytest.mark.parametrize("config", [TinyDecoderConfig(), TinyDecoderConfig(latent_channels=8, width=16)])
+def test_tiny_decoder(config: TinyDecoderConfig, dtype: torch.dtype) -> None:
+    library = AutoencoderTiny(
+        latent_channels=config.latent_channels,
+        encoder_block_out_channels=(config.width,) * 3,
+        decoder_block_out_channels=(config.width,) * 3,
+        num_encoder_blocks=(1, 1, 1),
+        num_decoder_blocks=config.num_blocks,
+    )
+    library = randomise(library).to(dtype).eval()
+    published, ours = library.state_dict(), TinyDecoder(config).to(dtype)
+    names = rename_all(ours.state_dict(), diffusers_tiny(config))
+    assert {name for name in published if name.startswith("decoder.")} == set(names.values())
+    ours.load_state_dict({name: published[theirs] for name, theirs in names.items()})
+    latent = torch.randn(2, config.latent_channels, 6, 9, dtype=dtype)
+    with torch.no_grad():
+        assert relative_error(ours(latent), library.decode(latent).sample) < TOLERANCE[dtype]

@@ -1,5 +1,6 @@
 """The loop, the noise, and `sample_video` with networks that are lambdas or tiny."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -176,6 +177,15 @@ def test_unguided_steps_cost_no_decode(tiny_model: StableVSR, monkeypatch: pytes
     decoded.clear()
     sample_video(tiny_model, clip(2, 5, 6), steps=4, guidance=Guidance(half_size=True, half_flow=True))
     assert decoded == [(3, 3)] * 4 + [(5, 6)] * 2
+    decoded.clear()
+    sample_video(tiny_model, clip(2, 5, 6), steps=4, guidance=Guidance(tiny=True))
+    assert decoded == [(5, 6)] * 2  # the final ones
+
+
+def test_a_tiny_decoder_must_be_there() -> None:
+    model = random_model(replace(TINY, tiny=None))
+    with pytest.raises(UserError, match="hold no tiny decoder for guidance: convert with --tiny"):
+        sample_video(model, clip(2, 4, 4), steps=1, guidance=Guidance(tiny=True))
 
 
 def test_half_size_guidance_shows_the_same_picture() -> None:

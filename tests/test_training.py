@@ -74,7 +74,7 @@ def losses(folder: Path) -> list[tuple[str, str]]:
         return [(row["step"], row["loss"]) for row in csv.DictReader(file)]
 
 
-@pytest.mark.parametrize(("stage", "crop"), [("vae", 16), ("unet", 16), ("flow", 128), ("tcm", 32)])
+@pytest.mark.parametrize(("stage", "crop"), [("vae", 16), ("unet", 16), ("flow", 128), ("tcm", 32), ("tiny", 16)])
 def test_every_stage_trains_its_part_and_nothing_else(tmp_path: Path, stage: str, crop: int) -> None:
     recipe = write_recipe(tmp_path / "run.toml", stage=stage, crop=crop, steps=2)
     output = train(recipe, CPU)
@@ -85,7 +85,7 @@ def test_every_stage_trains_its_part_and_nothing_else(tmp_path: Path, stage: str
 
 
 @pytest.mark.parametrize(
-    ("stage", "crop", "columns"), [("vae", 16, 2), ("unet", 16, 3), ("flow", 128, 3), ("tcm", 32, 3)]
+    ("stage", "crop", "columns"), [("vae", 16, 2), ("unet", 16, 3), ("flow", 128, 3), ("tcm", 32, 3), ("tiny", 16, 3)]
 )
 def test_sample_pictures_change_nothing(tmp_path: Path, stage: str, crop: int, columns: int) -> None:
     """A picture every second step, of the weights that would be written, and the same training."""

@@ -37,6 +37,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="the weights file to write")
     parser.add_argument("--flow", type=Path, metavar="FILE", help="RAFT weights: torchvision's or princeton-vl's .pth")
     parser.add_argument("--tcm", type=Path, metavar="DIR", help="a controlnet folder to take the TCM from")
+    parser.add_argument("--tiny", type=Path, metavar="DIR", help="taesd-x4-upscaler's folder, to decode for guidance")
     parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="vocabulary for a base that has none (LDM)")
     parser.add_argument("--variant", help="which files of a folder to take, like fp16 (default: full precision)")
     parser.add_argument("--dtype", choices=DTYPES, help="of the tensors written (default: as they are)")
@@ -67,6 +68,7 @@ def run(options: argparse.Namespace) -> None:
         base=options.stablevsr or options.base,
         flow=options.flow,
         tcm=options.tcm,
+        tiny=options.tiny,
         tokenizer=options.tokenizer,
         variant=options.variant,
         with_text=options.with_text,

@@ -27,6 +27,7 @@ class Sources:
     base: Path  # a folder (diffusers layout), an LDM single file, or a weights file of ours
     flow: Path | None = None  # RAFT, from torchvision or princeton-vl; None: keep the base's, if any
     tcm: Path | None = None  # a `controlnet` folder; None: the base's, else initialised from the UNet
+    tiny: Path | None = None  # an AutoencoderTiny folder, whose decoder is for guidance; None: keep the base's, if any
     tokenizer: Path | None = None  # vocabulary for a base that has none (LDM)
     variant: str | None = None  # like "fp16": which files of a folder to take
     with_text: bool = False  # keep the text tower and the vocabulary, for prompts
@@ -51,6 +52,8 @@ def convert(sources: Sources, output: Path, dtype: torch.dtype | None = None) ->
         tcm_from_unet(draft)
     if sources.flow is not None:
         draft.flow, draft.tensors["flow"], draft.provenance["flow"] = read_flow(sources.flow)
+    if sources.tiny is not None:
+        diffusers_folder.read_tiny(draft, sources.tiny, sources.variant)
     if not sources.with_text:
         draft.drop_text()
     elif draft.text is None:
@@ -89,7 +92,7 @@ def _read_ldm(path: Path, tokenizer: Path | None) -> Draft:
     tensors = checkpoint.read_tensors(path)
     parts, config = convert_ldm(tensors, replace(SD_X4_UPSCALER, text=TextConfig()), str(path))
     draft = Draft.from_config(config)
-    draft.tcm = draft.flow = None
+    draft.tcm = draft.flow = draft.tiny = None
     draft.tensors = parts
     draft.provenance = {part: f"LDM, {path.name}" for part in parts}
     weights.check_finite(tensors, str(path))
@@ -123,7 +126,7 @@ def describe(path: Path) -> str:
     """The parts of a weights file with their parameter counts, dtypes and provenance, as text."""
     header, tensors = read_checked(path)
     lines = [f"{path}: {sum(t.numel() for t in tensors.values()):,} numbers, {path.stat().st_size / 2**20:,.1f} MiB"]
-    for part in ("unet", "tcm", "vae", "flow", "text"):
+    for part in ("unet", "tcm", "vae", "flow", "tiny", "text"):
         own = [tensor for name, tensor in tensors.items() if name.startswith(part + ".")]
         if own:
             dtypes = ", ".join(sorted({str(t.dtype).removeprefix("torch.") for t in own if t.is_floating_point()}))

@@ -18,11 +18,13 @@ from stablevsr.convert.keys import (
     TRANSFORMERS_TEXT,
     TRANSFORMERS_TEXT_BARE,
     Table,
+    diffusers_tiny,
     rename,
 )
 from stablevsr.errors import UserError
 from stablevsr.nn.tcm import TCM
 from stablevsr.nn.text import TextEncoder
+from stablevsr.nn.tiny import TinyDecoder
 from stablevsr.nn.unet import UNet
 from stablevsr.nn.vae import VAE
 from stablevsr.prompt import VOCABULARY_FILES, Tokenizer
@@ -71,6 +73,16 @@ def read_tcm(draft: Draft, folder: Path, variant: str | None = None) -> None:
     tensors, name = find_weights(folder, variant)
     draft.tensors["tcm"] = to_ours(tensors, on_meta(TCM, draft.tcm), DIFFUSERS_TCM, str(folder / name))
     draft.provenance["tcm"] = f"diffusers, {folder.name}/{name}"
+
+
+def read_tiny(draft: Draft, folder: Path, variant: str | None = None) -> None:
+    """Put the decoder of an AutoencoderTiny folder onto a base, for guidance."""
+    draft.tiny = published_config.read_tiny(*_config(folder))
+    tensors, name = find_weights(folder, variant)
+    decoder = {key: tensor for key, tensor in tensors.items() if key.startswith("decoder.")}
+    table = diffusers_tiny(draft.tiny)
+    draft.tensors["tiny"] = to_ours(decoder, on_meta(TinyDecoder, draft.tiny), table, str(folder / name))
+    draft.provenance["tiny"] = f"diffusers, {folder.name}/{name}"
 
 
 def read_tokenizer(folder: Path) -> dict[str, str]:

@@ -6,7 +6,16 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from stablevsr.config import FlowConfig, ModelConfig, ScheduleConfig, TCMConfig, TextConfig, UNetConfig, VAEConfig
+from stablevsr.config import (
+    FlowConfig,
+    ModelConfig,
+    ScheduleConfig,
+    TCMConfig,
+    TextConfig,
+    TinyDecoderConfig,
+    UNetConfig,
+    VAEConfig,
+)
 from stablevsr.convert.keys import Table, rename_all
 from stablevsr.nn.tcm import starting_state
 from stablevsr.nn.text import TextEncoder
@@ -24,6 +33,7 @@ class Draft:
     max_noise_level: int = 350
     tcm: TCMConfig | None = None
     flow: FlowConfig | None = None
+    tiny: TinyDecoderConfig | None = None
     text: TextConfig | None = None
     tokenizer: dict[str, str] | None = None
     empty_prompt: Tensor | None = None  # (tokens, width) float32
@@ -42,6 +52,7 @@ class Draft:
             max_noise_level=config.max_noise_level,
             tcm=config.tcm,
             flow=config.flow,
+            tiny=config.tiny,
             text=config.text,
         )
 
@@ -60,6 +71,7 @@ class Draft:
             tcm=self.tcm,
             vae=self.vae,
             flow=self.flow,
+            tiny=self.tiny,
             text=self.text,
             schedule=self.schedule,
             low_res_schedule=self.low_res_schedule,

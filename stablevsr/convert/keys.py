@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from stablevsr.config import FlowConfig
+from stablevsr.config import FlowConfig, TinyDecoderConfig
 from stablevsr.errors import UserError
 
 Table = list[tuple[str, str]]
@@ -132,6 +132,22 @@ TORCHVISION_RAFT: Table = [
     (r"^mask_head\.0\.", "mask_predictor.convrelu.0."),
     (r"^mask_head\.2\.", "mask_predictor.conv."),
 ]
+
+
+def diffusers_tiny(config: TinyDecoderConfig) -> Table:
+    """The decoder of diffusers' AutoencoderTiny, whose layers are numbered through, those without weights too."""
+    table, place = [(r"^conv_in\.", "decoder.layers.0.")], 2
+    for level, count in enumerate(config.num_blocks):
+        for block in range(count):
+            table += [
+                (rf"^levels\.{level}\.{block}\.convs\.{i}\.", f"decoder.layers.{place + block}.conv.{2 * i}.")
+                for i in range(3)
+            ]
+        place += count
+        if level < len(config.num_blocks) - 1:
+            table.append((rf"^upsamples\.{level}\.", f"decoder.layers.{place + 1}."))
+            place += 2
+    return [*table, (r"^conv_out\.", f"decoder.layers.{place}.")]
 
 
 def princeton_raft(config: FlowConfig) -> Table:

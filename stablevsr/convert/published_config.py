@@ -8,7 +8,15 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from stablevsr.config import ScheduleConfig, TCMConfig, TextConfig, UNetConfig, UNetEncoderConfig, VAEConfig
+from stablevsr.config import (
+    ScheduleConfig,
+    TCMConfig,
+    TextConfig,
+    TinyDecoderConfig,
+    UNetConfig,
+    UNetEncoderConfig,
+    VAEConfig,
+)
 from stablevsr.errors import UserError
 
 Json = dict[str, Any]
@@ -88,6 +96,25 @@ _VAE_FIXED: Fixed = {
     "use_quant_conv": (True,),
 }
 _VAE_IGNORED = ("force_upcast", "sample_size")
+
+_TINY_FIXED: Fixed = {
+    "act_fn": ("relu",),
+    "latent_magnitude": (3,),
+    "out_channels": (3,),
+    "scaling_factor": (1.0,),  # it decodes scaled latents
+    "shift_factor": (0.0,),
+    "upsample_fn": ("nearest",),
+    "upsampling_scaling_factor": (2,),
+}
+_TINY_IGNORED = (
+    "block_out_channels",
+    "encoder_block_out_channels",
+    "force_upcast",
+    "in_channels",
+    "latent_shift",
+    "num_encoder_blocks",
+    "sample_size",
+)
 
 _SCHEDULE_FIXED: Fixed = {
     "rescale_betas_zero_snr": (False,),
@@ -235,6 +262,22 @@ def read_vae(config: Json, source: str) -> VAEConfig:
         blocks_per_level=config.get("layers_per_block", 1),
         norm_groups=config.get("norm_num_groups", 32),
         scaling_factor=config.get("scaling_factor", 0.08333),
+    )
+
+
+@_names_source
+def read_tiny(config: Json, source: str) -> TinyDecoderConfig:
+    """`config` of an AutoencoderTiny; what is about its encoder is ignored."""
+    _check_class(config, source, "AutoencoderTiny")
+    read = ("decoder_block_out_channels", "latent_channels", "num_decoder_blocks")
+    _check_keys(config, source, read, _TINY_FIXED, _TINY_IGNORED)
+    widths = set(config.get("decoder_block_out_channels", (64,)))
+    if len(widths) != 1:
+        raise UserError(f"{source}: decoder_block_out_channels has widths {sorted(widths)}, expected a single one")
+    return TinyDecoderConfig(
+        latent_channels=config.get("latent_channels", 4),
+        width=widths.pop(),
+        num_blocks=tuple(config.get("num_decoder_blocks", (3, 3, 3, 1))),
     )
 
 

@@ -41,7 +41,10 @@ class Denoiser:
         """
         if max(source, target) in self.cuts or not self.guidance.wanted(step):
             return None
-        decode = self.decode or PictureDecoder(self.model, "off")
+        if self.guidance.tiny:
+            decode, x0 = self.model.tiny, x0.to(self.model.tiny.dtype)
+        else:
+            decode = self.decode or PictureDecoder(self.model, "off")
         picture = self.guidance.picture(decode, x0[None])
         flow = self.flows.between(target, source).to(x0.device)
         return warp_published(picture, flow)[0]

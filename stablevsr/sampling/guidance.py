@@ -1,5 +1,6 @@
 """How much of Temporal Texture Guidance (paper, section 4.2) is done."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch.nn.functional as F
@@ -8,7 +9,6 @@ from torch import Tensor
 from stablevsr.config import SCALE
 from stablevsr.errors import UserError
 from stablevsr.sampling.schedule import Step
-from stablevsr.sampling.tiles import PictureDecoder
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class Guidance:
 
     every: int = 1  # guide one step in so many; in the others the UNet is alone
     first_step: int = 0  # leave the steps before this one unguided
+    tiny: bool = False  # decode the estimate by the tiny decoder, where the weights hold one
     half_size: bool = False  # decode the estimate at half size
     half_flow: bool = False  # estimate the flow at half size
 
@@ -39,7 +40,7 @@ class Guidance:
         block, offset = divmod(step.index, self.every)
         return step.index >= self.first_step and offset == (block % 2 if self.every % 2 == 0 else 0)
 
-    def picture(self, decode: PictureDecoder, x0: Tensor) -> Tensor:
+    def picture(self, decode: Callable[[Tensor], Tensor], x0: Tensor) -> Tensor:
         """The clean estimate (1, c, h, w) as a picture (1, 3, 4h, 4w), about [-1, 1]."""
         if not self.half_size:
             return decode(x0)

@@ -8,6 +8,7 @@ from torch import Tensor
 from stablevsr.config import ModelConfig
 from stablevsr.nn.raft import RAFT
 from stablevsr.nn.tcm import TCM
+from stablevsr.nn.tiny import TinyDecoder
 from stablevsr.nn.unet import UNet
 from stablevsr.nn.vae import VAE
 
@@ -20,6 +21,7 @@ class Networks(Protocol):
     tcm: TCM
     vae: VAE
     flow: RAFT | None  # float32
+    tiny: TinyDecoder | None
 
     @property
     def device(self) -> torch.device: ...

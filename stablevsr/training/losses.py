@@ -70,6 +70,17 @@ def denoiser_loss(
     return F.mse_loss(prediction.float(), denoising_target(latent, draws, schedule).float())
 
 
+def clean_estimate_of(model: Networks, picture: Tensor, low_res: Tensor, context: Tensor, draws: Draws) -> Tensor:
+    """What the UNet alone makes of a noised picture: the x0 estimate (n, latent channels, h, w), scaled."""
+    schedule = model.config.schedule
+    latent = encode_latent(model.vae, picture, draws.posterior)
+    alpha_bar = alpha_bar_at(schedule, draws.timestep)
+    noisy = add_noise(latent, draws.noise, alpha_bar)
+    network_input = torch.cat([noisy, noised_low_res(model, low_res, draws)], dim=1)
+    prediction = model.unet(network_input, draws.timestep, context, draws.noise_level)
+    return predict_x0(noisy, prediction.float(), alpha_bar, schedule.prediction_type).to(latent.dtype)
+
+
 @torch.no_grad()
 def training_guidance(
     model: Networks, neighbour: Tensor, neighbour_low_res: Tensor, low_res: Tensor, context: Tensor, draws: Draws
@@ -84,14 +95,8 @@ def training_guidance(
     Returns:
         (n, 3, 4h, 4w), about [-1, 1].
     """
-    schedule = model.config.schedule
-    latent = encode_latent(model.vae, neighbour, draws.posterior)
-    alpha_bar = alpha_bar_at(schedule, draws.timestep)
-    noisy = add_noise(latent, draws.noise, alpha_bar)
-    network_input = torch.cat([noisy, noised_low_res(model, neighbour_low_res, draws)], dim=1)
-    prediction = model.unet(network_input, draws.timestep, context, draws.noise_level)
-    x0 = predict_x0(noisy, prediction.float(), alpha_bar, schedule.prediction_type)
-    picture = model.vae.decode(x0.to(latent.dtype) / model.vae.scaling_factor)
+    x0 = clean_estimate_of(model, neighbour, neighbour_low_res, context, draws)
+    picture = model.vae.decode(x0 / model.vae.scaling_factor)
     with torch.autocast(picture.device.type, enabled=False):  # half precision rounds positions by whole pixels
         return warp_published(picture.float(), estimate_flow(model.flow, low_res, neighbour_low_res))
 
@@ -153,6 +158,23 @@ def autoencoder_loss(vae: VAE, picture: Tensor, latent_noise: Tensor) -> Tensor:
     structure = 0.1 * (1 - ssim(restored, picture))
     loss = error.abs().mean() + 2 * (error**2).mean() + 0.3 * gradient + 2 * low_pass + structure + spread + variance
     return loss
+
+
+def tiny_decoder_loss(model: Networks, picture: Tensor, draws: Draws, low_res: Tensor, context: Tensor) -> Tensor:
+    """Distillation of the tiny decoder: L1 and gradients against what the autoencoder decodes of the same estimates.
+
+    Guidance decodes clean estimates, which are smooth while there is much noise, so these are what it learns from.
+
+    Args:
+        picture: (n, 3, 4h, 4w) in [-1, 1].
+        low_res: (n, 3, h, w) in [-1, 1].
+        context: (n, tokens, width).
+    """
+    with torch.no_grad():
+        estimate = clean_estimate_of(model, picture, low_res, context, draws)
+        wanted = model.vae.decode(estimate / model.vae.scaling_factor).float()
+    error = model.tiny(estimate).float() - wanted
+    return error.abs().mean() + error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
 
 
 def ssim(a: Tensor, b: Tensor, window: int = 7) -> Tensor:

@@ -7,7 +7,7 @@ from pathlib import Path
 from stablevsr.config import from_dict, require_types
 from stablevsr.errors import UserError
 
-STAGES = ("vae", "unet", "flow", "tcm")
+STAGES = ("vae", "unet", "flow", "tcm", "tiny")
 
 
 def _require(ok: bool, message: str) -> None:
@@ -68,7 +68,7 @@ class OptimiserRecipe:
 class Recipe:
     """One stage of training. Paths are relative to the recipe's folder."""
 
-    stage: str  # which network learns: vae, unet, flow or tcm
+    stage: str  # which network learns: vae, unet, flow, tcm or tiny
     steps: int
     output: str  # folder of checkpoint and log and, at the end, model.safetensors and PART.safetensors
     preset: str = ""  # start from random weights of this configuration, "small" or "tiny" ...

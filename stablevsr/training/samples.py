@@ -40,7 +40,14 @@ def flow_columns(model: StableVSR, window: Window) -> list[Tensor]:
     return [window["hr"][1:2], *(flow_to_image(flows).to(target) / 127.5 - 1).split(1)]
 
 
-COLUMNS = {"vae": vae_columns, "unet": unet_columns, "tcm": tcm_columns, "flow": flow_columns}
+def tiny_columns(model: StableVSR, window: Window) -> list[Tensor]:
+    """Truth, and what autoencoder and tiny decoder make of its latent."""
+    truth = window["hr"][:1]
+    latent = model.vae.encode(truth).mean
+    return [truth, model.vae.decode(latent), model.tiny(latent * model.vae.scaling_factor)]
+
+
+COLUMNS = {"vae": vae_columns, "unet": unet_columns, "tcm": tcm_columns, "flow": flow_columns, "tiny": tiny_columns}
 
 
 @torch.no_grad()

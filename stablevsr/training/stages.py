@@ -19,6 +19,7 @@ from stablevsr.training.losses import (
     flow_loss,
     noised_low_res,
     tcm_loss,
+    tiny_decoder_loss,
 )
 
 LATENT_NOISE = 0.03  # of the autoencoder's stage; its latents have unit variance
@@ -96,6 +97,13 @@ def tcm_stage(model: StableVSR, window: Window, random: Randomness) -> Tensor:
     )
 
 
+def tiny_stage(model: StableVSR, window: Window, random: Randomness) -> Tensor:
+    """The tiny decoder on the first frames, with the autoencoder as its teacher."""
+    picture, low_res = window["hr"][:, 0], window["lr"][:, 0]
+    draws = _draws(model, low_res, random)
+    return tiny_decoder_loss(model, picture, draws, low_res, _context(model, len(picture)))
+
+
 class Stage(NamedTuple):
     """How one part of the model is trained."""
 
@@ -110,6 +118,7 @@ STAGES = {
     "unet": Stage("unet", 1, False, unet_stage),
     "flow": Stage("flow", 2, True, flow_stage),
     "tcm": Stage("tcm", 3, False, tcm_stage),
+    "tiny": Stage("tiny", 1, False, tiny_stage),
 }
 
 
