@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from stablevsr import build_model, sample_video
 from stablevsr.cli import main
 from stablevsr.errors import UserError
 from stablevsr.media import PartReader, open_reader
@@ -118,6 +119,19 @@ def test_stills_of_every_kind(tmp_path: Path, shape: tuple[int, ...], dtype: typ
     iio.imwrite(tmp_path / "in.png", np.full(shape, np.iinfo(dtype).max // 2, dtype))
     assert run(tmp_path / "in.png", tmp_path / "out.png") == 0
     assert iio.imread(tmp_path / "out.png").shape == (4 * shape[0], 4 * shape[1], 3)
+
+
+def test_sixteen_bits_go_through_to_the_png(tmp_path: Path) -> None:
+    """A still of 16 bits gives what its frames in [0, 1] give `sample_video`, and not what 8 bits would."""
+    gray = np.linspace(20000, 21000, 48).astype(np.uint16).reshape(6, 8)
+    iio.imwrite(tmp_path / "in.png", gray)
+    assert run(tmp_path / "in.png", tmp_path / "out.png") == 0
+    with open_reader(tmp_path / "out.png") as reader:
+        (frame,) = reader
+    clip = np.broadcast_to(gray / 65535, (1, 3, 6, 8)).astype(np.float32)
+    expected = sample_video(build_model(device="cpu"), clip, steps=1)[0].transpose(1, 2, 0)
+    assert frame.image.dtype == np.uint16
+    assert np.abs(frame.image / 65535 - expected).max() < 1e-4
 
 
 def test_the_same_seed_gives_the_same_file(folder: Path, tmp_path: Path) -> None:

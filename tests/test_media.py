@@ -17,6 +17,7 @@ from av.video.frame import PictureType
 
 from stablevsr.errors import UserError
 from stablevsr.media import Encoding, Frame, check_output, natural_key, open_reader, open_writer
+from stablevsr.media.colour import to_frame
 
 TICKS = Fraction(1, 30000)
 
@@ -62,7 +63,8 @@ def upscale(source, target, force=False):
         open_writer(target, reader, height=4 * reader.height, width=4 * reader.width, force=force) as writer,
     ):
         for frame in reader:
-            writer.write(frame.image.repeat(4, 0).repeat(4, 1), frame)
+            image = frame.image if reader.is_deep == writer.is_deep else (frame.image // 257).astype(np.uint8)
+            writer.write(image.repeat(4, 0).repeat(4, 1), frame)
     return target
 
 
@@ -453,7 +455,6 @@ def test_what_is_lost_is_told(tmp_path):
     with open_reader(path, allow_hdr=True) as reader:
         assert [notice.split(": ")[1] for notice in reader.notices] == [
             "HDR is read as if it were not, so colours will look flat.",
-            "10-bit video is read as 8-bit.",
         ]
 
 
@@ -612,9 +613,8 @@ def deep_image(path, image, codec, source_format, pix_fmt):
     path.write_bytes(b"".join(bytes(p) for p in context.encode(frame) + context.encode(None)))
 
 
-def test_16_bit_is_rounded_to_8(folder):
+def test_16_bits_are_kept(tmp_path, folder):
     image = np.random.default_rng(0).integers(0, 65536, (6, 8, 3), dtype=np.uint16)
-    expected = np.round(image / 257).astype(np.uint8)
     deep_image(folder / "1.png", image, "png", "rgb48le", "rgb48be")
     deep_image(folder / "2.tif", image, "tiff", "rgb48le", "rgb48le")
     deep_image(folder / "3.png", np.dstack([image, image[..., :1]]), "png", "rgba64le", "rgba64be")
@@ -622,11 +622,51 @@ def test_16_bit_is_rounded_to_8(folder):
     deep_image(folder / "5.tif", image[..., 0], "tiff", "gray16le", "gray16le")
     frames = read_all(folder)
     for frame in frames[:3]:
-        assert np.array_equal(frame.image, expected)
+        assert np.array_equal(frame.image, image)
     for frame in frames[3:]:
-        assert np.array_equal(frame.image, np.dstack([expected[..., 0]] * 3))
-    with open_reader(folder) as reader:
-        assert reader.notices == [f"{folder}: 16-bit images are read as 8-bit.", f"{folder}: transparency is dropped."]
+        assert np.array_equal(frame.image, np.dstack([image[..., 0]] * 3))
+    upscale(folder, tmp_path / "out")
+    for got, frame in zip(read_all(tmp_path / "out"), frames, strict=True):
+        assert np.array_equal(got.image[::4, ::4], frame.image)
+    iio.imwrite(folder / "6.png", (image // 257).astype(np.uint8))  # among deep ones a plain one becomes deep, too
+    assert np.array_equal(read_all(folder)[5].image, image // 257 * 257)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".jpg"])
+def test_a_deep_image_becomes_a_deep_image_where_the_format_allows(tmp_path, suffix):
+    image = np.random.default_rng(0).integers(0, 65536, (6, 8), dtype=np.uint16)
+    iio.imwrite(tmp_path / "in.png", image)
+    with open_reader(tmp_path / "in.png") as reader:
+        writer = open_writer(tmp_path / f"out{suffix}", reader, height=24, width=32)
+        with writer:
+            assert writer.is_deep == (suffix != ".jpg")
+            assert any("gets 8 bits" in notice for notice in writer.notices) == (suffix == ".jpg")
+            writer.write(np.zeros((24, 32, 3), np.uint16 if writer.is_deep else np.uint8), next(iter(reader)))
+    assert read_one(tmp_path / f"out{suffix}")[0].dtype == (np.uint8 if suffix == ".jpg" else np.uint16)
+
+
+@pytest.mark.parametrize("pix_fmt", ["yuv444p10le", "yuv444p12le", "gbrp10le", "yuv444p16le"])
+def test_deep_video_keeps_its_depth_and_its_white(tmp_path, pix_fmt):
+    ramp = np.broadcast_to(np.linspace(0, 65535, 1024)[None, :, None], (4, 1024, 3)).astype(np.uint16)
+    path = tmp_path / "a.mkv"
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("ffv1", rate=25, height=4, width=1024, pix_fmt=pix_fmt)
+        frame = to_frame(ramp, pix_fmt)
+        stream.codec_context.colorspace = 1 if pix_fmt.startswith("yuv") else 0
+        out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
+    with open_reader(path) as reader:
+        assert reader.is_deep
+        assert reader.notices == []
+        (frame,) = reader
+        with open_writer(tmp_path / "out.mp4", reader, height=16, width=4096) as writer:
+            assert "--codec hevc10 keeps 10" in writer.notices[0]
+            writer.write(np.zeros((16, 4096, 3), np.uint8), frame)
+    assert frame.image.dtype == np.uint16
+    assert len(np.unique(frame.image[0, :, 1])) > 850  # of 876 or 1023 levels, 256 in eight bits
+    # In eight bits white and black are met exactly; so they must be in sixteen.
+    assert np.abs(frame.image[0, [0, -1]].astype(int) - [[0], [65535]]).max() < 30
+    assert np.abs(frame.image.astype(int) - ramp).max() < 150
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif"])
@@ -649,13 +689,14 @@ def test_exif_orientation(folder, suffix):
         if suffix == ".tif":  # 16-bit images take a path of their own
             gray = stored[..., 0].astype(np.uint16) * 257
             iio.imwrite(folder / f"deep{tag}.tif", gray, plugin="pillow", exif=exif)
-    frames = read_all(folder)  # the sizes agree only upright
-    for frame in frames[8:]:
-        close_to(frame.image, np.dstack([picture(16, 24)[..., 0]] * 3), 0)
-    del frames[8:]
-    assert len(frames) == 8
-    for frame in frames:
-        close_to(frame.image, picture(16, 24), 6)
+    with open_reader(folder) as reader:
+        step = 257 if reader.is_deep else 1
+        images = [(frame.image // step).astype(np.uint8) for frame in reader]  # the sizes agree only upright
+    assert len(images) == (16 if suffix == ".tif" else 8)
+    for image in images[8:]:
+        close_to(image, np.dstack([picture(16, 24)[..., 0]] * 3), 0)
+    for image in images[:8]:
+        close_to(image, picture(16, 24), 6)
 
 
 def test_folders_that_are_refused(folder):
@@ -921,7 +962,9 @@ def test_ten_bits_keep_what_eight_cannot(tmp_path):
         assert frame.format.name == "yuv420p10le"
         seen = frame.reformat(format="rgb48le").to_ndarray()
     assert len(np.unique(seen[32, :, 1])) > 20  # of 2000 / 257 = 8 levels of eight bits
-    assert np.abs(seen.astype(int) - ramp).max() < 400
+    (again,) = read_all(out)
+    assert again.image.dtype == np.uint16
+    assert np.abs(again.image.astype(int) - ramp).max() < 100  # of 65535; one step of ten bits is 75
 
 
 @pytest.mark.parametrize(

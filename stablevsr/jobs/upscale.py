@@ -120,7 +120,8 @@ def take_in(
     workspace: Workspace, clip: Reader, scene_cuts: bool, progress: OnProgress | None
 ) -> tuple[StoredFrames, list[int]]:
     """Copy the frames of a clip to the workspace, once; returns them, and the frames that begin a new scene."""
-    array = workspace.arrays("frames", (clip.height, clip.width, 3), torch.uint8)
+    dtype = torch.uint16 if clip.is_deep else torch.uint8
+    array = workspace.arrays("frames", (clip.height, clip.width, 3), dtype)
     known = workspace.noted("clip")
     if known is None:
         count = 0

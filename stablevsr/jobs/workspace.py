@@ -1,7 +1,7 @@
 """What an unfinished run keeps on disk, beside its output: enough to go on after a crash, to the bit.
 
     job.json         fingerprint of input, weights and settings
-    frames.raw       LR frames, uint8
+    frames.raw       LR frames, uint8, or uint16 of a deep clip
     clip.json        how many they are and where scenes begin; written when all frames are there
     flows.raw        both flows of each pair, float32
     latents.raw      two slots a frame: what a step starts from outlives the step
@@ -44,7 +44,7 @@ FILES = (
     "output",
 )
 PHASES = ("flow", "denoise")
-NUMPY = {torch.uint8: np.uint8, torch.float32: np.float32}
+NUMPY = {torch.uint8: np.uint8, torch.uint16: np.uint16, torch.float32: np.float32}
 
 
 class ArrayFile:

@@ -20,7 +20,8 @@ from stablevsr.errors import UserError
 class Frame:
     """One picture of a clip, upright, as a viewer would see it.
 
-    image: (h, w, 3) uint8 RGB, 0..255, never modified by this package.
+    image: (h, w, 3) RGB, never modified by this package; uint16 where the reader `is_deep`, else uint8, each over the
+        whole range of its type.
     pts, duration: when the frame is shown and for how long, in units of time_base seconds; None for stills.
     name: what the frame is called, without a suffix; None for video.
     """
@@ -43,6 +44,7 @@ class Reader(ABC):
     frame_count: number of frames; exact for stills, what the file claims for video (None when it makes no claim).
     part: which frames of the file these are, as text.
     has_audio: whether the file holds sound.
+    is_deep: whether it holds more than 8 bits a channel.
     notices: sentences the user should be shown, complete once the reader is open.
     """
 
@@ -55,6 +57,7 @@ class Reader(ABC):
     frame_count: int | None
     part: str = "all"
     has_audio: bool = False
+    is_deep: bool = False
     notices: list[str]
 
     def __init__(self, path: Path) -> None:

@@ -54,7 +54,7 @@ def open_writer(
         raise UserError(f"Output {path} is not a video, so there is nothing to encode; leave codec and quality out.")
     target = Path(path).resolve()  # a link is written through, not replaced
     if kind == "folder":
-        writer = FolderWriter(target, height, width, part)
+        writer = FolderWriter(target, source, height, width, part)
         if source.has_audio:
             writer.notices.append(f"a folder of images holds no sound, so that of {source.path} is left out.")
         return writer
@@ -65,4 +65,4 @@ def open_writer(
             f"Output {path} is a single image, but {source.path} holds more than one frame; "
             "give a video name or a folder."
         )
-    return ImageWriter(target, height, width, part)
+    return ImageWriter(target, source, height, width, part)

@@ -1,4 +1,4 @@
-"""One image file: what its header says, and its pixels as 8-bit RGB."""
+"""One image file: what its header says, and its pixels as RGB of 8 or 16 bits a channel."""
 
 import io
 import struct
@@ -52,7 +52,10 @@ def read_header(path: Path) -> StillHeader:
 
 
 def read_image(path: Path, header: StillHeader) -> np.ndarray:
-    """Decode an image file to (h, w, 3) uint8 RGB, upright, alpha dropped. Raises UserError when it is damaged."""
+    """Decode an image file to (h, w, 3) RGB, upright, alpha dropped: uint16 when it is deep, else uint8.
+
+    Raises UserError when it is damaged.
+    """
     try:
         image = _read_deep(path, header.deep) if header.deep else iio.imread(path, plugin="pillow", mode="RGB", index=0)
     except Exception as error:  # as above
@@ -113,8 +116,7 @@ def _exif_orientation(metadata: dict) -> Orientation:
 def _read_deep(path: Path, demuxer: str) -> np.ndarray:
     # From memory, because FFmpeg would take a "%d" in the name for a pattern.
     with av.open(io.BytesIO(path.read_bytes()), format=demuxer) as container:
-        image = next(container.decode(video=0)).to_ndarray(format="rgb48le")
-    return ((image.astype(np.uint32) + 128) // 257).astype(np.uint8)  # round(value / 257)
+        return next(container.decode(video=0)).to_ndarray(format="rgb48le")
 
 
 def _unreadable(path: Path) -> UserError:

@@ -7,6 +7,8 @@ from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
+
 from stablevsr.errors import UserError
 from stablevsr.media.frame import Frame, Reader
 from stablevsr.media.paths import IMAGE_SUFFIXES, natural_key
@@ -34,8 +36,7 @@ class FolderReader(Reader):
         self.height, self.width = self._stills[0][1].height, self._stills[0][1].width
         self.frame_count = len(files)
         self.notices += [f"{path}: {gap}" for gap in _gaps([file.stem for file in files])]
-        if any(header.deep for _, header in self._stills):
-            self.notices.append(f"{path}: 16-bit images are read as 8-bit.")
+        self.is_deep = any(header.deep for _, header in self._stills)
         if any(header.alpha for _, header in self._stills):
             self.notices.append(f"{path}: transparency is dropped.")
         for file, header in self._stills:
@@ -47,6 +48,8 @@ class FolderReader(Reader):
             image = read_image(file, header)
             if image.shape[:2] != (self.height, self.width):  # the file was changed after the folder was opened
                 raise _size_error(file, image.shape[0], image.shape[1], *self._stills[0])
+            if self.is_deep and not header.deep:
+                image = image.astype(np.uint16) * 257
             yield Frame(image, name=name)
 
     def _list(self) -> list[Path]:

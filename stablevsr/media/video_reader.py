@@ -13,7 +13,7 @@ from av.stream import Disposition
 from av.video.reformatter import ColorTrc
 
 from stablevsr.errors import UserError
-from stablevsr.media.colour import to_rgb
+from stablevsr.media.colour import bits, to_rgb
 from stablevsr.media.frame import Frame, Reader
 from stablevsr.media.orientation import Orientation
 from stablevsr.media.truncation import missing_bytes
@@ -33,7 +33,7 @@ def open_input(path: Path) -> av.container.InputContainer:
 
 
 class VideoReader(Reader):
-    """The first video stream of a file that is not cover art, turned upright and converted to 8-bit RGB.
+    """The first video stream of a file that is not cover art, turned upright and converted to RGB.
 
     Opening decodes the first frame to learn the size; each pass then opens the file afresh. Raises UserError when the
     file is not a video, a frame cannot be decoded, or the picture's size changes on the way.
@@ -56,7 +56,9 @@ class VideoReader(Reader):
             self.sample_aspect_ratio = stream.sample_aspect_ratio or Fraction(1)
             self.frame_count = stream.frames or None
             self.has_audio = bool(container.streams.audio)
-            self.notices += _notices(path, first)
+            self.is_deep = bits(first) > 8
+            if first.color_trc in HDR:
+                self.notices.append(f"{path}: HDR is read as if it were not, so colours will look flat.")
         orientation = _orientation(first)
         self.height, self.width = first.height, first.width
         if orientation.transpose:
@@ -118,7 +120,7 @@ class VideoReader(Reader):
 
     def _convert(self, decoded: av.VideoFrame, number: int) -> np.ndarray:
         try:
-            image = to_rgb(decoded)
+            image = to_rgb(decoded, self.is_deep)
         except av.FFmpegError as error:
             raise UserError(
                 f"Frame {number} of {self.path} has colours that cannot be converted to RGB "
@@ -158,13 +160,3 @@ class _Clock:
 def _orientation(frame: av.VideoFrame) -> Orientation:
     matrix = frame.side_data.get(SideData.DISPLAYMATRIX)
     return Orientation() if matrix is None else Orientation.from_display_matrix(np.frombuffer(matrix, np.int32))
-
-
-def _notices(path: Path, frame: av.VideoFrame) -> list[str]:
-    notices = []
-    if frame.color_trc in HDR:
-        notices.append(f"{path}: HDR is read as if it were not, so colours will look flat.")
-    bits = max(component.bits for component in frame.format.components)
-    if bits > 8:
-        notices.append(f"{path}: {bits}-bit video is read as 8-bit.")
-    return notices

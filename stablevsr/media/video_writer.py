@@ -50,6 +50,11 @@ class VideoWriter(Writer):
         super().__init__(path, height, width, part)
         self._codec, self._options = (encoding or Encoding()).choose(path.suffix.lower())
         self.is_deep = self._codec.is_deep
+        if source.is_deep and not self.is_deep:
+            self.notices.append(
+                f"{path.name} gets 8 bits a channel, though {source.path} has more; "
+                "--codec hevc10 keeps 10 in .mp4, .mov and .mkv."
+            )
         # AVI counts frames instead of storing their times, so its clock must tick once per frame.
         self._counted = path.suffix.lower() == ".avi"
         self._rate = source.frame_rate
