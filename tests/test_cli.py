@@ -16,6 +16,7 @@ from stablevsr import build_model, sample_video
 from stablevsr.cli import main
 from stablevsr.errors import UserError
 from stablevsr.media import PartReader, open_reader
+from stablevsr.media.alpha import split_alpha
 from stablevsr.model import bundled_weights
 
 ROOT = Path(__file__).parent.parent
@@ -118,7 +119,25 @@ def test_a_folder_to_a_folder_and_to_a_video(folder: Path, tmp_path: Path) -> No
 def test_stills_of_every_kind(tmp_path: Path, shape: tuple[int, ...], dtype: type) -> None:
     iio.imwrite(tmp_path / "in.png", np.full(shape, np.iinfo(dtype).max // 2, dtype))
     assert run(tmp_path / "in.png", tmp_path / "out.png") == 0
-    assert iio.imread(tmp_path / "out.png").shape == (4 * shape[0], 4 * shape[1], 3)
+    channels = 4 if shape[-1] == 4 else 3
+    with open_reader(tmp_path / "out.png") as reader:
+        assert (reader.height, reader.width) == (4 * shape[0], 4 * shape[1])
+        assert reader.is_deep == (dtype == np.uint16)
+    assert iio.imread(tmp_path / "out.png").shape[2] == channels
+
+
+def test_alpha_is_enlarged_by_itself(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    image = np.dstack([rng.integers(0, 256, (6, 8, 3)), np.repeat([[0, 0, 0, 0, 90, 255, 255, 255]], 6, 0)])
+    iio.imwrite(tmp_path / "in.png", image.astype(np.uint8))
+    iio.imwrite(tmp_path / "plain.png", split_alpha(image.astype(np.uint8))[0])
+    for name in ("in", "plain"):
+        assert run(tmp_path / f"{name}.png", tmp_path / f"{name}_out.png") == 0
+    out = iio.imread(tmp_path / "in_out.png")
+    assert np.array_equal(out[..., :3], iio.imread(tmp_path / "plain_out.png"))
+    alpha = torch.from_numpy(image[None, None, :, :, 3] / 255)
+    expected = torch.nn.functional.interpolate(alpha, scale_factor=4, mode="bicubic").clamp(0, 1)[0, 0] * 255
+    assert np.abs(out[..., 3] - expected.numpy()).max() <= 0.51
 
 
 def test_sixteen_bits_go_through_to_the_png(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from av.video.frame import PictureType
 
 from stablevsr.errors import UserError
 from stablevsr.media import Encoding, Frame, check_output, natural_key, open_reader, open_writer
+from stablevsr.media.alpha import split_alpha
 from stablevsr.media.colour import to_frame
 
 TICKS = Fraction(1, 30000)
@@ -603,7 +604,64 @@ def test_pixel_types_become_rgb(folder):
     close_to(read_one(folder / "palette.png")[0], image, 60)
     assert read_one(folder / "gray.png")[1] == []
     with open_reader(folder) as reader:
-        assert reader.notices == [f"{folder}: transparency is dropped."]
+        assert reader.has_alpha
+        assert reader.notices == []
+        assert [frame.alpha is not None for frame in reader] == [True, False, False, True, False]
+
+
+@pytest.mark.parametrize("deep", [False, True])
+@pytest.mark.parametrize(("suffix", "kept"), [(".png", True), (".tif", True), (".webp", True), (".jpg", False)])
+def test_alpha_in_and_out(tmp_path, suffix, kept, deep):
+    alpha = np.tile(np.arange(0, 256, 32, dtype=np.uint8), (6, 1))
+    image = np.dstack([picture(6, 8), alpha])
+    if deep:
+        deep_image(tmp_path / "in.png", image.astype(np.uint16) * 257, "png", "rgba64le", "rgba64be")
+    else:
+        iio.imwrite(tmp_path / "in.png", image)
+    out = tmp_path / f"out{suffix}"
+    with open_reader(tmp_path / "in.png") as reader, open_writer(out, reader, height=6, width=8) as writer:
+        assert writer.takes_alpha == kept
+        assert any("cannot hold transparency" in notice for notice in writer.notices) != kept
+        (frame,) = reader
+        assert np.array_equal(frame.alpha, alpha.astype(np.uint16) * 257 if deep else alpha)
+        whole = np.dstack([frame.image, frame.alpha]) if kept else frame.image
+        writer.write(whole if deep == writer.is_deep else (whole // 257).astype(np.uint8), frame)
+    if not kept:
+        return
+    with open_reader(out) as reader:
+        (again,) = reader
+        assert reader.is_deep == (deep and suffix != ".webp")
+    scale = np.uint16(1 if reader.is_deep == deep else 257)
+    assert np.array_equal(again.alpha * scale, frame.alpha)
+    assert np.array_equal(again.image[:, 1:] * scale, frame.image[:, 1:])  # the first column is hidden
+
+
+def test_what_nobody_sees_takes_the_colours_next_to_it():
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (13, 10, 4), dtype=np.uint8)  # a green disc in random rubbish
+    y, x = np.mgrid[:13, :10]
+    disc = (y - 6) ** 2 + (x - 5) ** 2 < 9
+    image[disc], image[~disc, 3] = (10, 200, 30, 255), 0
+    colours, alpha = split_alpha(image)
+    assert np.array_equal(colours, np.full((13, 10, 3), (10, 200, 30)))
+    assert np.array_equal(alpha, 255 * disc)
+    image[..., 3] = 0
+    assert np.array_equal(split_alpha(image)[0], image[..., :3])
+    opaque = rng.integers(0, 65536, (3, 4, 4), dtype=np.uint16)
+    opaque[..., 3] = 65535
+    assert np.array_equal(split_alpha(opaque)[0], opaque[..., :3])
+
+
+def test_transparency_of_video_is_told(tmp_path):
+    with av.open(str(tmp_path / "a.webm"), "w") as out:
+        stream = out.add_stream("libvpx-vp9", rate=25, height=32, width=48, pix_fmt="yuva420p")
+        out.mux(stream.encode(av.VideoFrame.from_ndarray(np.dstack([picture()] * 2)[..., :4], format="rgba")))
+        out.mux(stream.encode(None))
+    iio.imwrite(tmp_path / "b.gif", np.dstack([picture(), 0 * picture()[..., :1]]))
+    for name in ("a.webm", "b.gif"):
+        with open_reader(tmp_path / name) as reader:
+            assert reader.notices == [f"{tmp_path / name}: the transparency of a video is dropped."]
+            assert read_all(tmp_path / name)[0].image.shape == (32, 48, 3)
 
 
 def deep_image(path, image, codec, source_format, pix_fmt):

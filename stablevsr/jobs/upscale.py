@@ -18,13 +18,13 @@ from stablevsr.config import SCALE
 from stablevsr.errors import UserError
 from stablevsr.jobs.stores import EstimatedFlows, StoredFlows, StoredFrames, StoredLatents
 from stablevsr.jobs.workspace import Workspace, open_workspace
-from stablevsr.media import Encoding, Reader, Writer, open_writer
+from stablevsr.media import Encoding, Frame, Reader, Writer, open_writer
 from stablevsr.model import StableVSR
 from stablevsr.sampling.bidirectional import START, SamplingState
 from stablevsr.sampling.cuts import changes, find_cuts
 from stablevsr.sampling.flow import FlowSource
 from stablevsr.sampling.noise import SeededNoise
-from stablevsr.sampling.pictures import bicubic, to_uint8, to_uint16
+from stablevsr.sampling.pictures import bicubic, normalise, to_uint8, to_uint16
 from stablevsr.sampling.samplers import sampler_by_name
 from stablevsr.sampling.tiles import PictureDecoder
 from stablevsr.sampling.video import OnProgress, decode_frame, flow_between, report, sampling_steps, seeded_noise
@@ -100,10 +100,9 @@ def upscale(
                 latents = sample(model, workspace, frames, cuts, noise, steps, decode, progress, tell, options)
                 for i, frame in enumerate(clip):
                     picture = decode_frame(decode, latents[i])[None]
-                    writer.write(quantise(picture, writer), frame)
+                    writer.write(quantise(with_alpha(picture, frame, writer), writer), frame)
                     if pair:
-                        plain = (bicubic(frames[i][None]) / 2 + 0.5).clamp(0, 1)
-                        both = torch.cat([plain, picture], dim=-1)
+                        both = torch.cat([enlarged(frames[i][None]), picture], dim=-1)
                         pair.write(quantise(both, pair), frame)
                     report(progress, "decode", i + 1, len(frames))
         except BaseException as error:
@@ -270,5 +269,18 @@ def fingerprint(model: StableVSR, clip: Reader, settings: dict[str, object]) -> 
 
 
 def quantise(picture: Tensor, writer: Writer) -> np.ndarray:
-    """(1, 3, h, w) in [0, 1] to (h, w, 3), in the depth that a writer takes."""
+    """(1, c, h, w) in [0, 1] to (h, w, c), in the depth that a writer takes."""
     return (to_uint16 if writer.is_deep else to_uint8)(picture)[0].numpy()
+
+
+def enlarged(low_res: Tensor) -> Tensor:
+    """(1, c, h, w) in [-1, 1] to (1, c, 4h, 4w) in [0, 1], by bicubic interpolation."""
+    return (bicubic(low_res) / 2 + 0.5).clamp(0, 1)
+
+
+def with_alpha(picture: Tensor, frame: Frame, writer: Writer) -> Tensor:
+    """`picture` (1, 3, 4h, 4w) with the alpha of its frame as a fourth channel, where there is one and it is taken."""
+    if frame.alpha is None or not writer.takes_alpha:
+        return picture
+    alpha = torch.from_numpy(frame.alpha)[None, ..., None]
+    return torch.cat([picture, enlarged(normalise(alpha))], dim=1)

@@ -28,6 +28,12 @@ def bits(frame: av.VideoFrame) -> int:
     return max(component.bits for component in frame.format.components)
 
 
+def is_transparent(frame: av.VideoFrame) -> bool:
+    """Whether a pixel of a frame is less than opaque."""
+    has_alpha = any(component.is_alpha for component in frame.format.components)
+    return has_alpha and bool((frame.to_ndarray(format="rgba")[..., 3] < 255).any())
+
+
 def to_rgb(frame: av.VideoFrame, deep: bool = False) -> np.ndarray:
     """Decoded frame -> (h, w, 3) RGB with the frame's own matrix and range: uint16 when `deep`, else uint8.
 

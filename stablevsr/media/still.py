@@ -24,7 +24,7 @@ class StillHeader:
     """What is known of an image before its pixels are decoded.
 
     height, width: size of the upright picture.
-    alpha: whether there is transparency, which will be dropped.
+    alpha: whether there is transparency.
     pages: pictures in the file, of which the first is read.
     deep: FFmpeg's demuxer when samples have 16 bits (Pillow would cut 16-bit colour down to 8), else None.
     """
@@ -52,12 +52,15 @@ def read_header(path: Path) -> StillHeader:
 
 
 def read_image(path: Path, header: StillHeader) -> np.ndarray:
-    """Decode an image file to (h, w, 3) RGB, upright, alpha dropped: uint16 when it is deep, else uint8.
+    """Decode an image file to (h, w, 3) RGB or, with alpha, (h, w, 4), upright: uint16 when it is deep, else uint8.
 
     Raises UserError when it is damaged.
     """
     try:
-        image = _read_deep(path, header.deep) if header.deep else iio.imread(path, plugin="pillow", mode="RGB", index=0)
+        if header.deep:
+            image = _read_deep(path, header.deep, "rgba64le" if header.alpha else "rgb48le")
+        else:
+            image = iio.imread(path, plugin="pillow", mode="RGBA" if header.alpha else "RGB", index=0)
     except Exception as error:  # as above
         raise _unreadable(path) from error
     return np.ascontiguousarray(header.orientation.apply(image))
@@ -113,10 +116,10 @@ def _exif_orientation(metadata: dict) -> Orientation:
     return Orientation.from_exif(metadata.get("Orientation"))
 
 
-def _read_deep(path: Path, demuxer: str) -> np.ndarray:
+def _read_deep(path: Path, demuxer: str, pix_fmt: str) -> np.ndarray:
     # From memory, because FFmpeg would take a "%d" in the name for a pattern.
     with av.open(io.BytesIO(path.read_bytes()), format=demuxer) as container:
-        return next(container.decode(video=0)).to_ndarray(format="rgb48le")
+        return next(container.decode(video=0)).to_ndarray(format=pix_fmt)
 
 
 def _unreadable(path: Path) -> UserError:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from stablevsr.errors import UserError
+from stablevsr.media.alpha import split_alpha
 from stablevsr.media.frame import Frame, Reader
 from stablevsr.media.paths import IMAGE_SUFFIXES, natural_key
 from stablevsr.media.still import StillHeader, read_header, read_image
@@ -37,8 +38,7 @@ class FolderReader(Reader):
         self.frame_count = len(files)
         self.notices += [f"{path}: {gap}" for gap in _gaps([file.stem for file in files])]
         self.is_deep = any(header.deep for _, header in self._stills)
-        if any(header.alpha for _, header in self._stills):
-            self.notices.append(f"{path}: transparency is dropped.")
+        self.has_alpha = any(header.alpha for _, header in self._stills)
         for file, header in self._stills:
             if header.pages > 1:
                 self.notices.append(f"{file.name} holds several pictures, only the first is read.")
@@ -50,7 +50,8 @@ class FolderReader(Reader):
                 raise _size_error(file, image.shape[0], image.shape[1], *self._stills[0])
             if self.is_deep and not header.deep:
                 image = image.astype(np.uint16) * 257
-            yield Frame(image, name=name)
+            colours, alpha = split_alpha(image)
+            yield Frame(colours, name=name, alpha=alpha)
 
     def _list(self) -> list[Path]:
         try:

@@ -17,15 +17,18 @@ _OPTIONS = {  # the best each lossy format can do
     ".jpeg": {"quality": 95, "subsampling": 0},
     ".webp": {"lossless": True},
 }
-_DEEP = {  # FFmpeg's encoders for 16 bits a channel, which Pillow does not write in colour
-    ".png": ("png", "rgb48be"),
-    ".tif": ("tiff", "rgb48le"),
-    ".tiff": ("tiff", "rgb48le"),
+_DEEP = {  # FFmpeg's encoders for 16 bits a channel, which Pillow does not write in colour, and their order of bytes
+    ".png": ("png", "be"),
+    ".tif": ("tiff", "le"),
+    ".tiff": ("tiff", "le"),
 }
+_WITH_ALPHA = (".png", ".tif", ".tiff", ".webp")
 
 
 class FolderWriter(Writer):
     """A folder of PNG files named after the source's images, or frame_000001.png and so on for video."""
+
+    takes_alpha = True
 
     def __init__(self, path: Path, source: Reader, height: int, width: int, part: Path | None = None) -> None:
         super().__init__(path, height, width, part)
@@ -48,7 +51,7 @@ class ImageWriter(Writer):
     def __init__(self, path: Path, source: Reader, height: int, width: int, part: Path | None = None) -> None:
         super().__init__(path, height, width, part)
         suffix = path.suffix.lower()
-        self.is_deep = source.is_deep and suffix in _DEEP
+        self.is_deep, self.takes_alpha = source.is_deep and suffix in _DEEP, suffix in _WITH_ALPHA
         if source.is_deep and not self.is_deep:
             self.notices.append(f"{suffix} gets 8 bits a channel, though {source.path} has more; a .png keeps 16.")
 
@@ -72,9 +75,10 @@ def _save(file: Path, suffix: str, image: np.ndarray) -> None:
         os.fsync(stream.fileno())
 
 
-def _encode_deep(image: np.ndarray, codec: str, pix_fmt: str) -> bytes:
+def _encode_deep(image: np.ndarray, codec: str, order: str) -> bytes:
+    form = "rgb48" if image.shape[2] == 3 else "rgba64"
     context = av.CodecContext.create(codec, "w")
     context.height, context.width = image.shape[:2]
-    context.pix_fmt, context.time_base = pix_fmt, Fraction(1)
-    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb48le")
+    context.pix_fmt, context.time_base = form + order, Fraction(1)
+    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format=f"{form}le")
     return b"".join(bytes(packet) for packet in [*context.encode(frame), *context.encode(None)])

@@ -13,7 +13,7 @@ from av.stream import Disposition
 from av.video.reformatter import ColorTrc
 
 from stablevsr.errors import UserError
-from stablevsr.media.colour import bits, to_rgb
+from stablevsr.media.colour import bits, is_transparent, to_rgb
 from stablevsr.media.frame import Frame, Reader
 from stablevsr.media.orientation import Orientation
 from stablevsr.media.truncation import missing_bytes
@@ -59,6 +59,9 @@ class VideoReader(Reader):
             self.is_deep = bits(first) > 8
             if first.color_trc in HDR:
                 self.notices.append(f"{path}: HDR is read as if it were not, so colours will look flat.")
+            # VP9 keeps alpha beside the picture, where FFmpeg's decoder does not look.
+            if stream.metadata.get("alpha_mode") == "1" or is_transparent(first):
+                self.notices.append(f"{path}: the transparency of a video is dropped.")
         orientation = _orientation(first)
         self.height, self.width = first.height, first.width
         if orientation.transpose:
@@ -80,7 +83,8 @@ class VideoReader(Reader):
             clock = _Clock(stream.start_time or 0, max(1, round(1 / (self.frame_rate * self.time_base))))
             for number, decoded in enumerate(self._decode(container, stream), 1):
                 image = self._convert(decoded, number)
-                yield Frame(image, clock.time_of(decoded, number == 1), self.time_base, decoded.duration or None)
+                time = clock.time_of(decoded, number == 1)
+                yield Frame(image, pts=time, time_base=self.time_base, duration=decoded.duration or None)
 
     @contextmanager
     def _open(self) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:

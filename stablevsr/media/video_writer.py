@@ -81,7 +81,7 @@ class VideoWriter(Writer):
     def _add_video(self, codec: str, options: dict[str, str], source: Reader) -> av.VideoStream:
         if codec not in av.codecs_available:
             raise UserError(f"{self.path} needs the encoder {codec}, which this PyAV lacks; install PyAV from PyPI.")
-        height, width, _ = self._shape
+        height, width = self._size
         stream = self._container.add_stream(
             codec, rate=self._rate, options=options, height=height, width=width, time_base=self._time_base
         )
