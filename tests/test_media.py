@@ -345,7 +345,7 @@ def test_sound_left_out_of_a_folder_is_told(tmp_path):
         writer.write(picture(), next(iter(reader)))
 
 
-def test_hdr_and_interlaced_video_are_refused(tmp_path):
+def test_hdr_video_is_refused(tmp_path):
     for name, number in (("pq", 16), ("hlg", 18)):
         path = tmp_path / f"{name}.mkv"
         with av.open(str(path), "w") as out:
@@ -356,14 +356,64 @@ def test_hdr_and_interlaced_video_are_refused(tmp_path):
         assert "pass --allow-hdr" in refusal(open_reader, path)
         with open_reader(path, allow_hdr=True) as reader:
             assert "HDR" in reader.notices[0]
-    path = tmp_path / "interlaced.mkv"
-    with av.open(str(path), "w") as out:
-        stream = out.add_stream("libx264", rate=25, options={"x264-params": "interlaced=1"})
-        stream.height, stream.width, stream.pix_fmt = 64, 64, "yuv420p"
-        for _ in range(3):
-            out.mux(stream.encode(av.VideoFrame.from_ndarray(picture(64, 64), format="rgb24")))
-        out.mux(stream.encode(None))
-    assert "is interlaced" in refusal(open_reader, path)
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".avi", ".h264", ".mp4"])
+@pytest.mark.parametrize("count", [1, 5])
+def test_interlaced_video_is_deinterlaced_frame_by_frame(tmp_path, suffix, count):
+    """A bar that moves between the fields leaves no comb; a still picture stays as it is."""
+    moving, still = [], [picture(64, 64)] * count
+    for i in range(count):
+        image = np.zeros((64, 64, 3), np.uint8)
+        for field in (0, 1):
+            left = 8 * i + 4 * field
+            image[field::2, left : left + 16] = 255
+        moving.append(image)
+    for name, images in (("moving", moving), ("still", still)):
+        path = tmp_path / f"{name}{suffix}"
+        with av.open(str(path), "w") as out:
+            stream = out.add_stream("libx264", rate=25, options={"x264-params": "interlaced=1", "qp": "0", "bf": "0"})
+            stream.height, stream.width, stream.pix_fmt = 64, 64, "yuv444p"
+            if suffix == ".mp4":
+                stream.set_display_rotation(90, False)
+            for image in images:
+                out.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+            out.mux(stream.encode(None))
+        with open_reader(path) as reader:
+            assert reader.notices == [f"{path} is interlaced; each of its frames becomes one whole picture (bwdif)."]
+            frames = list(reader)
+        with av.open(str(path)) as file:
+            raw = [frame.time for frame in file.decode(video=0)]
+        assert len(frames) == count
+        if suffix in (".mkv", ".mp4"):
+            assert [float(frame.pts * frame.time_base) for frame in frames] == pytest.approx(raw)
+        assert [frame.pts - frames[0].pts for frame in frames] == [
+            round(i / 25 / frames[0].time_base) for i in range(count)
+        ]
+        for i, frame in enumerate(frames):
+            image = np.rot90(frame.image, -1) if suffix == ".mp4" else frame.image
+            if name == "still":
+                close_to(image[8:-8], picture(64, 64)[8:-8], 4)
+            elif 0 < i < count - 1:  # at the ends there is nothing before or behind to see the motion by
+                comb = [np.abs(np.diff(x[8:-8].astype(int), axis=0)).mean() for x in (image, moving[i])]
+                assert comb[0] < comb[1] / 10
+
+
+def test_video_that_becomes_interlaced_on_the_way(tmp_path):
+    path = tmp_path / "a.h264"
+    for interlaced in (0, 1):
+        with av.open(str(tmp_path / f"{interlaced}.h264"), "w") as out:
+            stream = out.add_stream("libx264", rate=25, options={"x264-params": f"interlaced={interlaced}", "qp": "0"})
+            stream.height, stream.width, stream.pix_fmt = 64, 64, "yuv444p"
+            for i in range(3):
+                out.mux(stream.encode(av.VideoFrame.from_ndarray(picture(64, 64, seed=i), format="rgb24")))
+            out.mux(stream.encode(None))
+    path.write_bytes((tmp_path / "0.h264").read_bytes() + (tmp_path / "1.h264").read_bytes())
+    with open_reader(path) as reader, pytest.warns(UserWarning, match="is interlaced from frame 4 on"):
+        frames = list(reader)
+    assert len(frames) == 6
+    for i, frame in enumerate(frames):
+        close_to(frame.image[8:-8], picture(64, 64, seed=i % 3)[8:-8], 30 if i > 2 else 2)
 
 
 def test_one_frame_of_video_becomes_one_image(tmp_path):
