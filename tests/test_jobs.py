@@ -60,8 +60,9 @@ def run(model: StableVSR, clip: Path, output: Path, **options: object) -> np.nda
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_job_is_sample_video_from_file_to_file(model: StableVSR, clip: Path, tmp_path: Path, sampler: str) -> None:
-    result = run(model, clip, tmp_path / "out", seed=5, sampler=sampler)
-    assert np.array_equal(result, sample_video(model, pictures(3), steps=STEPS, seed=5, sampler=sampler))
+    options = {"seed": 5, "sampler": sampler, "color_fix": {"ddim": "wavelet", "dpm++": "adain"}.get(sampler)}
+    result = run(model, clip, tmp_path / "out", **options)
+    assert np.array_equal(result, sample_video(model, pictures(3), steps=STEPS, **options))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
 
 
@@ -180,7 +181,11 @@ def test_another_run_at_the_same_output_is_refused(model: StableVSR, clip: Path,
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [({"seed": 1}, r"another seed \(0, now 1\)"), ({"steps": 4}, r"another steps \(3, now 4\)")],
+    [
+        ({"seed": 1}, r"another seed \(0, now 1\)"),
+        ({"steps": 4}, r"another steps \(3, now 4\)"),
+        ({"color_fix": "adain"}, r"another color_fix \(None, now adain\)"),
+    ],
 )
 def test_an_unfinished_run_of_other_settings_is_refused_by_name(
     model: StableVSR, clip: Path, tmp_path: Path, change: dict[str, int], words: str

@@ -21,6 +21,7 @@ from stablevsr.jobs.workspace import Workspace, open_workspace
 from stablevsr.media import Encoding, Frame, Reader, Writer, open_writer
 from stablevsr.model import StableVSR
 from stablevsr.sampling.bidirectional import START, SamplingState
+from stablevsr.sampling.colour_fix import check_colour_fix, fix_colours
 from stablevsr.sampling.cuts import changes, find_cuts
 from stablevsr.sampling.flow import FlowSource
 from stablevsr.sampling.noise import SeededNoise
@@ -43,6 +44,7 @@ def upscale(
     steps: int = 50,
     scene_cuts: bool = True,
     tile: int | str = "auto",
+    color_fix: str | None = None,
     side_by_side: Path | None = None,
     encoding: Encoding | None = None,
     force: bool = False,
@@ -59,7 +61,7 @@ def upscale(
 
     Args:
         output: a video, an image (for one frame), or a folder; the name decides.
-        steps, seed, tile, progress, options: as in `sampling.video.sample_video`.
+        steps, seed, tile, color_fix, progress, options: as in `sampling.video.sample_video`.
         scene_cuts: look for cuts, and fetch nothing across them; the published pipeline does not.
         side_by_side: a second output, with bicubic interpolation on the left and the result on the right.
         encoding: codec and quality of a video.
@@ -75,7 +77,8 @@ def upscale(
         UserError: for input that cannot be read, output that cannot be written, an unfinished run of other settings,
             and a disk that is too small.
     """
-    settings = {"seed": seed, "steps": steps, "scene_cuts": scene_cuts, "tile": tile, **options}
+    settings = {"seed": seed, "steps": steps, "scene_cuts": scene_cuts, "tile": tile, "color_fix": color_fix, **options}
+    check_colour_fix(color_fix)
     height, width = SCALE * clip.height, SCALE * clip.width
     decode = PictureDecoder(model, tile)
     with open_workspace(output, fingerprint(model, clip, settings), restart) as workspace:
@@ -100,6 +103,7 @@ def upscale(
                 latents = sample(model, workspace, frames, cuts, noise, steps, decode, progress, tell, options)
                 for i, frame in enumerate(clip):
                     picture = decode_frame(decode, latents[i])[None]
+                    picture = fix_colours(picture, frames[i][None] / 2 + 0.5, color_fix)
                     writer.write(quantise(with_alpha(picture, frame, writer), writer), frame)
                     if pair:
                         both = torch.cat([enlarged(frames[i][None]), picture], dim=-1)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from stablevsr.errors import UserError
 from stablevsr.sampling.bidirectional import START, FrameStep, Latents, SamplingState, bidirectional_sampling
+from stablevsr.sampling.colour_fix import check_colour_fix, fix_colours
 from stablevsr.sampling.ddpm import add_noise
 from stablevsr.sampling.denoiser import Denoiser
 from stablevsr.sampling.flow import Flows, FlowSource, empty_flows, estimate_flow
@@ -197,6 +198,7 @@ def sample_video(
     noise_level: int = 20,
     cuts: Collection[int] = (),
     tile: int | str = "auto",
+    color_fix: str | None = None,
     noise: NoiseSource | None = None,
     progress: OnProgress | None = None,
 ) -> Clip:
@@ -217,6 +219,8 @@ def sample_video(
         cuts: frames that begin a new scene, for which nothing is taken from the scene before; see `find_cuts`.
         tile: decode in overlapping tiles of this many LR pixels, to save memory; "off" never does, "auto" does once
             memory has run out.
+        color_fix: "wavelet" or "adain" draw the colours of each frame back to those of its LR frame; see
+            `sampling.colour_fix.fix_colours`. None leaves them, as published.
         noise: draws of your own instead of `seed`: any object like `sampling.noise.NoiseSource`.
         progress: called with a `Progress` behind each unit of work; return False to stop.
 
@@ -228,6 +232,7 @@ def sample_video(
             numbers that overflow.
         Stopped: when `progress` returned False.
     """
+    check_colour_fix(color_fix)
     kind = ClipKind.of(frames)
     low_res = kind.to_model(frames)
     n, _, *size = low_res.shape
@@ -256,7 +261,7 @@ def sample_video(
     for done, _ in enumerate(frame_steps, start=1):
         report(progress, "denoise", done, steps * n)
     pictures = []
-    for latent in latents:
-        pictures.append(decode_frame(decode, latent))
+    for frame, latent in zip(low_res, latents, strict=True):
+        pictures.append(fix_colours(decode_frame(decode, latent)[None], frame[None] / 2 + 0.5, color_fix)[0])
         report(progress, "decode", len(pictures), len(latents))
     return kind.from_model(torch.stack(pictures))
