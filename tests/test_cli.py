@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import av
@@ -169,55 +168,6 @@ def test_an_existing_output_needs_force(folder: Path, tmp_path: Path, capsys: py
     assert "--force" in capsys.readouterr().err
     assert run(folder, out, "--force") == 0
     assert len(video_times(out)[0]) == 2
-
-
-def nothing(path: Path) -> None:
-    pass
-
-
-def random_bytes(path: Path) -> None:
-    path.write_bytes(np.random.default_rng(0).bytes(5000))
-
-
-def empty_folder(path: Path) -> None:
-    path.mkdir()
-
-
-def mixed_sizes(path: Path) -> None:
-    path.mkdir()
-    iio.imwrite(path / "a.png", np.zeros((4, 4, 3), np.uint8))
-    iio.imwrite(path / "b.png", np.zeros((4, 8, 3), np.uint8))
-
-
-def text_only(path: Path) -> None:
-    path.mkdir()
-    (path / "notes.txt").write_text("hello")
-
-
-@pytest.mark.parametrize(
-    ("make", "words"),
-    [
-        (nothing, "does not exist"),
-        (Path.touch, "cannot be opened as a video"),
-        (random_bytes, "cannot be opened as a video"),
-        (empty_folder, "holds no image"),
-        (mixed_sizes, "b.png"),
-        (text_only, "holds no image"),
-    ],
-)
-def test_bad_input(tmp_path: Path, make: Callable, words: str, capsys: pytest.CaptureFixture) -> None:
-    make(tmp_path / "in")
-    assert run(tmp_path / "in", tmp_path / "out.mp4") == 2
-    told = [line for line in capsys.readouterr().err.splitlines() if "note:" not in line]
-    assert len(told) == 1, told
-    assert words in told[0]
-    assert [path.name for path in tmp_path.iterdir()] in ([], ["in"])
-
-
-def test_a_text_file_among_the_images_is_skipped_with_a_notice(folder: Path, tmp_path: Path, capsys) -> None:
-    (folder / "notes.txt").write_text("hello")
-    assert run(folder, tmp_path / "out") == 0
-    assert "notes.txt" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from stablevsr.media.orientation import Orientation
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_MOST_PIXELS = 178_956_970  # what Pillow is ready to decode
 _MODES_8 = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")  # Pillow's names of the pixel types that can be read
 _MODES_16 = ("I;16", "I;16B", "I;16L", "I;16N")
 
@@ -42,13 +43,19 @@ def read_header(path: Path) -> StillHeader:
     try:
         with path.open("rb") as file:
             magic = file.read(8)
-            if magic == _PNG_SIGNATURE:
-                return _png_header(path, file)
-        return _pillow_header(path, tiff=magic.startswith(_TIFF_MAGIC))
+            header = _png_header(path, file) if magic == _PNG_SIGNATURE else None
+        if header is None:
+            header = _pillow_header(path, tiff=magic.startswith(_TIFF_MAGIC))
     except UserError:
         raise
     except Exception as error:  # the decoders raise many types for damaged files
         raise _unreadable(path) from error
+    if header.height * header.width > _MOST_PIXELS:
+        raise UserError(
+            f"{path} is {header.width}x{header.height}, but at most {_MOST_PIXELS} pixels can be read; "
+            "cut it into parts first."
+        )
+    return header
 
 
 def read_image(path: Path, header: StillHeader) -> np.ndarray:
