@@ -1,12 +1,9 @@
 """One clip from a file or folder to another, by way of a workspace: it can be killed and gone on with."""
 
 import hashlib
-import math
-import shutil
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -16,6 +13,8 @@ from torch import Tensor
 
 from stablevsr.config import SCALE
 from stablevsr.errors import UserError
+from stablevsr.jobs.fallback import Fallback
+from stablevsr.jobs.plan import Clock, Plan
 from stablevsr.jobs.stores import EstimatedFlows, StoredFlows, StoredFrames, StoredLatents
 from stablevsr.jobs.workspace import Workspace, open_workspace
 from stablevsr.media import Encoding, Frame, Reader, Writer, open_writer
@@ -32,7 +31,6 @@ from stablevsr.sampling.video import OnProgress, decode_frame, flow_between, rep
 
 Tell = Callable[[str], None]
 SAVE_EVERY = 1.0  # seconds of work that a crash may cost
-SPARE = 0.05  # of the disk, left free
 
 
 def upscale(
@@ -100,9 +98,14 @@ def upscale(
                     tell(f"note: {notice}")
                 frames, cuts = take_in(workspace, clip, scene_cuts, progress)
                 noise = seeded_noise(model, seed, clip.height, clip.width)
-                latents = sample(model, workspace, frames, cuts, noise, steps, decode, progress, tell, options)
+                fallback = Fallback(workspace, decode)
+                latents = sample(
+                    model, workspace, frames, cuts, noise, steps, decode, fallback, progress, tell, options
+                )
                 for i, frame in enumerate(clip):
+                    fallback.before(steps * len(frames) + i)
                     picture = decode_frame(decode, latents[i])[None]
+                    fallback.after(steps * len(frames) + i)
                     picture = fix_colours(picture, frames[i][None] / 2 + 0.5, color_fix)
                     writer.write(quantise(with_alpha(picture, frame, writer), writer), frame)
                     if pair:
@@ -154,6 +157,7 @@ def sample(
     noise: SeededNoise,
     steps: int,
     decode: PictureDecoder,
+    fallback: Fallback,
     progress: OnProgress | None,
     tell: Tell,
     options: dict[str, object],
@@ -197,57 +201,17 @@ def sample(
             save("flow", i + 1, None, now=False)
             report(progress, "flow", i + 1, n - 1)
         save("denoise", 0, None, now=True)
+    clock = Clock(n * steps - state.done)
+    fallback.before(state.done)
     for i, result in enumerate(frame_steps, start=state.done + 1):
+        fallback.after(i - 1)
         # At the end of a pass always: the next one overwrites what this one started from.
         save("denoise", i, result.x0, now=i % n == 0)
         report(progress, "denoise", i, n * steps)
+        if sentence := clock.after_a_step():
+            tell(sentence)
+        fallback.before(i)
     return latents
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a run needs."""
-
-    num_frames: int
-    latents: int  # bytes on disk
-    flows: int  # bytes on disk, were they kept
-    keeps_flows: bool
-
-    @classmethod
-    def make(
-        cls, workspace: Workspace, num_frames: int, shape: tuple[int, int, int], keeps_x0: bool, new: bool
-    ) -> "Plan":
-        """Keep the flows on disk if they fit there; `UserError` when even the latents do not."""
-        channels, height, width = shape
-        latents = 2 * 4 * num_frames * channels * height * width * (2 if keeps_x0 else 1)
-        flows = 4 * 4 * (num_frames - 1) * SCALE**2 * height * width
-        if not new:
-            return cls(num_frames, latents, flows, (workspace.folder / "flows.raw").exists())
-        usage = shutil.disk_usage(workspace.folder)
-        room = usage.free - SPARE * usage.total
-        output = 3 * num_frames * SCALE**2 * height * width // 4  # a generous guess for what an encoder makes of it
-        if latents + output > room:
-            raise UserError(
-                f"{workspace.folder} needs {size(latents + output)} for {num_frames} frames, the disk has {size(room)} "
-                "to spare: make room, or write the output to another disk"
-            )
-        return cls(num_frames, latents, flows, latents + output + flows <= room)
-
-    def sentence(self, steps: int) -> str:
-        """The plan, for the person who waits."""
-        flows = (
-            f", {size(self.flows)} for flows" if self.keeps_flows else "; flows would not fit and are estimated anew"
-        )
-        return (
-            f"{self.num_frames} frames, {self.num_frames * steps} frame-steps; "
-            f"on disk meanwhile: {size(self.latents)} for latents{flows}"
-        )
-
-
-def size(count: float) -> str:
-    """A number of bytes, readable."""
-    power = min(int(math.log(max(count, 1), 1000)), 4)
-    return f"{count / 1000**power:.3g} {('bytes', 'kB', 'MB', 'GB', 'TB')[power]}"
 
 
 def fingerprint(model: StableVSR, clip: Reader, settings: dict[str, object]) -> dict[str, object]:

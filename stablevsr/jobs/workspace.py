@@ -7,6 +7,7 @@
     latents.raw      two slots a frame: what a step starts from outlives the step
     estimates.raw    the same for the clean estimates, where the sampler wants them
     state.safetensors    how far the run is, and the last clean estimate
+    tiles.json       from which unit on decoding fell back to tiles; only there if it did
     output           what is being written; renamed to the final name when whole
 
 Plain reads and writes instead of memory maps: a full disk is then an error that can be told, not a crash.
@@ -41,6 +42,7 @@ FILES = (
     "latents.raw",
     "estimates.raw",
     "state.safetensors",
+    "tiles.json",
     "output",
 )
 PHASES = ("flow", "denoise")
