@@ -141,9 +141,7 @@ def add_upscale(commands: argparse._SubParsersAction) -> None:
     command.add_argument(
         "--conditioning-scale", type=float, default=1.0, help="weight of the neighbouring frame (default: %(default)s)"
     )
-    command.add_argument(
-        "--noise-level", type=int, default=20, help="of the frames, for stock SD x4 weights (default: %(default)s)"
-    )
+    command.add_argument("--noise-level", type=int, help="of the frames, for stock SD x4 weights only (default: 20)")
     command.add_argument(
         "--side-by-side",
         type=Path,

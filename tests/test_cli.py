@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+import stablevsr
 from stablevsr import build_model, sample_video
 from stablevsr.cli import main
 from stablevsr.errors import UserError
@@ -179,6 +180,9 @@ def test_an_existing_output_needs_force(folder: Path, tmp_path: Path, capsys: py
         (["--steps", "0"], "got 0 steps"),
         (["--seed", "-1"], "got seed -1"),
         (["--prompt", "a cat"], "hold no text encoder"),
+        (["--noise-level", "20"], "a noise level has no effect with these weights"),
+        (["--eta", "0.5"], "eta has no effect with sampler ddpm"),
+        (["--negative-prompt", "blur"], "a negative prompt has no effect"),
     ],
 )
 def test_bad_options(folder: Path, tmp_path: Path, options: list[str], words: str, capsys) -> None:
@@ -202,6 +206,38 @@ def test_interrupted_runs_say_how_to_go_on(folder: Path, tmp_path: Path, monkeyp
     assert run(folder, tmp_path / "out.mp4") == 0
     assert "going on: 2 of 2 in phase denoise are done" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["frames", "out.mp4"]
+
+
+def test_options_without_effect_are_told(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert run(folder / "0.png", tmp_path / "o.png", "--conditioning-scale", "0.5", "--guidance-scale", "0.5") == 0
+    told = capsys.readouterr().err
+    assert "note: the conditioning scale has no effect on a single frame" in told
+    assert "note: guidance scale 0.5 means no guidance" in told
+
+
+INTERRUPTED_IN_AN_IMPORT = """
+import os, signal, sys
+from importlib.abc import MetaPathFinder
+
+class Finder(MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "torch":
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Finder())
+from stablevsr.__main__ import main
+main()
+"""
+
+
+def test_an_interrupt_before_the_command_has_begun_is_one_line() -> None:
+    result = subprocess.run([sys.executable, "-c", INTERRUPTED_IN_AN_IMPORT], capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (130, "stablevsr: interrupted\n")
+
+
+def test_python_m_stablevsr_is_the_command() -> None:
+    result = subprocess.run([sys.executable, "-m", "stablevsr", "--version"], capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (0, f"stablevsr {stablevsr.__version__}\n")
 
 
 def test_an_unexpected_error_is_one_line_without_debug(folder: Path, tmp_path: Path, monkeypatch, capsys) -> None:

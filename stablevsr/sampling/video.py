@@ -1,6 +1,7 @@
 """A clip through the whole model: flows, the bidirectional loop, and the final decode."""
 
 import math
+import warnings
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -20,6 +21,8 @@ from stablevsr.sampling.pictures import Clip, ClipKind, Frames
 from stablevsr.sampling.samplers import sampler_by_name
 from stablevsr.sampling.schedule import alphas_cumprod, run_steps
 from stablevsr.sampling.tiles import PictureDecoder
+
+USUAL_NOISE_LEVEL = 20
 
 
 class Progress(NamedTuple):
@@ -105,7 +108,7 @@ def sampling_steps(
     negative_prompt: str | None = None,
     guidance_scale: float = 1.0,
     conditioning_scale: float = 1.0,
-    noise_level: int = 20,
+    noise_level: int | None = None,
     cuts: Collection[int] = (),
 ) -> Iterator[FrameStep]:
     """Sample the latents of a clip, yielding every frame-step; `sample_video` explains the arguments.
@@ -132,9 +135,15 @@ def sampling_steps(
         context = torch.cat([model.encode_prompt(negative_prompt), context])
     elif negative_prompt is not None:
         raise UserError(f"a negative prompt has no effect with guidance scale {guidance_scale:g}: set it above 1")
-    embeds_noise = model.config.unet.encoder.num_noise_levels is not None
-    if embeds_noise:
+    elif guidance_scale != 1.0:
+        warnings.warn(f"guidance scale {guidance_scale:g} means no guidance, which begins above 1", stacklevel=2)
+    if n == 1 and conditioning_scale != 1.0:
+        warnings.warn("the conditioning scale has no effect on a single frame", stacklevel=2)
+    if model.config.unet.encoder.num_noise_levels is not None:
+        noise_level = USUAL_NOISE_LEVEL if noise_level is None else noise_level
         low_res = noisy_low_res(model, low_res, noise_level, noise)
+    elif noise_level is not None:
+        raise UserError("a noise level has no effect with these weights, which know none: leave it out")
     denoiser = Denoiser(
         model,
         low_res,
@@ -142,7 +151,7 @@ def sampling_steps(
         context,
         conditioning_scale=conditioning_scale,
         guidance_scale=guidance_scale,
-        noise_level=noise_level if embeds_noise else None,
+        noise_level=noise_level,
         decode=decode,
         cuts=cuts,
     )
@@ -195,7 +204,7 @@ def sample_video(
     negative_prompt: str | None = None,
     guidance_scale: float = 1.0,
     conditioning_scale: float = 1.0,
-    noise_level: int = 20,
+    noise_level: int | None = None,
     cuts: Collection[int] = (),
     tile: int | str = "auto",
     color_fix: str | None = None,
@@ -215,7 +224,8 @@ def sample_video(
         negative_prompt: what it shall not show; only with `guidance_scale` above 1.
         guidance_scale: classifier-free guidance; 1 and below mean none, which is how the paper's results were made.
         conditioning_scale: multiplies what the TCM adds to the UNet.
-        noise_level: for weights with a noise-level embedding (stock SD x4): how much noise the LR frames get.
+        noise_level: for weights with a noise-level embedding (stock SD x4): how much noise the LR frames get; None
+            is 20, and the only one for weights without.
         cuts: frames that begin a new scene, for which nothing is taken from the scene before; see `find_cuts`.
         tile: decode in overlapping tiles of this many LR pixels, to save memory; "off" never does, "auto" does once
             memory has run out.
