@@ -107,6 +107,9 @@ WORKS = {
     ),
     "1 bit": Works(lambda p: iio.imwrite(p, gray(1)), "in.png", "out.png", 1),
     "palette": Works(lambda p: made.image(p, bits=4), "in.png", "out.png", 1),
+    "transparent palette": Works(
+        lambda p: made.image(p, np.dstack([picture(16, 24), np.uint8(255) * gray(1)]), bits=4), "in.png", "out.png", 1
+    ),
     "1x1 image": Works(lambda p: made.image(p, picture(1, 1)), "in.png", "out.png", 1, (4, 4)),
     "EXIF-turned": Works(made.exif_turned, "in.jpg", "out.png", 1),
     "JPEG named .png": Works(lambda p: p.write_bytes(encoded(".jpg")), "in.png", "out.png", 1),

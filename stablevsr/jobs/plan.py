@@ -64,12 +64,12 @@ class Clock:
     """Judges the time of all frame-steps by a few, once.
 
     Not by the very first: the one has no neighbour and is fast, the next may wait for a compiler.
+
+    Args:
+        left: how many frame-steps there are.
     """
 
     def __init__(self, left: int) -> None:
-        """Args:
-        left: how many frame-steps there are.
-        """
         self._left, self._done, self._start = left, 0, 0.0
 
     def after_a_step(self) -> str | None:

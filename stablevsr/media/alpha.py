@@ -11,10 +11,10 @@ def split_alpha(image: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
     """
     if image.shape[2] == 3:
         return image, None
-    colours, alpha = image[..., :3], np.ascontiguousarray(image[..., 3])
-    if not alpha.any():
-        return colours, alpha  # all hidden: nothing to take colours from
-    weight = alpha[..., None].astype(np.float64)
+    colours, alpha = np.ascontiguousarray(image[..., :3]), np.ascontiguousarray(image[..., 3])
+    if alpha.all() or not alpha.any():  # nothing is hidden, or everything
+        return colours, alpha
+    weight = alpha[..., None].astype(np.float32)
     spread = _spread(colours * weight, weight).round().astype(image.dtype)
     return np.where(weight > 0, colours, spread), alpha
 
