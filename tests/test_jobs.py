@@ -221,6 +221,13 @@ def test_the_time_is_told_once_and_only_when_it_is_long(monkeypatch: pytest.Monk
         assert plan.duration(seconds) == f"about {words}"
 
 
+def test_a_run_tells_its_time(model: StableVSR, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "WORTH_TELLING", -1.0)
+    told: list[str] = []
+    run(model, clip, tmp_path / "out", tell=told.append)
+    assert told[1:] == ["about 1 min for the 4 frame-steps left"]
+
+
 def test_another_run_at_the_same_output_is_refused(model: StableVSR, clip: Path, tmp_path: Path) -> None:
     with open_workspace(tmp_path / "out", {}), pytest.raises(UserError, match="another run is making"):
         run(model, clip, tmp_path / "out")

@@ -100,8 +100,8 @@ class Evaluator:
             yield row
 
     def _picture(self, frame: Frame) -> Tensor:
-        picture = torch.from_numpy(frame.image.copy()).to(self.device).permute(2, 0, 1)[None].float()
-        return picture / np.iinfo(frame.image.dtype).max
+        picture = torch.from_numpy(frame.image.copy()).permute(2, 0, 1)[None].float()
+        return picture.to(self.device) / np.iinfo(frame.image.dtype).max
 
 
 def different_counts(result: Reader, truth: Reader) -> str:
