@@ -24,6 +24,7 @@ from stablevsr.jobs.upscale import upscale
 from stablevsr.jobs.workspace import workspace_path
 from stablevsr.media import CODECS, Encoding, PartReader, Reader, check_output, open_reader, output_for
 from stablevsr.model import DTYPES, StableVSR, build_model, pick_device
+from stablevsr.sampling.colour_fix import COLOUR_FIXES
 from stablevsr.sampling.presets import PRESETS
 from stablevsr.sampling.samplers import SAMPLERS
 from stablevsr.sampling.video import Progress
@@ -145,9 +146,7 @@ def add_upscale(commands: argparse._SubParsersAction) -> None:
     command.add_argument(
         "--conditioning-scale", type=float, default=1.0, help="weight of the neighbouring frame (default: %(default)s)"
     )
-    command.add_argument(
-        "--noise-level", type=int, default=20, help="of the frames, for stock SD x4 weights (default: %(default)s)"
-    )
+    command.add_argument("--noise-level", type=int, help="of the frames, for stock SD x4 weights only (default: 20)")
     command.add_argument(
         "--guide-every", type=int, metavar="K", help="look at the neighbouring frame in one of K steps (default: 1)"
     )
@@ -162,6 +161,9 @@ def add_upscale(commands: argparse._SubParsersAction) -> None:
         type=Path,
         metavar="FILE",
         help="a second output: bicubic interpolation left, the result right",
+    )
+    command.add_argument(
+        "--color-fix", choices=COLOUR_FIXES, help="draw the colours back to those of the input (default: leave them)"
     )
     command.add_argument("--codec", choices=CODECS, help="of a video (default: vp9 for .webm, else h264)")
     command.add_argument("--crf", type=int, help="quality of a video: 0 is best (default: hardly any loss)")
@@ -316,6 +318,7 @@ def upscale_one(model: StableVSR, clip: Reader, task: Task, options: argparse.Na
             seed=options.seed,
             tile=options.tile,
             scene_cuts=not options.no_scene_cuts,
+            color_fix=options.color_fix,
             side_by_side=options.side_by_side,
             encoding=Encoding(options.codec, options.crf),
             force=options.force,

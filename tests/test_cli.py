@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import av
@@ -12,9 +11,12 @@ import numpy as np
 import pytest
 import torch
 
+import stablevsr
+from stablevsr import build_model, sample_video
 from stablevsr.cli import build_parser, main, sampling_settings
 from stablevsr.errors import UserError
 from stablevsr.media import PartReader, open_reader
+from stablevsr.media.alpha import split_alpha
 from stablevsr.model import bundled_weights
 from stablevsr.sampling.guidance import Guidance
 from stablevsr.sampling.presets import PRESETS
@@ -119,7 +121,38 @@ def test_a_folder_to_a_folder_and_to_a_video(folder: Path, tmp_path: Path) -> No
 def test_stills_of_every_kind(tmp_path: Path, shape: tuple[int, ...], dtype: type) -> None:
     iio.imwrite(tmp_path / "in.png", np.full(shape, np.iinfo(dtype).max // 2, dtype))
     assert run(tmp_path / "in.png", tmp_path / "out.png") == 0
-    assert iio.imread(tmp_path / "out.png").shape == (4 * shape[0], 4 * shape[1], 3)
+    channels = 4 if shape[-1] == 4 else 3
+    with open_reader(tmp_path / "out.png") as reader:
+        assert (reader.height, reader.width) == (4 * shape[0], 4 * shape[1])
+        assert reader.is_deep == (dtype == np.uint16)
+    assert iio.imread(tmp_path / "out.png").shape[2] == channels
+
+
+def test_alpha_is_enlarged_by_itself(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    image = np.dstack([rng.integers(0, 256, (6, 8, 3)), np.repeat([[0, 0, 0, 0, 90, 255, 255, 255]], 6, 0)])
+    iio.imwrite(tmp_path / "in.png", image.astype(np.uint8))
+    iio.imwrite(tmp_path / "plain.png", split_alpha(image.astype(np.uint8))[0])
+    for name in ("in", "plain"):
+        assert run(tmp_path / f"{name}.png", tmp_path / f"{name}_out.png") == 0
+    out = iio.imread(tmp_path / "in_out.png")
+    assert np.array_equal(out[..., :3], iio.imread(tmp_path / "plain_out.png"))
+    alpha = torch.from_numpy(image[None, None, :, :, 3] / 255)
+    expected = torch.nn.functional.interpolate(alpha, scale_factor=4, mode="bicubic").clamp(0, 1)[0, 0] * 255
+    assert np.abs(out[..., 3] - expected.numpy()).max() <= 0.51
+
+
+def test_sixteen_bits_go_through_to_the_png(tmp_path: Path) -> None:
+    """A still of 16 bits gives what its frames in [0, 1] give `sample_video`, and not what 8 bits would."""
+    gray = np.linspace(20000, 21000, 48).astype(np.uint16).reshape(6, 8)
+    iio.imwrite(tmp_path / "in.png", gray)
+    assert run(tmp_path / "in.png", tmp_path / "out.png") == 0
+    with open_reader(tmp_path / "out.png") as reader:
+        (frame,) = reader
+    clip = np.broadcast_to(gray / 65535, (1, 3, 6, 8)).astype(np.float32)
+    expected = sample_video(build_model(device="cpu"), clip, steps=1)[0].transpose(1, 2, 0)
+    assert frame.image.dtype == np.uint16
+    assert np.abs(frame.image / 65535 - expected).max() < 1e-4
 
 
 def test_the_same_seed_gives_the_same_file(folder: Path, tmp_path: Path) -> None:
@@ -140,55 +173,6 @@ def test_an_existing_output_needs_force(folder: Path, tmp_path: Path, capsys: py
     assert len(video_times(out)[0]) == 2
 
 
-def nothing(path: Path) -> None:
-    pass
-
-
-def random_bytes(path: Path) -> None:
-    path.write_bytes(np.random.default_rng(0).bytes(5000))
-
-
-def empty_folder(path: Path) -> None:
-    path.mkdir()
-
-
-def mixed_sizes(path: Path) -> None:
-    path.mkdir()
-    iio.imwrite(path / "a.png", np.zeros((4, 4, 3), np.uint8))
-    iio.imwrite(path / "b.png", np.zeros((4, 8, 3), np.uint8))
-
-
-def text_only(path: Path) -> None:
-    path.mkdir()
-    (path / "notes.txt").write_text("hello")
-
-
-@pytest.mark.parametrize(
-    ("make", "words"),
-    [
-        (nothing, "does not exist"),
-        (Path.touch, "cannot be opened as a video"),
-        (random_bytes, "cannot be opened as a video"),
-        (empty_folder, "holds no image"),
-        (mixed_sizes, "b.png"),
-        (text_only, "holds no image"),
-    ],
-)
-def test_bad_input(tmp_path: Path, make: Callable, words: str, capsys: pytest.CaptureFixture) -> None:
-    make(tmp_path / "in")
-    assert run(tmp_path / "in", tmp_path / "out.mp4") == 2
-    told = [line for line in capsys.readouterr().err.splitlines() if "note:" not in line]
-    assert len(told) == 1, told
-    assert words in told[0]
-    assert [path.name for path in tmp_path.iterdir()] in ([], ["in"])
-
-
-def test_a_text_file_among_the_images_is_skipped_with_a_notice(folder: Path, tmp_path: Path, capsys) -> None:
-    (folder / "notes.txt").write_text("hello")
-    assert run(folder, tmp_path / "out") == 0
-    assert "notes.txt" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -198,6 +182,9 @@ def test_a_text_file_among_the_images_is_skipped_with_a_notice(folder: Path, tmp
         (["--steps", "0"], "got 0 steps"),
         (["--seed", "-1"], "got seed -1"),
         (["--prompt", "a cat"], "hold no text encoder"),
+        (["--noise-level", "20"], "a noise level has no effect with these weights"),
+        (["--eta", "0.5"], "eta has no effect with sampler ddpm"),
+        (["--negative-prompt", "blur"], "a negative prompt has no effect"),
     ],
 )
 def test_bad_options(folder: Path, tmp_path: Path, options: list[str], words: str, capsys) -> None:
@@ -221,6 +208,38 @@ def test_interrupted_runs_say_how_to_go_on(folder: Path, tmp_path: Path, monkeyp
     assert run(folder, tmp_path / "out.mp4") == 0
     assert "going on: 2 of 2 in phase denoise are done" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["frames", "out.mp4"]
+
+
+def test_options_without_effect_are_told(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert run(folder / "0.png", tmp_path / "o.png", "--conditioning-scale", "0.5", "--guidance-scale", "0.5") == 0
+    told = capsys.readouterr().err
+    assert "note: the conditioning scale has no effect on a single frame" in told
+    assert "note: guidance scale 0.5 means no guidance" in told
+
+
+INTERRUPTED_IN_AN_IMPORT = """
+import os, signal, sys
+from importlib.abc import MetaPathFinder
+
+class Finder(MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "torch":
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Finder())
+from stablevsr.__main__ import main
+main()
+"""
+
+
+def test_an_interrupt_before_the_command_has_begun_is_one_line() -> None:
+    result = subprocess.run([sys.executable, "-c", INTERRUPTED_IN_AN_IMPORT], capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (130, "stablevsr: interrupted\n")
+
+
+def test_python_m_stablevsr_is_the_command() -> None:
+    result = subprocess.run([sys.executable, "-m", "stablevsr", "--version"], capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (0, f"stablevsr {stablevsr.__version__}\n")
 
 
 def test_an_unexpected_error_is_one_line_without_debug(folder: Path, tmp_path: Path, monkeypatch, capsys) -> None:

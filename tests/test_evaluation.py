@@ -143,6 +143,14 @@ def test_equal_clips(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert means["tOF"] == 0
 
 
+def test_depth_does_not_matter(tmp_path: Path) -> None:
+    gray = clips()[1][..., 0]
+    arguments = [str(write(tmp_path / "8", gray)), str(write(tmp_path / "16", gray.astype(np.uint16) * 257))]
+    assert main(["evaluate", *arguments, "--json", str(tmp_path / "out.json"), "--device", "cpu"]) == 0
+    frames = json.loads((tmp_path / "out.json").read_text())["clips"]["8"]["frames"]
+    assert all(row["PSNR"] is None or row["PSNR"] > 120 for row in frames)
+
+
 def test_clips_that_do_not_match_are_named(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     result, truth = clips()
     write(tmp_path / "sr", result)

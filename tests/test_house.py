@@ -29,6 +29,7 @@ ROOMS = {
     "jobs": BASE | {"config", "nn", "sampling", "prompt", "weights", "model", "media"},
     "evaluation": BASE | {"config", "media", "model", "nn", "sampling", "weights"},
     "__init__": {"model", "sampling"},
+    "__main__": {"cli"},
     "cli": BASE | {"__init__", "config", "evaluation", "jobs", "media", "model", "sampling", "training"},
 }
 FORBIDDEN = {"diffusers", "transformers", "accelerate"}

@@ -14,6 +14,7 @@ import torch
 
 from stablevsr import build_model, sample_video
 from stablevsr.errors import UserError
+from stablevsr.jobs import plan
 from stablevsr.jobs import upscale as job
 from stablevsr.jobs.stores import EstimatedFlows, StoredFlows, StoredFrames, StoredLatents
 from stablevsr.jobs.upscale import upscale
@@ -23,6 +24,7 @@ from stablevsr.model import StableVSR
 from stablevsr.sampling.noise import SeededNoise
 from stablevsr.sampling.pictures import normalise
 from stablevsr.sampling.samplers import SAMPLERS
+from stablevsr.sampling.video import Progress, Stopped
 
 STEPS = 3
 
@@ -60,8 +62,9 @@ def run(model: StableVSR, clip: Path, output: Path, **options: object) -> np.nda
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_job_is_sample_video_from_file_to_file(model: StableVSR, clip: Path, tmp_path: Path, sampler: str) -> None:
-    result = run(model, clip, tmp_path / "out", seed=5, sampler=sampler)
-    assert np.array_equal(result, sample_video(model, pictures(3), steps=STEPS, seed=5, sampler=sampler))
+    options = {"seed": 5, "sampler": sampler, "color_fix": {"ddim": "wavelet", "dpm++": "adain"}.get(sampler)}
+    result = run(model, clip, tmp_path / "out", **options)
+    assert np.array_equal(result, sample_video(model, pictures(3), steps=STEPS, **options))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
 
 
@@ -71,7 +74,7 @@ def test_flows_that_do_not_fit_are_estimated_anew(model, clip, tmp_path, monkeyp
     assert "for flows" in told[-1]
     needed = 2 * 4 * 3 * 4 * 48 + 3 * 3 * 16 * 48 // 4  # latents and a guess at the output, in bytes
     usage = type("Usage", (), {"free": needed, "total": 0})
-    monkeypatch.setattr(job.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(plan.shutil, "disk_usage", lambda path: usage)
     assert np.array_equal(run(model, clip, tmp_path / "anew", tell=told.append), expected)
     assert "estimated anew" in told[-1]
     usage.free -= 1
@@ -173,6 +176,58 @@ def test_kill_9_at_random_moments(model: StableVSR, tiny_weights: Path, tmp_path
     assert total >= 20
 
 
+@pytest.mark.parametrize("first_failure", [5, 13])  # of 9 decodes for guidance and 4 of results
+@pytest.mark.parametrize("often", [True, False])
+def test_the_fallback_to_tiles_is_remembered(model, tmp_path, monkeypatch, first_failure: int, often: bool) -> None:
+    """A run that ran out of memory, was stopped and went on where there is plenty ends as if never stopped."""
+    monkeypatch.setattr(job, "SAVE_EVERY", -1.0 if often else 1000.0)
+    monkeypatch.setattr("stablevsr.sampling.tiles.AUTO_TILE", 16)
+    clip, whole, real = write_frames(tmp_path / "in", pictures(4, 20, 24)), 0, model.vae.decode
+    plenty = run(model, clip, tmp_path / "plenty")
+
+    def decode(latent: torch.Tensor) -> torch.Tensor:
+        nonlocal whole
+        if latent.shape[-1] == 24:
+            whole += 1
+            if whole >= first_failure:
+                raise torch.OutOfMemoryError("out of memory")
+        return real(latent)
+
+    def stop(progress: Progress) -> bool:
+        return progress != (("denoise", 7, 12) if first_failure == 5 else ("decode", 4, 4))
+
+    with monkeypatch.context() as little_memory:
+        little_memory.setattr(model.vae, "decode", decode)
+        with pytest.warns(UserWarning, match="decoding in tiles"):
+            expected = run(model, clip, tmp_path / "expected")
+        whole = 0
+        with pytest.warns(UserWarning, match="decoding in tiles"), pytest.raises(Stopped):
+            run(model, clip, tmp_path / "out", progress=stop)
+    assert not np.array_equal(expected, plenty)
+    assert np.array_equal(run(model, clip, tmp_path / "out"), expected)
+
+
+def test_the_time_is_told_once_and_only_when_it_is_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter([0.0, 36.0, 0.0, 0.3])  # three frame-steps of 12 seconds, then of a tenth
+    monkeypatch.setattr(plan.time, "monotonic", lambda: next(now))
+    slow, fast = plan.Clock(1005), plan.Clock(505)
+    told = [slow.after_a_step() for _ in range(7)]
+    assert told == [*[None] * 4, "about 3 h 20 min for the 1000 frame-steps left", *[None] * 2]
+    assert [fast.after_a_step() for _ in range(7)] == [None] * 7
+    for seconds, words in [
+        (61, "1 min"), (3599, "1 h"), (3 * 3600 + 25 * 60, "3 h 20 min"), (20 * 3600, "20 h"),
+        (47 * 3600, "47 h"), (48 * 3600, "2 days"), (100 * 3600, "4 days 4 h"),
+    ]:  # fmt: skip
+        assert plan.duration(seconds) == f"about {words}"
+
+
+def test_a_run_tells_its_time(model: StableVSR, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "WORTH_TELLING", -1.0)
+    told: list[str] = []
+    run(model, clip, tmp_path / "out", tell=told.append)
+    assert told[1:] == ["about 1 min for the 4 frame-steps left"]
+
+
 def test_another_run_at_the_same_output_is_refused(model: StableVSR, clip: Path, tmp_path: Path) -> None:
     with open_workspace(tmp_path / "out", {}), pytest.raises(UserError, match="another run is making"):
         run(model, clip, tmp_path / "out")
@@ -180,7 +235,11 @@ def test_another_run_at_the_same_output_is_refused(model: StableVSR, clip: Path,
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [({"seed": 1}, r"another seed \(0, now 1\)"), ({"steps": 4}, r"another steps \(3, now 4\)")],
+    [
+        ({"seed": 1}, r"another seed \(0, now 1\)"),
+        ({"steps": 4}, r"another steps \(3, now 4\)"),
+        ({"color_fix": "adain"}, r"another color_fix \(None, now adain\)"),
+    ],
 )
 def test_an_unfinished_run_of_other_settings_is_refused_by_name(
     model: StableVSR, clip: Path, tmp_path: Path, change: dict[str, int], words: str

@@ -449,6 +449,7 @@ def test_cuts_are_found_and_fast_pans_are_not() -> None:
     assert find_cuts(changes(pan(scenes[0], 20, 24))) == []  # a quarter of the picture each frame
     slow = pan(scenes[0], 7, 2) + pan(scenes[1], 9, 2) + pan(scenes[2], 5, 2)
     assert find_cuts(changes(slow)) == [7, 16]
+    assert changes([frame.astype(np.uint16) * 257 for frame in slow]) == pytest.approx(changes(slow), abs=1e-6)
     assert find_cuts(changes(pan(scenes[0], 8, 2) + pan(scenes[0][:, 14:], 10, 24))) == []  # a pan that begins
     dark = [np.full((8, 8, 3), 20, np.uint8)] * 4
     assert find_cuts(changes(dark + [frame + 3 for frame in dark])) == []

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -99,7 +100,8 @@ class Evaluator:
             yield row
 
     def _picture(self, frame: Frame) -> Tensor:
-        return torch.from_numpy(frame.image.copy()).to(self.device).permute(2, 0, 1)[None].float() / 255
+        picture = torch.from_numpy(frame.image.copy()).permute(2, 0, 1)[None].float()
+        return picture.to(self.device) / np.iinfo(frame.image.dtype).max
 
 
 def different_counts(result: Reader, truth: Reader) -> str:

@@ -1,12 +1,10 @@
 """One clip from a file or folder to another, by way of a workspace: it can be killed and gone on with."""
 
 import hashlib
-import math
-import shutil
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
@@ -16,23 +14,25 @@ from torch import Tensor
 
 from stablevsr.config import SCALE
 from stablevsr.errors import UserError
+from stablevsr.jobs.fallback import Fallback
+from stablevsr.jobs.plan import Clock, Plan
 from stablevsr.jobs.stores import EstimatedFlows, StoredFlows, StoredFrames, StoredLatents
 from stablevsr.jobs.workspace import Workspace, open_workspace
-from stablevsr.media import Encoding, Reader, Writer, open_writer
+from stablevsr.media import Encoding, Frame, Reader, Writer, open_writer
 from stablevsr.model import StableVSR
 from stablevsr.sampling.bidirectional import START, SamplingState
+from stablevsr.sampling.colour_fix import check_colour_fix, fix_colours
 from stablevsr.sampling.cuts import changes, find_cuts
 from stablevsr.sampling.flow import FlowSource
 from stablevsr.sampling.guidance import PUBLISHED, Guidance
 from stablevsr.sampling.noise import SeededNoise
-from stablevsr.sampling.pictures import bicubic, to_uint8, to_uint16
+from stablevsr.sampling.pictures import bicubic, normalise, to_uint8, to_uint16
 from stablevsr.sampling.samplers import sampler_by_name
 from stablevsr.sampling.tiles import PictureDecoder
 from stablevsr.sampling.video import OnProgress, decode_frame, flow_between, report, sampling_steps, seeded_noise
 
 Tell = Callable[[str], None]
 SAVE_EVERY = 1.0  # seconds of work that a crash may cost
-SPARE = 0.05  # of the disk, left free
 
 
 def upscale(
@@ -45,6 +45,7 @@ def upscale(
     scene_cuts: bool = True,
     guidance: Guidance = PUBLISHED,
     tile: int | str = "auto",
+    color_fix: str | None = None,
     side_by_side: Path | None = None,
     encoding: Encoding | None = None,
     force: bool = False,
@@ -61,7 +62,7 @@ def upscale(
 
     Args:
         output: a video, an image (for one frame), or a folder; the name decides.
-        steps, seed, guidance, tile, progress, options: as in `sampling.video.sample_video`.
+        steps, seed, guidance, tile, color_fix, progress, options: as in `sampling.video.sample_video`.
         scene_cuts: look for cuts, and fetch nothing across them; the published pipeline does not.
         side_by_side: a second output, with bicubic interpolation on the left and the result on the right.
         encoding: codec and quality of a video.
@@ -77,7 +78,9 @@ def upscale(
         UserError: for input that cannot be read, output that cannot be written, an unfinished run of other settings,
             and a disk that is too small.
     """
-    settings = {"seed": seed, "steps": steps, "scene_cuts": scene_cuts, "tile": tile, **asdict(guidance), **options}
+    settings = {"seed": seed, "steps": steps, "scene_cuts": scene_cuts, "tile": tile, "color_fix": color_fix}
+    settings |= asdict(guidance) | options
+    check_colour_fix(color_fix)
     height, width = SCALE * clip.height, SCALE * clip.width
     decode = PictureDecoder(model, tile)
     with open_workspace(output, fingerprint(model, clip, settings), restart) as workspace:
@@ -100,13 +103,16 @@ def upscale(
                 frames, cuts = take_in(workspace, clip, scene_cuts, progress)
                 noise = seeded_noise(model, seed, clip.height, clip.width)
                 options |= {"steps": steps, "guidance": guidance}
-                latents = sample(model, workspace, frames, cuts, noise, decode, progress, tell, options)
+                fallback = Fallback(workspace, decode)
+                latents = sample(model, workspace, frames, cuts, noise, decode, fallback, progress, tell, options)
                 for i, frame in enumerate(clip):
+                    fallback.before(steps * len(frames) + i)
                     picture = decode_frame(decode, latents[i])[None]
-                    writer.write(quantise(picture, writer), frame)
+                    fallback.after(steps * len(frames) + i)
+                    picture = fix_colours(picture, frames[i][None] / 2 + 0.5, color_fix)
+                    writer.write(quantise(with_alpha(picture, frame, writer), writer), frame)
                     if pair:
-                        plain = (bicubic(frames[i][None]) / 2 + 0.5).clamp(0, 1)
-                        both = torch.cat([plain, picture], dim=-1)
+                        both = torch.cat([enlarged(frames[i][None]), picture], dim=-1)
                         pair.write(quantise(both, pair), frame)
                     report(progress, "decode", i + 1, len(frames))
         except BaseException as error:
@@ -123,7 +129,8 @@ def take_in(
     workspace: Workspace, clip: Reader, scene_cuts: bool, progress: OnProgress | None
 ) -> tuple[StoredFrames, list[int]]:
     """Copy the frames of a clip to the workspace, once; returns them, and the frames that begin a new scene."""
-    array = workspace.arrays("frames", (clip.height, clip.width, 3), torch.uint8)
+    dtype = torch.uint16 if clip.is_deep else torch.uint8
+    array = workspace.arrays("frames", (clip.height, clip.width, 3), dtype)
     known = workspace.noted("clip")
     if known is None:
         count = 0
@@ -152,6 +159,7 @@ def sample(
     cuts: Collection[int],
     noise: SeededNoise,
     decode: PictureDecoder,
+    fallback: Fallback,
     progress: OnProgress | None,
     tell: Tell,
     options: dict[str, object],
@@ -194,57 +202,17 @@ def sample(
             save("flow", i + 1, None, now=False)
             report(progress, "flow", i + 1, n - 1)
         save("denoise", 0, None, now=True)
+    clock = Clock(n * steps - state.done)
+    fallback.before(state.done)
     for i, result in enumerate(frame_steps, start=state.done + 1):
+        fallback.after(i - 1)
         # At the end of a pass always: the next one overwrites what this one started from.
         save("denoise", i, result.x0, now=i % n == 0)
         report(progress, "denoise", i, n * steps)
+        if sentence := clock.after_a_step():
+            tell(sentence)
+        fallback.before(i)
     return latents
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a run needs."""
-
-    num_frames: int
-    latents: int  # bytes on disk
-    flows: int  # bytes on disk, were they kept
-    keeps_flows: bool
-
-    @classmethod
-    def make(
-        cls, workspace: Workspace, num_frames: int, shape: tuple[int, int, int], keeps_x0: bool, new: bool
-    ) -> "Plan":
-        """Keep the flows on disk if they fit there; `UserError` when even the latents do not."""
-        channels, height, width = shape
-        latents = 2 * 4 * num_frames * channels * height * width * (2 if keeps_x0 else 1)
-        flows = 4 * 4 * (num_frames - 1) * SCALE**2 * height * width
-        if not new:
-            return cls(num_frames, latents, flows, (workspace.folder / "flows.raw").exists())
-        usage = shutil.disk_usage(workspace.folder)
-        room = usage.free - SPARE * usage.total
-        output = 3 * num_frames * SCALE**2 * height * width // 4  # a generous guess for what an encoder makes of it
-        if latents + output > room:
-            raise UserError(
-                f"{workspace.folder} needs {size(latents + output)} for {num_frames} frames, the disk has {size(room)} "
-                "to spare: make room, or write the output to another disk"
-            )
-        return cls(num_frames, latents, flows, latents + output + flows <= room)
-
-    def sentence(self, steps: int) -> str:
-        """The plan, for the person who waits."""
-        flows = (
-            f", {size(self.flows)} for flows" if self.keeps_flows else "; flows would not fit and are estimated anew"
-        )
-        return (
-            f"{self.num_frames} frames, {self.num_frames * steps} frame-steps; "
-            f"on disk meanwhile: {size(self.latents)} for latents{flows}"
-        )
-
-
-def size(count: float) -> str:
-    """A number of bytes, readable."""
-    power = min(int(math.log(max(count, 1), 1000)), 4)
-    return f"{count / 1000**power:.3g} {('bytes', 'kB', 'MB', 'GB', 'TB')[power]}"
 
 
 def fingerprint(model: StableVSR, clip: Reader, settings: dict[str, object]) -> dict[str, object]:
@@ -270,5 +238,18 @@ def fingerprint(model: StableVSR, clip: Reader, settings: dict[str, object]) -> 
 
 
 def quantise(picture: Tensor, writer: Writer) -> np.ndarray:
-    """(1, 3, h, w) in [0, 1] to (h, w, 3), in the depth that a writer takes."""
+    """(1, c, h, w) in [0, 1] to (h, w, c), in the depth that a writer takes."""
     return (to_uint16 if writer.is_deep else to_uint8)(picture)[0].numpy()
+
+
+def enlarged(low_res: Tensor) -> Tensor:
+    """(1, c, h, w) in [-1, 1] to (1, c, 4h, 4w) in [0, 1], by bicubic interpolation."""
+    return (bicubic(low_res) / 2 + 0.5).clamp(0, 1)
+
+
+def with_alpha(picture: Tensor, frame: Frame, writer: Writer) -> Tensor:
+    """`picture` (1, 3, 4h, 4w) with the alpha of its frame as a fourth channel, where there is one and it is taken."""
+    if frame.alpha is None or not writer.takes_alpha:
+        return picture
+    alpha = torch.from_numpy(frame.alpha)[None, ..., None]
+    return torch.cat([picture, enlarged(normalise(alpha))], dim=1)

@@ -1,12 +1,13 @@
 """What an unfinished run keeps on disk, beside its output: enough to go on after a crash, to the bit.
 
     job.json         fingerprint of input, weights and settings
-    frames.raw       LR frames, uint8
+    frames.raw       LR frames, uint8, or uint16 of a deep clip
     clip.json        how many they are and where scenes begin; written when all frames are there
     flows.raw        both flows of each pair, float32
     latents.raw      two slots a frame: what a step starts from outlives the step
     estimates.raw    the same for the clean estimates, where the sampler wants them
     state.safetensors    how far the run is, and the last clean estimate
+    tiles.json       from which unit on decoding fell back to tiles; only there if it did
     output           what is being written; renamed to the final name when whole
 
 Plain reads and writes instead of memory maps: a full disk is then an error that can be told, not a crash.
@@ -41,10 +42,11 @@ FILES = (
     "latents.raw",
     "estimates.raw",
     "state.safetensors",
+    "tiles.json",
     "output",
 )
 PHASES = ("flow", "denoise")
-NUMPY = {torch.uint8: np.uint8, torch.float32: np.float32}
+NUMPY = {torch.uint8: np.uint8, torch.uint16: np.uint16, torch.float32: np.float32}
 
 
 class ArrayFile:

@@ -20,9 +20,11 @@ from stablevsr.errors import UserError
 class Frame:
     """One picture of a clip, upright, as a viewer would see it.
 
-    image: (h, w, 3) uint8 RGB, 0..255, never modified by this package.
+    image: (h, w, 3) RGB, never modified by this package; uint16 where the reader `is_deep`, else uint8, each over the
+        whole range of its type.
     pts, duration: when the frame is shown and for how long, in units of time_base seconds; None for stills.
     name: what the frame is called, without a suffix; None for video.
+    alpha: (h, w) of the image's type, 0 where nothing is seen of it; None for pictures without transparency.
     """
 
     image: np.ndarray
@@ -30,6 +32,7 @@ class Frame:
     time_base: Fraction | None = None
     duration: int | None = None
     name: str | None = None
+    alpha: np.ndarray | None = None
 
 
 class Reader(ABC):
@@ -43,6 +46,8 @@ class Reader(ABC):
     frame_count: number of frames; exact for stills, what the file claims for video (None when it makes no claim).
     part: which frames of the file these are, as text.
     has_audio: whether the file holds sound.
+    is_deep: whether it holds more than 8 bits a channel.
+    has_alpha: whether some of its frames have an alpha channel.
     notices: sentences the user should be shown, complete once the reader is open.
     """
 
@@ -55,6 +60,8 @@ class Reader(ABC):
     frame_count: int | None
     part: str = "all"
     has_audio: bool = False
+    is_deep: bool = False
+    has_alpha: bool = False
     notices: list[str]
 
     def __init__(self, path: Path) -> None:
@@ -83,14 +90,16 @@ class Writer(ABC):
 
     `notices`: sentences the user should be shown, complete once the writer is open.
     `is_deep`: whether frames of 16 bits a channel are wanted.
+    `takes_alpha`: whether frames may have a fourth channel.
     When the block ends with any exception the temporary goes away and whatever stood under `path` still does.
     """
 
     is_deep = False
+    takes_alpha = False
 
     def __init__(self, path: Path, height: int, width: int, part: Path | None = None) -> None:
         self.path = path
-        self._shape = (height, width, 3)
+        self._size = (height, width)
         self._part = part or hidden_sibling(path)
         self.notices: list[str] = []
         remove(self._part)  # of a process killed while writing
@@ -111,16 +120,15 @@ class Writer(ABC):
             self._abandon()
 
     def write(self, image: np.ndarray, frame: Frame) -> None:
-        """Append `image`, (height, width, 3) RGB, uint8, or uint16 where `is_deep`.
+        """Append `image`: (height, width, 3) RGB, or RGBA where `takes_alpha`; uint8, or uint16 where `is_deep`.
 
         It came from `frame`, whose pts and name are kept. Raises ValueError for another shape or type, UserError when
         the output cannot be written.
         """
         wanted = np.uint16 if self.is_deep else np.uint8
-        if image.shape != self._shape or image.dtype != wanted:
-            raise ValueError(
-                f"expected a {wanted.__name__} image of shape {self._shape}, got {image.dtype} {image.shape}"
-            )
+        shapes = [(*self._size, channels) for channels in ((3, 4) if self.takes_alpha else (3,))]
+        if image.shape not in shapes or image.dtype != wanted:
+            raise ValueError(f"expected a {wanted.__name__} image of shape {shapes}, got {image.dtype} {image.shape}")
         self._write(image, frame)
         self._count += 1
 

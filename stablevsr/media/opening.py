@@ -54,15 +54,18 @@ def open_writer(
         raise UserError(f"Output {path} is not a video, so there is nothing to encode; leave codec and quality out.")
     target = Path(path).resolve()  # a link is written through, not replaced
     if kind == "folder":
-        writer = FolderWriter(target, height, width, part)
+        writer = FolderWriter(target, source, height, width, part)
         if source.has_audio:
             writer.notices.append(f"a folder of images holds no sound, so that of {source.path} is left out.")
-        return writer
-    if kind == "video":
-        return VideoWriter(target, source, height, width, part, encoding)
-    if source.frame_count != 1 and len(list(islice(source, 2))) != 1:
-        raise UserError(
-            f"Output {path} is a single image, but {source.path} holds more than one frame; "
-            "give a video name or a folder."
-        )
-    return ImageWriter(target, height, width, part)
+    elif kind == "video":
+        writer = VideoWriter(target, source, height, width, part, encoding)
+    else:
+        if source.frame_count != 1 and len(list(islice(source, 2))) != 1:
+            raise UserError(
+                f"Output {path} is a single image, but {source.path} holds more than one frame; "
+                "give a video name or a folder."
+            )
+        writer = ImageWriter(target, source, height, width, part)
+    if source.has_alpha and not writer.takes_alpha:
+        writer.notices.append(f"{target.name} cannot hold transparency, so that of {source.path} is dropped.")
+    return writer

@@ -27,6 +27,7 @@ class PartReader(Reader):
         self.height, self.width = source.height, source.width
         self.frame_rate, self.time_base = source.frame_rate, source.time_base
         self.sample_aspect_ratio = source.sample_aspect_ratio
+        self.is_deep, self.has_alpha = source.is_deep, source.has_alpha
         self.frame_count = None if count is None else min(count, last or count) - first
         self.notices = [*source.notices]
         if source.has_audio:

@@ -64,7 +64,9 @@ def check_output(path: str | Path, input_path: str | Path, force: bool) -> None:
     if not os.fspath(path):
         raise UserError("The output has an empty name; give a video, an image or a folder.")
     kind = output_kind(path)
-    target, source = Path(path).resolve(), Path(input_path).resolve()
+    target, source = (Path(os.path.realpath(p)) for p in (path, input_path))  # Path.resolve fails for links in a circle
+    if target.is_symlink():
+        raise UserError(f"Output {path} is a link that leads back to itself; remove it or choose another output.")
     if target == source or (target.exists() and source.exists() and target.samefile(source)):
         raise UserError(f"Output {path} is the input itself; choose another output.")
     if source.is_relative_to(target):

@@ -1,4 +1,4 @@
-"""One image file: what its header says, and its pixels as 8-bit RGB."""
+"""One image file: what its header says, and its pixels as RGB of 8 or 16 bits a channel."""
 
 import io
 import struct
@@ -15,6 +15,7 @@ from stablevsr.media.orientation import Orientation
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_MOST_PIXELS = 178_956_970  # what Pillow is ready to decode
 _MODES_8 = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")  # Pillow's names of the pixel types that can be read
 _MODES_16 = ("I;16", "I;16B", "I;16L", "I;16N")
 
@@ -24,7 +25,7 @@ class StillHeader:
     """What is known of an image before its pixels are decoded.
 
     height, width: size of the upright picture.
-    alpha: whether there is transparency, which will be dropped.
+    alpha: whether there is transparency.
     pages: pictures in the file, of which the first is read.
     deep: FFmpeg's demuxer when samples have 16 bits (Pillow would cut 16-bit colour down to 8), else None.
     """
@@ -42,19 +43,31 @@ def read_header(path: Path) -> StillHeader:
     try:
         with path.open("rb") as file:
             magic = file.read(8)
-            if magic == _PNG_SIGNATURE:
-                return _png_header(path, file)
-        return _pillow_header(path, tiff=magic.startswith(_TIFF_MAGIC))
+            header = _png_header(path, file) if magic == _PNG_SIGNATURE else None
+        if header is None:
+            header = _pillow_header(path, tiff=magic.startswith(_TIFF_MAGIC))
     except UserError:
         raise
     except Exception as error:  # the decoders raise many types for damaged files
         raise _unreadable(path) from error
+    if header.height * header.width > _MOST_PIXELS:
+        raise UserError(
+            f"{path} is {header.width}x{header.height}, but at most {_MOST_PIXELS} pixels can be read; "
+            "cut it into parts first."
+        )
+    return header
 
 
 def read_image(path: Path, header: StillHeader) -> np.ndarray:
-    """Decode an image file to (h, w, 3) uint8 RGB, upright, alpha dropped. Raises UserError when it is damaged."""
+    """Decode an image file to (h, w, 3) RGB or, with alpha, (h, w, 4), upright: uint16 when it is deep, else uint8.
+
+    Raises UserError when it is damaged.
+    """
     try:
-        image = _read_deep(path, header.deep) if header.deep else iio.imread(path, plugin="pillow", mode="RGB", index=0)
+        if header.deep:
+            image = _read_deep(path, header.deep, "rgba64le" if header.alpha else "rgb48le")
+        else:
+            image = iio.imread(path, plugin="pillow", mode="RGBA" if header.alpha else "RGB", index=0)
     except Exception as error:  # as above
         raise _unreadable(path) from error
     return np.ascontiguousarray(header.orientation.apply(image))
@@ -110,11 +123,10 @@ def _exif_orientation(metadata: dict) -> Orientation:
     return Orientation.from_exif(metadata.get("Orientation"))
 
 
-def _read_deep(path: Path, demuxer: str) -> np.ndarray:
+def _read_deep(path: Path, demuxer: str, pix_fmt: str) -> np.ndarray:
     # From memory, because FFmpeg would take a "%d" in the name for a pattern.
     with av.open(io.BytesIO(path.read_bytes()), format=demuxer) as container:
-        image = next(container.decode(video=0)).to_ndarray(format="rgb48le")
-    return ((image.astype(np.uint32) + 128) // 257).astype(np.uint8)  # round(value / 257)
+        return next(container.decode(video=0)).to_ndarray(format=pix_fmt)
 
 
 def _unreadable(path: Path) -> UserError:

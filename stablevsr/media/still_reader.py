@@ -7,7 +7,10 @@ from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
+
 from stablevsr.errors import UserError
+from stablevsr.media.alpha import split_alpha
 from stablevsr.media.frame import Frame, Reader
 from stablevsr.media.paths import IMAGE_SUFFIXES, natural_key
 from stablevsr.media.still import StillHeader, read_header, read_image
@@ -34,10 +37,8 @@ class FolderReader(Reader):
         self.height, self.width = self._stills[0][1].height, self._stills[0][1].width
         self.frame_count = len(files)
         self.notices += [f"{path}: {gap}" for gap in _gaps([file.stem for file in files])]
-        if any(header.deep for _, header in self._stills):
-            self.notices.append(f"{path}: 16-bit images are read as 8-bit.")
-        if any(header.alpha for _, header in self._stills):
-            self.notices.append(f"{path}: transparency is dropped.")
+        self.is_deep = any(header.deep for _, header in self._stills)
+        self.has_alpha = any(header.alpha for _, header in self._stills)
         for file, header in self._stills:
             if header.pages > 1:
                 self.notices.append(f"{file.name} holds several pictures, only the first is read.")
@@ -47,7 +48,10 @@ class FolderReader(Reader):
             image = read_image(file, header)
             if image.shape[:2] != (self.height, self.width):  # the file was changed after the folder was opened
                 raise _size_error(file, image.shape[0], image.shape[1], *self._stills[0])
-            yield Frame(image, name=name)
+            if self.is_deep and not header.deep:
+                image = image.astype(np.uint16) * 257
+            colours, alpha = split_alpha(image)
+            yield Frame(colours, name=name, alpha=alpha)
 
     def _list(self) -> list[Path]:
         try:

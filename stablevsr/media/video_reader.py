@@ -13,7 +13,8 @@ from av.stream import Disposition
 from av.video.reformatter import ColorTrc
 
 from stablevsr.errors import UserError
-from stablevsr.media.colour import to_rgb
+from stablevsr.media.colour import bits, is_transparent, to_rgb
+from stablevsr.media.deinterlacing import deinterlaced
 from stablevsr.media.frame import Frame, Reader
 from stablevsr.media.orientation import Orientation
 from stablevsr.media.truncation import missing_bytes
@@ -33,7 +34,7 @@ def open_input(path: Path) -> av.container.InputContainer:
 
 
 class VideoReader(Reader):
-    """The first video stream of a file that is not cover art, turned upright and converted to 8-bit RGB.
+    """The first video stream of a file that is not cover art: turned upright, deinterlaced, converted to RGB.
 
     Opening decodes the first frame to learn the size; each pass then opens the file afresh. Raises UserError when the
     file is not a video, a frame cannot be decoded, or the picture's size changes on the way.
@@ -56,11 +57,16 @@ class VideoReader(Reader):
             self.sample_aspect_ratio = stream.sample_aspect_ratio or Fraction(1)
             self.frame_count = stream.frames or None
             self.has_audio = bool(container.streams.audio)
-            self.notices += _notices(path, first)
-        orientation = _orientation(first)
-        self.height, self.width = first.height, first.width
-        if orientation.transpose:
-            self.height, self.width = self.width, self.height
+            self.is_deep = bits(first) > 8
+            if first.color_trc in HDR:
+                self.notices.append(f"{path}: HDR is read as if it were not, so colours will look flat.")
+            if first.interlaced_frame:
+                self.notices.append(f"{path} is interlaced; each of its frames becomes one whole picture (bwdif).")
+            # VP9 keeps alpha beside the picture, where FFmpeg's decoder does not look.
+            if stream.metadata.get("alpha_mode") == "1" or is_transparent(first):
+                self.notices.append(f"{path}: the transparency of a video is dropped.")
+        self.height, self.width = _upright_size(first)
+        if _orientation(first).transpose:
             self.sample_aspect_ratio = 1 / self.sample_aspect_ratio
 
     def _check_whole(self, allow_truncated: bool) -> None:
@@ -76,9 +82,11 @@ class VideoReader(Reader):
     def _frames(self) -> Generator[Frame, None, None]:
         with self._open() as (container, stream):
             clock = _Clock(stream.start_time or 0, max(1, round(1 / (self.frame_rate * self.time_base))))
-            for number, decoded in enumerate(self._decode(container, stream), 1):
+            frames = self._of_one_size(self._decode(container, stream))
+            for number, decoded in enumerate(deinterlaced(frames, stream, self.path), 1):
                 image = self._convert(decoded, number)
-                yield Frame(image, clock.time_of(decoded, number == 1), self.time_base, decoded.duration or None)
+                time = clock.time_of(decoded, number == 1)
+                yield Frame(image, pts=time, time_base=self.time_base, duration=decoded.duration or None)
 
     @contextmanager
     def _open(self) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
@@ -103,34 +111,33 @@ class VideoReader(Reader):
                 raise self._damaged(number) from error
             if frame is None:
                 return
-            if frame.interlaced_frame:
-                raise UserError(
-                    f"{self.path} is interlaced (frame {number}); deinterlace it first, for example with "
-                    "ffmpeg -i IN -vf bwdif OUT."
-                )
             if frame.is_corrupt:  # the decoder has made up what it could not read
                 raise self._damaged(number)
             yield frame
             number += 1
+
+    def _of_one_size(self, frames: Iterator[av.VideoFrame]) -> Iterator[av.VideoFrame]:
+        for number, frame in enumerate(frames, 1):
+            height, width = _upright_size(frame)
+            if (height, width) != (self.height, self.width):
+                raise UserError(
+                    f"Frame {number} of {self.path} is {width}x{height}, but the video began at "
+                    f"{self.width}x{self.height}; cut it where the size changes."
+                )
+            yield frame
 
     def _damaged(self, number: int) -> UserError:
         return UserError(f"Frame {number} of {self.path} cannot be decoded; the file is damaged, so repair it first.")
 
     def _convert(self, decoded: av.VideoFrame, number: int) -> np.ndarray:
         try:
-            image = to_rgb(decoded)
+            image = to_rgb(decoded, self.is_deep)
         except av.FFmpegError as error:
             raise UserError(
                 f"Frame {number} of {self.path} has colours that cannot be converted to RGB "
                 f"({decoded.format.name}, matrix {decoded.colorspace}); convert the video to BT.709 first."
             ) from error
-        image = np.ascontiguousarray(_orientation(decoded).apply(image))
-        if image.shape[:2] != (self.height, self.width):
-            raise UserError(
-                f"Frame {number} of {self.path} is {image.shape[1]}x{image.shape[0]}, but the video began at "
-                f"{self.width}x{self.height}; cut it where the size changes."
-            )
-        return image
+        return np.ascontiguousarray(_orientation(decoded).apply(image))
 
 
 class _Clock:
@@ -155,16 +162,11 @@ class _Clock:
         return time
 
 
+def _upright_size(frame: av.VideoFrame) -> tuple[int, int]:
+    size = frame.height, frame.width
+    return size[::-1] if _orientation(frame).transpose else size
+
+
 def _orientation(frame: av.VideoFrame) -> Orientation:
     matrix = frame.side_data.get(SideData.DISPLAYMATRIX)
     return Orientation() if matrix is None else Orientation.from_display_matrix(np.frombuffer(matrix, np.int32))
-
-
-def _notices(path: Path, frame: av.VideoFrame) -> list[str]:
-    notices = []
-    if frame.color_trc in HDR:
-        notices.append(f"{path}: HDR is read as if it were not, so colours will look flat.")
-    bits = max(component.bits for component in frame.format.components)
-    if bits > 8:
-        notices.append(f"{path}: {bits}-bit video is read as 8-bit.")
-    return notices

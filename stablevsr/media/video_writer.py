@@ -50,6 +50,11 @@ class VideoWriter(Writer):
         super().__init__(path, height, width, part)
         self._codec, self._options = (encoding or Encoding()).choose(path.suffix.lower())
         self.is_deep = self._codec.is_deep
+        if source.is_deep and not self.is_deep:
+            self.notices.append(
+                f"{path.name} gets 8 bits a channel, though {source.path} has more; "
+                "--codec hevc10 keeps 10 in .mp4, .mov and .mkv."
+            )
         # AVI counts frames instead of storing their times, so its clock must tick once per frame.
         self._counted = path.suffix.lower() == ".avi"
         self._rate = source.frame_rate
@@ -76,7 +81,7 @@ class VideoWriter(Writer):
     def _add_video(self, codec: str, options: dict[str, str], source: Reader) -> av.VideoStream:
         if codec not in av.codecs_available:
             raise UserError(f"{self.path} needs the encoder {codec}, which this PyAV lacks; install PyAV from PyPI.")
-        height, width, _ = self._shape
+        height, width = self._size
         stream = self._container.add_stream(
             codec, rate=self._rate, options=options, height=height, width=width, time_base=self._time_base
         )

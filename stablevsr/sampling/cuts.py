@@ -16,11 +16,12 @@ def changes(frames: Iterable[np.ndarray]) -> list[float]:
     """How much each frame but the first differs from the one before: mean over small thumbnails, in [0, 1].
 
     Args:
-        frames: (h, w, 3) uint8 each; one at a time is held.
+        frames: (h, w, 3) uint8 or uint16 each; one at a time is held.
     """
     found, before = [], None
     for frame in frames:
-        picture = torch.from_numpy(np.ascontiguousarray(frame)).permute(2, 0, 1)[None].float() / 255
+        picture = torch.from_numpy(np.ascontiguousarray(frame)).permute(2, 0, 1)[None].float()
+        picture /= np.iinfo(frame.dtype).max
         thumbnail = F.adaptive_avg_pool2d(picture, THUMBNAIL)
         if before is not None:
             found.append((thumbnail - before).abs().mean().item())

@@ -34,8 +34,9 @@ def as_tensor(frames: Clip) -> Tensor:
 
 
 def normalise(frames: Tensor) -> Tensor:
-    """(n, h, w, 3) uint8 to (n, 3, h, w) float32 in [-1, 1]."""
-    return rearrange(frames, "n h w c -> n c h w").contiguous().float() / 127.5 - 1.0
+    """(n, h, w, 3) uint8 or uint16 to (n, 3, h, w) float32 in [-1, 1]."""
+    half = torch.iinfo(frames.dtype).max / 2
+    return rearrange(frames, "n h w c -> n c h w").contiguous().float() / half - 1.0
 
 
 def to_uint8(frames: Tensor) -> Tensor:

@@ -63,7 +63,16 @@ class PictureDecoder:
             raise UserError(f"got tile {tile}, expected auto, off or a number of at least {LEAST_TILE}")
         self._model, self._vae = model, model.vae
         self._side = tile if isinstance(tile, int) else None
-        self._may_fall_back = tile == "auto"
+        self._automatic = tile == "auto"
+
+    @property
+    def has_fallen_back(self) -> bool:
+        """Whether memory has run out."""
+        return self._automatic and self._side is not None
+
+    def fall_back(self) -> None:
+        """Decode in tiles from here on, as if memory had run out."""
+        self._side = AUTO_TILE
 
     @torch.no_grad()
     def __call__(self, latent: Tensor) -> Tensor:
@@ -72,10 +81,10 @@ class PictureDecoder:
         try:
             return self._decode(latent)
         except torch.OutOfMemoryError:
-            if not self._may_fall_back:
+            if not self._automatic or self.has_fallen_back:
                 raise
         # Outside of the handler, for its traceback holds on to what filled the memory.
-        self._may_fall_back, self._side = False, AUTO_TILE
+        self.fall_back()
         warnings.warn(f"out of memory: decoding in tiles of {AUTO_TILE}x{AUTO_TILE} from here on", stacklevel=2)
         return self._decode(latent)
 

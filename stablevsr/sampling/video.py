@@ -1,6 +1,7 @@
 """A clip through the whole model: flows, the bidirectional loop, and the final decode."""
 
 import math
+import warnings
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from stablevsr.errors import UserError
 from stablevsr.sampling.bidirectional import START, FrameStep, Latents, SamplingState, bidirectional_sampling
+from stablevsr.sampling.colour_fix import check_colour_fix, fix_colours
 from stablevsr.sampling.ddpm import add_noise
 from stablevsr.sampling.denoiser import Denoiser
 from stablevsr.sampling.flow import Flows, FlowSource, empty_flows, estimate_flow
@@ -20,6 +22,8 @@ from stablevsr.sampling.pictures import Clip, ClipKind, Frames
 from stablevsr.sampling.samplers import sampler_by_name
 from stablevsr.sampling.schedule import alphas_cumprod, run_steps
 from stablevsr.sampling.tiles import PictureDecoder
+
+USUAL_NOISE_LEVEL = 20
 
 
 class Progress(NamedTuple):
@@ -107,7 +111,7 @@ def sampling_steps(
     negative_prompt: str | None = None,
     guidance_scale: float = 1.0,
     conditioning_scale: float = 1.0,
-    noise_level: int = 20,
+    noise_level: int | None = None,
     cuts: Collection[int] = (),
     guidance: Guidance = PUBLISHED,
 ) -> Iterator[FrameStep]:
@@ -137,9 +141,15 @@ def sampling_steps(
         context = torch.cat([model.encode_prompt(negative_prompt), context])
     elif negative_prompt is not None:
         raise UserError(f"a negative prompt has no effect with guidance scale {guidance_scale:g}: set it above 1")
-    embeds_noise = model.config.unet.encoder.num_noise_levels is not None
-    if embeds_noise:
+    elif guidance_scale != 1.0:
+        warnings.warn(f"guidance scale {guidance_scale:g} means no guidance, which begins above 1", stacklevel=2)
+    if n == 1 and conditioning_scale != 1.0:
+        warnings.warn("the conditioning scale has no effect on a single frame", stacklevel=2)
+    if model.config.unet.encoder.num_noise_levels is not None:
+        noise_level = USUAL_NOISE_LEVEL if noise_level is None else noise_level
         low_res = noisy_low_res(model, low_res, noise_level, noise)
+    elif noise_level is not None:
+        raise UserError("a noise level has no effect with these weights, which know none: leave it out")
     denoiser = Denoiser(
         model,
         low_res,
@@ -147,7 +157,7 @@ def sampling_steps(
         context,
         conditioning_scale=conditioning_scale,
         guidance_scale=guidance_scale,
-        noise_level=noise_level if embeds_noise else None,
+        noise_level=noise_level,
         decode=decode,
         cuts=cuts,
         guidance=guidance,
@@ -201,10 +211,11 @@ def sample_video(
     negative_prompt: str | None = None,
     guidance_scale: float = 1.0,
     conditioning_scale: float = 1.0,
-    noise_level: int = 20,
+    noise_level: int | None = None,
     cuts: Collection[int] = (),
     guidance: Guidance = PUBLISHED,
     tile: int | str = "auto",
+    color_fix: str | None = None,
     noise: NoiseSource | None = None,
     progress: OnProgress | None = None,
 ) -> Clip:
@@ -221,11 +232,14 @@ def sample_video(
         negative_prompt: what it shall not show; only with `guidance_scale` above 1.
         guidance_scale: classifier-free guidance; 1 and below mean none, which is how the paper's results were made.
         conditioning_scale: multiplies what the TCM adds to the UNet.
-        noise_level: for weights with a noise-level embedding (stock SD x4): how much noise the LR frames get.
+        noise_level: for weights with a noise-level embedding (stock SD x4): how much noise the LR frames get; None
+            is 20, and the only one for weights without.
         cuts: frames that begin a new scene, for which nothing is taken from the scene before; see `find_cuts`.
         guidance: how much of Temporal Texture Guidance is done; less is faster.
         tile: decode in overlapping tiles of this many LR pixels, to save memory; "off" never does, "auto" does once
             memory has run out.
+        color_fix: "wavelet" or "adain" draw the colours of each frame back to those of its LR frame; see
+            `sampling.colour_fix.fix_colours`. None leaves them, as published.
         noise: draws of your own instead of `seed`: any object like `sampling.noise.NoiseSource`.
         progress: called with a `Progress` behind each unit of work; return False to stop.
 
@@ -237,6 +251,7 @@ def sample_video(
             numbers that overflow.
         Stopped: when `progress` returned False.
     """
+    check_colour_fix(color_fix)
     kind = ClipKind.of(frames)
     low_res = kind.to_model(frames)
     n, _, *size = low_res.shape
@@ -266,7 +281,7 @@ def sample_video(
     for done, _ in enumerate(frame_steps, start=1):
         report(progress, "denoise", done, steps * n)
     pictures = []
-    for latent in latents:
-        pictures.append(decode_frame(decode, latent))
+    for frame, latent in zip(low_res, latents, strict=True):
+        pictures.append(fix_colours(decode_frame(decode, latent)[None], frame[None] / 2 + 0.5, color_fix)[0])
         report(progress, "decode", len(pictures), len(latents))
     return kind.from_model(torch.stack(pictures))

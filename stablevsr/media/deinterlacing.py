@@ -1,0 +1,53 @@
+"""Whole pictures from interlaced ones."""
+
+import warnings
+from collections import deque
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import av
+from av.filter import Graph
+
+
+def deinterlaced(frames: Iterable[av.VideoFrame], stream: av.VideoStream, name: Path) -> Iterator[av.VideoFrame]:
+    """The frames of `stream`, one for one, with FFmpeg's bwdif from the first interlaced one on.
+
+    bwdif leaves frames alone that are not interlaced. Times are those of the frames given, of which two are held.
+    """
+    graph, waiting = None, deque()
+    for number, frame in enumerate(frames, 1):
+        if graph is None:
+            if not frame.interlaced_frame:
+                yield frame
+                continue
+            if number > 1:  # the reader tells of those that are interlaced from the beginning
+                warnings.warn(
+                    f"{name} is interlaced from frame {number} on; such frames are deinterlaced", stacklevel=2
+                )
+            graph = _bwdif(frame, stream)
+        waiting.append(frame)
+        graph.push(frame)
+        yield from _finished(graph, waiting)
+    if graph is not None:
+        graph.push(None)
+        yield from _finished(graph, waiting)
+
+
+def _bwdif(frame: av.VideoFrame, stream: av.VideoStream) -> Graph:
+    graph = Graph()
+    source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=stream.time_base)
+    chain = [source, graph.add("bwdif", "mode=send_frame:deint=interlaced"), graph.add("buffersink")]
+    graph.link_nodes(*chain).configure()
+    return graph
+
+
+def _finished(graph: Graph, waiting: deque[av.VideoFrame]) -> Iterator[av.VideoFrame]:
+    while True:
+        try:
+            frame = graph.pull()
+        except (av.BlockingIOError, av.EOFError):  # it wants more, or there is no more
+            return
+        given = waiting.popleft()
+        # The filter counts in half units, and what it makes of frames without a time is a guess.
+        frame.pts, frame.dts, frame.time_base, frame.duration = given.pts, given.dts, given.time_base, given.duration
+        yield frame
