@@ -302,7 +302,7 @@ def run_compare(options: argparse.Namespace) -> int:
         part=options.frames,
         crf=options.crf,
     )
-    with tqdm(unit="frame") as bar:
+    with tqdm(unit="frame", delay=0.1) as bar:  # no empty bar above a sentence about bad input
 
         def progress(done: int, total: int) -> None:
             bar.total = total
@@ -313,7 +313,7 @@ def run_compare(options: argparse.Namespace) -> int:
             options.output,
             lr=options.low_res,
             truth=options.gt,
-            model=None if options.no_flow else build_model(options.weights, options.device),
+            model=None if options.no_flow else lambda: build_model(options.weights, options.device),
             settings=settings,
             about={"made by": f"stablevsr {__version__}", "weights": str(options.weights or "bundled")},
             force=options.force,

@@ -1,6 +1,6 @@
 """What a comparison shows beside its video, gathered in one pass over the clips."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
@@ -27,11 +27,10 @@ class Settings:
     crops: tuple[Crop, ...] | None = None  # None: where the versions differ most; (): none
     profile: str | None = "middle"  # "row:Y", "column:X", the middle row, or None for none
     flow_frames: tuple[int, ...] | None = None  # motion from each of these to the next; None: the middle; (): none
-    metrics_frames: int = 300  # at most so many are measured, evenly chosen; 0: none
+    metrics_frames: int = 300  # at most so many are measured, evenly chosen
     part: tuple[int, int | None] = (0, None)  # first and last + 1 of the frames, see `clips.gather`
     crf: int = 16  # of the video: 0 is best
     rate: Fraction = Fraction(25)  # frames per second of arrays
-    controls_only: bool = False  # the slider alone
 
     def __post_init__(self) -> None:
         if not 0 <= self.crf <= 51:
@@ -41,30 +40,45 @@ class Settings:
         if not 0 < self.rate <= 1000:
             raise UserError(f"got {self.rate} frames per second, expected more than 0 and at most 1000")
 
+    def line(self, height: int, width: int) -> Line:
+        """The line of the temporal profile."""
+        return Line.of(None if self.profile == "middle" else self.profile, height, width)
+
+    def check(self, height: int, width: int, frames: int) -> None:
+        """Raise UserError for what lies outside of versions of this size and number of frames."""
+        for crop in self.crops or ():
+            crop.check(height, width, frames)
+        self.line(height, width)
+        for frame in self.flow_frames or ():
+            if not 0 <= frame < frames - 1:
+                raise UserError(
+                    f"got frame {frame} for the flow to the next one, but frames are 0 to {frames - 1}; "
+                    "choose one with a next"
+                )
+
 
 class Collector:
     """Gathers in one pass all that the page shows beside the video. Holds two frames, and the small things it found."""
 
-    def __init__(self, sides: Sides, model: StableVSR | None, settings: Settings) -> None:
-        self.sides, self.settings, self.model = sides, settings, model
+    def __init__(self, sides: Sides, model: StableVSR | Callable[[], StableVSR] | None, settings: Settings) -> None:
+        self.sides, self.settings, self.count = sides, settings, sides.frame_count
         self.labels = ["bicubic ×4"] if sides.low_res else []
         self.labels += [side.label for side in sides.results] + (["truth"] if sides.truth else [])
-        reader, self.count = sides.results[0].reader, sides.frame_count
-        self.size = reader.height, reader.width
-        plain = settings.controls_only
-        self.wanted = [] if plain else [self._placed(crop) for crop in settings.crops or ()]
-        self.found = FoundCrops() if settings.crops is None and not plain else None
+        self.size = sides.results[0].reader.height, sides.results[0].reader.width
+        settings.check(*self.size, self.count)
+        self.model = model if isinstance(model, StableVSR) or model is None else model()
         self.cut: dict[Crop, list[np.ndarray]] = {}
-        line = None if settings.profile == "middle" else settings.profile
-        with_profile = self.count > 1 and settings.profile is not None and not plain
-        self.profile = Profile(Line.of(line, *self.size), self.count) if with_profile else None
-        self.flow_frames = () if plain else self._flow_frames()
+        self.wanted = [replace(crop, frame=crop.middle(self.count)) for crop in settings.crops or ()]
+        self.found = FoundCrops() if settings.crops is None else None
+        self.profile = Profile(settings.line(*self.size), self.count) if settings.profile and self.count > 1 else None
+        self.flow_frames = self._flow_frames()
         self.motions: list[Motion] = []
-        with_metrics = sides.truth is not None and settings.metrics_frames > 0 and not plain
-        self.measured = evenly(self.count, settings.metrics_frames) if with_metrics else set()
-        device = model.device if model else torch.device("cpu")
-        self.evaluator = Evaluator(device, model.flow if model else None) if with_metrics else None
-        self.rows: list[dict[int, Row]] = [{} for _ in self.labels[:-1]] if with_metrics else []
+        self.measured = evenly(self.count, settings.metrics_frames) if sides.truth else set()
+        self.rows: list[dict[int, Row]] = [{} for _ in self.labels[:-1]] if self.measured else []
+        device = self.model.device if self.model else torch.device("cpu")
+        self.evaluator = Evaluator(device, self.model.flow if self.model else None) if self.measured else None
+        if self.evaluator and self.model is None:
+            self.evaluator.skipped["tOF"] = "flow was not wanted"
         self._before: tuple[list[np.ndarray], list[np.ndarray]] | None = None
 
     def look(self, frame: int, images: list[np.ndarray]) -> list[np.ndarray]:
@@ -105,26 +119,15 @@ class Collector:
             motions=[_small(motion) for motion in self.motions],
             rows=self.rows,
             skipped=self.evaluator.skipped if self.evaluator else {},
-            flow_network=self.model.provenance.get("flow", "unknown") if self.model else None,
+            flow_network=self.model.provenance.get("flow", "unknown") if self.model and self.model.flow else "none",
             about=dict(about),
-            controls_only=self.settings.controls_only,
         )
-
-    def _placed(self, crop: Crop) -> Crop:
-        crop.check(*self.size, self.count)
-        return replace(crop, frame=self.count // 2) if crop.frame is None else crop
 
     def _flow_frames(self) -> tuple[int, ...]:
         if self.model is None or self.model.flow is None or self.sides.low_res is None or self.count == 1:
             return ()
-        if self.settings.flow_frames is None:
-            return ((self.count - 1) // 2,)
-        for frame in self.settings.flow_frames:
-            if not 0 <= frame < self.count - 1:
-                raise UserError(
-                    f"got {frame} for the flow to the next frame, expected 0 to {self.count - 2}; choose one of them"
-                )
-        return self.settings.flow_frames
+        chosen = self.settings.flow_frames
+        return ((self.count - 1) // 2,) if chosen is None else chosen
 
     def _measure(self, frame: int, versions: list[np.ndarray]) -> None:
         assert self.evaluator is not None

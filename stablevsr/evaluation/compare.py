@@ -29,7 +29,7 @@ def compare_page(
     *,
     lr: Source | None = None,
     truth: Source | None = None,
-    model: StableVSR | None = None,
+    model: StableVSR | Callable[[], StableVSR] | None = None,
     settings: Settings | None = None,
     about: Mapping[str, str] | None = None,
     force: bool = False,
@@ -44,7 +44,8 @@ def compare_page(
         output: the page, ending in .html.
         lr: the clip they were made from, four times smaller; shown enlarged by bicubic interpolation.
         truth: what they should look like; with it, metrics are measured.
-        model: whose flow network shows the motion and measures tOF; None leaves these out.
+        model: whose flow network shows the motion and measures tOF, or what builds it once the clips are known to be
+            good; None leaves these out.
         about: more lines for the table of settings.
         force: replace a page that is there.
         progress: called behind every frame.
@@ -93,11 +94,11 @@ def compare_inline(
 
     The video is always inside: give a part of a long clip.
     """
-    settings = replace(settings or Settings(), controls_only=True)
+    settings = replace(settings or Settings(), crops=(), profile=None, flow_frames=(), metrics_frames=0)
     with tempfile.TemporaryDirectory() as folder:
         part = Path(folder) / "video"
         findings = _find(results, lr, truth, None, settings, {}, part, lambda done, total: None)
-        return Inline(render(findings, _inline(part)), height)
+        return Inline(render(findings, _inline(part), controls_only=True), height)
 
 
 def check_page(output: Path, inputs: list[str | Path], force: bool) -> None:
@@ -118,7 +119,7 @@ def _find(
     results: Mapping[str, Source],
     lr: Source | None,
     truth: Source | None,
-    model: StableVSR | None,
+    model: StableVSR | Callable[[], StableVSR] | None,
     settings: Settings,
     about: Mapping[str, str],
     video: Path,

@@ -43,9 +43,8 @@ class Findings:
     motions: list[Motion]
     rows: list[dict[int, Row]]  # metrics of each version but the truth, by frame
     skipped: dict[str, str]  # metric: why
-    flow_network: str | None
+    flow_network: str
     about: dict[str, str]
-    controls_only: bool
 
     @property
     def notices(self) -> list[str]:
@@ -64,10 +63,10 @@ class Media:
     url: str = ""
 
 
-def render(findings: Findings, media: Media) -> str:
-    """The whole page; whatever comes from outside is escaped."""
+def render(findings: Findings, media: Media, controls_only: bool = False) -> str:
+    """The whole page, or the slider alone; whatever comes from outside is escaped."""
     script = asset("compare.js")
-    sections = "" if findings.controls_only else "".join(_sections(findings))
+    sections = "" if controls_only else "".join(_sections(findings))
     results = [side.label for side in findings.sides if side.role == "result"]
     values = {
         "TITLE": escape(f"{', '.join(results)} compared"),
@@ -76,7 +75,7 @@ def render(findings: Findings, media: Media) -> str:
         "SCRIPT": script,
         "DATA": _json(_player(findings, media)),
         "MEDIA": media.data,
-        "BODY_CLASS": "inline" if findings.controls_only else "",
+        "BODY_CLASS": "inline" if controls_only else "",
         "TEMPORAL": "hidden" if findings.frame_count == 1 else "",
         "NOTE": escape(_note(findings)),
         "SECTIONS": sections,
@@ -119,7 +118,7 @@ def _note(findings: Findings) -> str:
     if findings.frame_count == 1:
         return "The picture above is lossless." if findings.grid.shrink == 1 else _reduced(findings)
     note = f"The video above is compressed (H.264, CRF {findings.crf}, colour at half resolution)."
-    if not findings.controls_only and findings.crops:
+    if findings.crops:
         note += " The crops below are lossless."
     return note + (" " + _reduced(findings) if findings.grid.shrink > 1 else "")
 
@@ -264,8 +263,7 @@ def _settings(findings: Findings) -> Iterable[tuple[str, str]]:
     yield "video", f"H.264, CRF {findings.crf}, {rate}" if findings.frame_count > 1 else "one frame, PNG"
     if findings.profile:
         yield "temporal profile", str(findings.profile.line)
-    if findings.motions or findings.rows:
-        yield "flow network", findings.flow_network or "none"
+    yield "flow network", findings.flow_network
     yield from (("note", notice) for notice in findings.notices)
 
 

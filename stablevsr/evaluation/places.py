@@ -32,6 +32,10 @@ class Crop:
         if self.frame is not None and not 0 <= self.frame < frames:
             raise UserError(f"got a crop of frame {self.frame}, but frames are 0 to {frames - 1}; choose one of them")
 
+    def middle(self, frames: int) -> int:
+        """The frame it is of, in a clip of so many."""
+        return frames // 2 if self.frame is None else self.frame
+
     def cut(self, images: list[np.ndarray]) -> list[np.ndarray]:
         """The square out of every version (h, w, 3)."""
         return [image[self.y : self.y + self.size, self.x : self.x + self.size].copy() for image in images]
