@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import re
+import resource
 import tracemalloc
 from collections.abc import Callable
 from fractions import Fraction
@@ -458,6 +459,25 @@ def test_memory_does_not_grow_with_the_clip(tmp_path: Path) -> None:
     peak(4)  # what is imported on the way does not count
     short, long = peak(10), peak(60)
     assert long - short < 3e6, (short, long)
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path, clips: dict[str, Path], capsys) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, before[1]))
+    try:
+        code = run(clips["lr"], clips["a"], "-o", tmp_path / "r.html", "--no-flow")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert code == 2
+    assert "the page could not be written" in capsys.readouterr().err.splitlines()[-1]
+    assert [path.name for path in tmp_path.iterdir()] == ["clips"]
+
+
+def test_what_lies_beside_another_page_is_not_replaced(tmp_path: Path, clips: dict[str, Path], capsys) -> None:
+    (tmp_path / "r_files").mkdir()
+    (tmp_path / "r_files/video.mp4").write_text("precious")
+    assert run(clips["lr"], clips["a"], "-o", tmp_path / "r.html", "--no-flow") == 2
+    assert "video.mp4 exists already" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("make", [lambda: Settings(rate=Fraction(0)), lambda: Settings(crf=-1)])

@@ -15,11 +15,12 @@ from stablevsr.atomic import hidden_sibling, remove, replacing
 from stablevsr.errors import UserError
 from stablevsr.evaluation.clips import Source, gather
 from stablevsr.evaluation.collect import Collector, Settings
-from stablevsr.evaluation.grid import Grid, GridVideo
+from stablevsr.evaluation.grid import Grid, GridVideo, reporting
 from stablevsr.evaluation.page import Findings, Media, png, render
 from stablevsr.model import StableVSR
 
 MOST_INLINE = 20_000_000  # bytes of video, as base64, that a page carries itself
+VIDEO, STILL = "video.mp4", "frame.png"  # names of what lies beside a page
 Progress = Callable[[int, int], None]  # frames done, of how many
 
 
@@ -58,11 +59,10 @@ def compare_page(
     part = hidden_sibling(output.resolve())
     try:
         findings = _find(results, lr, truth, model, settings or Settings(), about or {}, part, progress)
-        media = _inline(part) if _fits(part) else _beside(part, output.resolve(), findings.frame_count == 1)
-        with replacing(output) as page:
-            page.write_bytes(render(findings, media).encode(errors="replace"))  # names need not be Unicode
-    except OSError as error:
-        raise UserError(f"{output} could not be written ({error.strerror}); choose another output") from error
+        with reporting(output):
+            media = _inline(part) if _fits(part) else _beside(part, output.resolve(), findings.frame_count == 1)
+            with replacing(output) as page:
+                page.write_bytes(render(findings, media).encode(errors="replace"))  # names need not be Unicode
     finally:
         remove(part)
     return findings
@@ -77,7 +77,7 @@ class Inline:
 
     def _repr_html_(self) -> str:
         return (
-            f'<iframe srcdoc="{escape(self.page)}" title="comparison" allow="fullscreen" '
+            f'<iframe srcdoc="{escape(self.page)}" title="comparison" '
             f'style="width: 100%; height: {self.height}px; border: 0"></iframe>'
         )
 
@@ -111,8 +111,9 @@ def check_page(output: Path, inputs: list[str | Path], force: bool) -> None:
         raise UserError(f"{output} cannot be written because you may not write in {output.parent}; choose another")
     if any(Path(path).resolve() == output.resolve() for path in inputs):
         raise UserError(f"{output} is an input; choose another output")
-    if output.exists() and not force:
-        raise UserError(f"{output} exists already; choose another output or pass --force to replace it")
+    for path in (output, files_beside(output) / VIDEO, files_beside(output) / STILL):
+        if path.exists() and not force:
+            raise UserError(f"{path} exists already; choose another output or pass --force to replace it")
 
 
 def _find(
@@ -139,12 +140,18 @@ def _find(
             if stitched:
                 stitched.write(versions)
             else:
-                video.write_bytes(png(grid.stitch(versions)))
+                with reporting(video):
+                    video.write_bytes(png(grid.stitch(versions)))
             done = frame + 1
             progress(done, sides.frame_count)
         if done != sides.frame_count:
             raise UserError(f"{first.path} says it has {sides.frame_count} frames, but has {done}; remux it first")
         return collector.findings(grid, first.frame_rate, about)
+
+
+def files_beside(output: Path) -> Path:
+    """The folder for what a page does not hold itself."""
+    return output.with_name(f"{output.stem}_files")
 
 
 def _fits(part: Path) -> bool:
@@ -157,11 +164,11 @@ def _inline(part: Path) -> Media:
 
 def _beside(part: Path, output: Path, is_still: bool) -> Media:
     """Move the video to its folder."""
-    folder = output.with_name(f"{output.stem}_files")
+    folder = files_beside(output)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is not a folder, but the page's video would go there; choose another output")
     folder.mkdir(exist_ok=True)
-    name = "frame.png" if is_still else "video.mp4"
+    name = STILL if is_still else VIDEO
     with replacing(folder / name) as place:
         shutil.move(part, place)
     return Media(url=f"{quote(os.fsencode(folder.name))}/{name}")

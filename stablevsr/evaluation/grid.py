@@ -1,6 +1,8 @@
 """All versions of a frame in one picture, and those pictures as one H.264 stream: the sides cannot drift apart."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -84,6 +86,17 @@ def reduced(image: np.ndarray, factor: int) -> np.ndarray:
     return means.round().astype(np.uint8)
 
 
+@contextmanager
+def reporting(path: Path) -> Iterator[None]:
+    """Say in one sentence that a file cannot be written."""
+    try:
+        yield
+    except (OSError, av.FFmpegError) as error:
+        raise UserError(
+            f"the page could not be written to {path.parent} ({error.strerror or error}); choose another output"
+        ) from error
+
+
 class GridVideo:
     """An MP4 of stitched pictures at a constant rate: frame i is shown from i / rate to (i + 1) / rate.
 
@@ -94,7 +107,8 @@ class GridVideo:
     def __init__(self, path: Path, grid: Grid, rate: Fraction, crf: int) -> None:
         self._grid, self._count = grid, 0
         options = {"preset": "veryfast", "crf": str(crf), "x264-params": "scenecut=0"}
-        try:
+        self._path = path
+        with reporting(path):
             self._container = av.open(str(path), "w", format="mp4", container_options={"movflags": "+faststart"})
             height, width = grid.size
             self._stream = self._container.add_stream("libx264", rate=rate, options=options, height=height, width=width)
@@ -103,22 +117,23 @@ class GridVideo:
             context.time_base = self._time_base = 1 / rate
             for name, value in TAGS.items():
                 setattr(context, name, value)
-        except (OSError, av.FFmpegError, ValueError) as error:
-            raise UserError(f"the page's video could not be begun ({error}); choose another output") from error
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        try:
-            if kind is None:
+        if kind is None:
+            with reporting(self._path):
                 self._container.mux(self._stream.encode(None))
-        finally:
-            self._container.close()
+                self._container.close()
+        else:
+            with suppress(OSError, av.FFmpegError):  # the file is about to be deleted
+                self._container.close()
 
     def write(self, images: list[np.ndarray]) -> None:
         """Append a frame: its versions, (h, w, 3) uint8 each."""
         picture = to_frame(self._grid.stitch(images), "yuv420p")
         picture.pts, picture.time_base = self._count, self._time_base
         self._count += 1
-        self._container.mux(self._stream.encode(picture))
+        with reporting(self._path):
+            self._container.mux(self._stream.encode(picture))

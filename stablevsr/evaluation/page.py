@@ -155,7 +155,7 @@ def _image(image: np.ndarray, alt: str, width: int, height: int) -> str:
 def _figures(pictures: list[tuple[str, str]], kind: str) -> str:
     """Labelled pictures beside each other; the row scrolls, by keyboard too, where it is too wide."""
     figures = "".join(f"<figure>{image}<figcaption>{escape(label)}</figcaption></figure>" for label, image in pictures)
-    return f'<div class="row {kind}" tabindex="0" role="group">{figures}</div>'
+    return f'<div class="row {kind}" tabindex="0" role="group" aria-label="versions">{figures}</div>'
 
 
 def _crops(findings: Findings) -> str:
@@ -279,4 +279,5 @@ def _table(heads: list[str], lines: list[list[str]]) -> str:
         f'<tr><th scope="row">{line[0]}</th>{"".join(f"<td>{cell}</td>" for cell in line[1:])}</tr>' for line in lines
     )
     head = f"<thead><tr>{head}</tr></thead>" if heads else ""
-    return f'<div class="scroll" tabindex="0"><table>{head}<tbody>{rows}</tbody></table></div>'
+    table = f"<table>{head}<tbody>{rows}</tbody></table>"
+    return f'<div class="scroll" tabindex="0" role="group" aria-label="table">{table}</div>'
