@@ -18,7 +18,11 @@ from tqdm import tqdm
 from stablevsr import __version__
 from stablevsr.atomic import replacing
 from stablevsr.errors import UserError
+from stablevsr.evaluation.clips import labels
+from stablevsr.evaluation.collect import Settings
+from stablevsr.evaluation.compare import check_page, compare_page
 from stablevsr.evaluation.evaluate import Evaluator, clip_pairs, evaluate
+from stablevsr.evaluation.places import Crop
 from stablevsr.evaluation.report import as_csv, as_json, table
 from stablevsr.jobs.upscale import upscale
 from stablevsr.jobs.workspace import workspace_path
@@ -61,6 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True)
     add_upscale(commands)
     add_evaluate(commands)
+    add_compare(commands)
     add_train(commands)
     return parser
 
@@ -104,6 +109,58 @@ def add_evaluate(commands: argparse._SubParsersAction) -> None:
     )
     command.add_argument("--csv", type=Path, metavar="FILE", help="write a line for every frame")
     command.add_argument("--json", type=Path, metavar="FILE", help="write everything")
+
+
+def add_compare(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser(
+        "compare",
+        parents=[for_every_command()],
+        help="put results side by side on an HTML page",
+        description="Put results, and LR enlarged by bicubic interpolation, side by side on one HTML page that needs "
+        "no network: a slider over the video, crops, temporal profile, flow and warping errors, and with --gt metrics.",
+    )
+    command.set_defaults(run=run_compare)
+    command.add_argument("low_res", type=Path, metavar="LR", help="what was upscaled")
+    command.add_argument("results", type=Path, nargs="+", metavar="RESULT", help="clips four times as large")
+    command.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the page, ending in .html")
+    command.add_argument("--gt", type=Path, metavar="GT", help="the true clip; with it, metrics are measured")
+    command.add_argument(
+        "--frames",
+        type=frame_range,
+        default=(0, None),
+        metavar="A:B",
+        help="only frames A to B - 1 of LR and GT, and of results that are longer than this",
+    )
+    command.add_argument(
+        "--crop",
+        type=crop_place,
+        action="append",
+        metavar="X,Y,SIZE[@FRAME]",
+        help="show this square, in pixels of the results (default: where the versions differ most; FRAME: the middle)",
+    )
+    command.add_argument(
+        "--profile",
+        default="middle",
+        metavar="row:Y|column:X",
+        help="line of the temporal profile (default: middle row)",
+    )
+    command.add_argument(
+        "--flow-frames",
+        type=frame_list,
+        metavar="I,J,...",
+        help="show the motion from each of these frames to the next (default: the middle one)",
+    )
+    command.add_argument("--no-flow", action="store_true", help="no flow, no warping errors, no tOF: much faster")
+    command.add_argument(
+        "--metrics-frames",
+        type=int,
+        default=300,
+        metavar="N",
+        help="measure at most N frames, evenly chosen; 0: none (default: %(default)s)",
+    )
+    command.add_argument("--crf", type=int, default=16, help="quality of the video: 0 is best (default: %(default)s)")
+    command.add_argument("--weights", type=Path, metavar="FILE", help="whose flow network is used (default: bundled)")
+    command.add_argument("--force", action="store_true", help="replace the page if it exists")
 
 
 def add_upscale(commands: argparse._SubParsersAction) -> None:
@@ -197,6 +254,22 @@ def frame_range(text: str) -> tuple[int, int | None]:
     return int(first or 0), int(last) if last else None
 
 
+def frame_list(text: str) -> tuple[int, ...]:
+    """What --flow-frames takes: "3,10"."""
+    if not all(part.isdecimal() for part in text.split(",")):
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected numbers of frames, as in 3,10")
+    return tuple(dict.fromkeys(map(int, text.split(","))))
+
+
+def crop_place(text: str) -> Crop:
+    """What --crop takes: "100,60,64" or "100,60,64@12"."""
+    place, at, frame = text.partition("@")
+    numbers = place.split(",")
+    if len(numbers) != 3 or not all(part.isdecimal() for part in (*numbers, *([frame] if at else []))):
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected X,Y,SIZE or X,Y,SIZE@FRAME, as in 100,60,64@12")
+    return Crop(*map(int, numbers), int(frame) if at else None)
+
+
 def tile_size(text: str) -> int | str:
     """What --tile takes; whether the number makes sense is for the decoder to say."""
     return int(text) if text.lstrip("-").isdigit() else text
@@ -230,6 +303,41 @@ def run_evaluate(options: argparse.Namespace) -> int:
             with replacing(path) as part:
                 part.write_text(text(report))
     print(table(report))
+    return DONE
+
+
+def run_compare(options: argparse.Namespace) -> int:
+    """The command `compare`."""
+    paths = [options.low_res, *options.results, *([options.gt] if options.gt else [])]
+    check_page(options.output, paths, options.force)
+    settings = Settings(
+        crops=tuple(options.crop) if options.crop else None,
+        profile=options.profile,
+        flow_frames=options.flow_frames,
+        metrics_frames=options.metrics_frames,
+        part=options.frames,
+        crf=options.crf,
+    )
+    with tqdm(unit="frame", delay=0.1) as bar:  # no empty bar above a sentence about bad input
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        found = compare_page(
+            dict(zip(labels(options.results), options.results, strict=True)),
+            options.output,
+            lr=options.low_res,
+            truth=options.gt,
+            model=None if options.no_flow else lambda: build_model(options.weights, options.device),
+            settings=settings,
+            about={"made by": f"stablevsr {__version__}", "weights": str(options.weights or "bundled")},
+            force=options.force,
+            progress=progress,
+        )
+    for notice in found.notices:
+        tell(f"note: {notice}")
+    tell(f"wrote {options.output}: {found.frame_count} frames of {', '.join(found.labels)}")
     return DONE
 
 

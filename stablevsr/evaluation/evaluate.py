@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from stablevsr.errors import UserError
-from stablevsr.evaluation.metrics import WINDOW, psnr, ssim, tlp, tof
+from stablevsr.evaluation.metrics import WINDOW, flow_back, psnr, ssim, tlp, tof
 from stablevsr.evaluation.perceptual import LOADERS, Distance, Unavailable
-from stablevsr.media import Frame, Reader, open_reader
+from stablevsr.media import Reader, open_reader
 from stablevsr.nn.raft import RAFT
 
 NAMES = ("PSNR", "SSIM", "HaarPSI", "GMSD", "LPIPS", "DISTS", "tLP", "tOF")
@@ -77,31 +77,46 @@ class Evaluator:
         if raft is None:
             self.skipped["tOF"] = "the weights hold no flow network"
 
-    @torch.no_grad()
     def rows(self, result: Reader, truth: Reader) -> Iterator[Row]:
         """The metrics of every frame of a clip; two frames of each are held at a time."""
         before: list[Tensor] = []
         for mine, theirs in zip_longest(result, truth):
             if mine is None or theirs is None:
                 raise UserError(different_counts(result, truth))
-            pair = [self._picture(mine), self._picture(theirs)]
-            row = {"PSNR": psnr(*pair).item()}
-            if min(pair[0].shape[-2:]) > WINDOW // 2:
-                row["SSIM"] = ssim(*pair).item()
-            row |= {name: distance(*pair).item() for name, distance in self.distances.items()}
-            if before:
-                steps = [torch.cat(both) for both in zip(before, pair, strict=True)]
-                if "LPIPS" in self.distances:
-                    moved = [self.distances["LPIPS"](now[1:], now[:1]) for now in steps]
-                    row["tLP"] = tlp(*moved).item()
-                if self.raft is not None:
-                    row["tOF"] = tof(self.raft, *steps).item()
+            pair = [self.picture(mine.image), self.picture(theirs.image)]
+            yield self.row(pair, before)
             before = pair
-            yield row
 
-    def _picture(self, frame: Frame) -> Tensor:
-        picture = torch.from_numpy(frame.image.copy()).permute(2, 0, 1)[None].float()
-        return picture.to(self.device) / np.iinfo(frame.image.dtype).max
+    @torch.no_grad()
+    def row(self, pair: list[Tensor], before: list[Tensor], true_flow: Tensor | None = None) -> Row:
+        """The metrics of one frame.
+
+        Args:
+            pair: result and truth, (1, 3, h, w) in [0, 1], on the device.
+            before: those of the frame before, or nothing; then the temporal metrics are missing.
+            true_flow: what `true_flow` gives for the truth, where that was asked for several results.
+        """
+        row = {"PSNR": psnr(*pair).item()}
+        if min(pair[0].shape[-2:]) > WINDOW // 2:
+            row["SSIM"] = ssim(*pair).item()
+        row |= {name: distance(*pair).item() for name, distance in self.distances.items()}
+        if before:
+            steps = [torch.cat(both) for both in zip(before, pair, strict=True)]
+            if "LPIPS" in self.distances:
+                moved = [self.distances["LPIPS"](now[1:], now[:1]) for now in steps]
+                row["tLP"] = tlp(*moved).item()
+            if self.raft is not None:
+                row["tOF"] = tof(self.raft, *steps, true_flow).item()
+        return row
+
+    def true_flow(self, truth: Tensor, before: Tensor) -> Tensor | None:
+        """The flow of the truth from a frame to the one before, (1, 3, h, w) in [0, 1] each; None without a network."""
+        return None if self.raft is None else flow_back(self.raft, torch.cat([before, truth]))
+
+    def picture(self, image: np.ndarray) -> Tensor:
+        """(h, w, 3) uint8 or uint16 as the metrics take it."""
+        picture = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float()
+        return picture.to(self.device) / np.iinfo(image.dtype).max
 
 
 def different_counts(result: Reader, truth: Reader) -> str:

@@ -39,18 +39,23 @@ def ssim(result: Tensor, truth: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def tof(raft: RAFT, result: Tensor, truth: Tensor) -> Tensor:
-    """tOF of each neighbouring pair, (n - 1,): mean over pixels and components of |flow - true flow|, times 10.
+def flow_back(raft: RAFT, frames: Tensor) -> Tensor:
+    """The flow from each frame to the one before, (n - 1, 2, h, w).
 
     The network sees frames in [0, 1], as the public evaluation has it (the upscaler's flow sees [-1, 1]).
     """
-    padding = Padding.for_size(*truth.shape[-2:])
+    padding = Padding.for_size(*frames.shape[-2:])
+    frames = padding.pad(frames)
+    return torch.cat([padding.crop(raft(b[None], a[None])) for a, b in zip(frames, frames[1:], strict=False)])
 
-    def flow(frames: Tensor) -> Tensor:
-        frames = padding.pad(frames)
-        return torch.cat([padding.crop(raft(b[None], a[None])) for a, b in zip(frames, frames[1:], strict=False)])
 
-    return 10 * (flow(result) - flow(truth)).abs().mean((1, 2, 3))
+def tof(raft: RAFT, result: Tensor, truth: Tensor, true_flow: Tensor | None = None) -> Tensor:
+    """tOF of each neighbouring pair, (n - 1,): mean over pixels and components of |flow - true flow|, times 10.
+
+    `true_flow`: `flow_back` of the truth, where it is known already.
+    """
+    true_flow = flow_back(raft, truth) if true_flow is None else true_flow
+    return 10 * (flow_back(raft, result) - true_flow).abs().mean((1, 2, 3))
 
 
 def tlp(distances: Tensor, true_distances: Tensor) -> Tensor:

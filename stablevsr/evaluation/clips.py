@@ -1,0 +1,211 @@
+"""The clips of a comparison: files or arrays, read side by side one frame at a time."""
+
+import hashlib
+import os
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from itertools import zip_longest
+from pathlib import Path
+
+import numpy as np
+
+from stablevsr.config import SCALE
+from stablevsr.errors import UserError
+from stablevsr.media import Frame, PartReader, Reader, open_reader
+from stablevsr.media.paths import IMAGE_SUFFIXES
+from stablevsr.sampling.pictures import Clip, ClipKind, as_tensor, to_uint8
+
+Source = str | Path | Clip
+BLOCK = 1 << 20  # bytes hashed at a time
+
+
+class ArrayReader(Reader):
+    """A clip in memory: (n, h, w, 3) uint8 or (n, 3, h, w) float in [0, 1], numpy or torch.
+
+    Raises UserError for anything else.
+    """
+
+    def __init__(self, name: str, frames: Clip, rate: Fraction) -> None:
+        super().__init__(Path(name))
+        kind = ClipKind.of(frames)
+        self._frames_given, self._is_uint8 = as_tensor(frames), kind.is_uint8
+        self.frame_count = len(frames)
+        self.height, self.width = self._frames_given.shape[1:3] if kind.is_uint8 else self._frames_given.shape[2:]
+        self.frame_rate, self.time_base = rate, 1 / rate
+
+    def _frames(self) -> Generator[Frame, None, None]:
+        for frame in self._frames_given:
+            frame = frame.detach().cpu()
+            yield Frame((frame if self._is_uint8 else to_uint8(frame[None].float())[0]).numpy())
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What identifies an input."""
+
+    size: int  # bytes
+    sha256: str  # of the file; of a folder, of the lines that `LC_ALL=C sha256sum *` prints there for its images
+
+
+@dataclass(frozen=True, eq=False)
+class Side:
+    """One clip of a comparison. `role`: LR, result or truth."""
+
+    role: str
+    label: str
+    reader: Reader
+    fingerprint: Fingerprint | None = None  # None for arrays
+
+    def check_size(self, other: "Side", scale: int = 1) -> None:
+        """Raise UserError unless `other` is `scale` times as large."""
+        mine, theirs = self.reader, other.reader
+        if (theirs.width, theirs.height) == (scale * mine.width, scale * mine.height):
+            return
+        if scale == 1:
+            raise UserError(f"{_size(self)} and {_size(other)}; give clips of one size")
+        raise UserError(
+            f"{_size(self)} and {_size(other)}, expected {scale * mine.width}x{scale * mine.height}; "
+            f"give results {scale} times as large as LR"
+        )
+
+
+@dataclass(frozen=True)
+class Sides:
+    """The clips of a comparison, of one number of frames; results and truth of one size.
+
+    low_res: what was upscaled, or None where that is not known.
+    """
+
+    low_res: Side | None
+    results: list[Side]
+    truth: Side | None
+    frame_count: int
+
+    @property
+    def all(self) -> list[Side]:
+        """Every clip: LR, results, truth."""
+        return [side for side in (self.low_res, *self.results, self.truth) if side]
+
+    def frames(self) -> Iterator[list[np.ndarray]]:
+        """A picture of each of `all`, (h, w, 3) uint8, frame by frame; UserError when one ends before the others."""
+        with ExitStack() as stack:
+            passes = [stack.enter_context(closing(iter(side.reader))) for side in self.all]
+            for frames in zip_longest(*passes):
+                if any(frame is None for frame in frames):
+                    _check_counts(self.all, [sum(1 for _ in side.reader) for side in self.all])
+                yield [eight_bits(frame.image) for frame in frames]
+
+
+def gather(
+    stack: ExitStack,
+    low_res: Source | None,
+    results: dict[str, Source],
+    truth: Source | None,
+    part: tuple[int, int | None] = (0, None),
+    rate: Fraction = Fraction(25),
+) -> Sides:
+    """Open all clips and check that they belong together.
+
+    Args:
+        stack: closes them.
+        part: first and last + 1 of the frames to take from LR, from the truth, and from results that are longer than
+            that; a result of just so many frames was made from this part.
+        rate: frames per second of arrays.
+
+    Raises:
+        UserError: for clips that cannot be read or differ in size or number of frames, naming them.
+    """
+    if not results:
+        raise UserError("got nothing to compare, expected at least one result; name one")
+
+    def side(role: str, label: str, source: Source) -> Side:
+        if isinstance(source, str | Path):
+            reader = stack.enter_context(open_reader(source))
+            return Side(role, label, reader, fingerprint(Path(source)))
+        return Side(role, label, stack.enter_context(ArrayReader(label, source, rate)))
+
+    lr = None if low_res is None else side("LR", "LR", low_res)
+    gt = None if truth is None else side("truth", "truth", truth)
+    made = [side("result", label, source) for label, source in results.items()]
+    for one in [*made[1:], *([gt] if gt else [])]:
+        made[0].check_size(one)
+    if lr:
+        lr.check_size(made[0], SCALE)
+    if part != (0, None):
+        lr, made, gt = _cut(stack, part, lr, made, gt)
+    sides = Sides(lr, made, gt, 0)
+    return replace(sides, frame_count=_common_count(sides.all))
+
+
+def _cut(
+    stack: ExitStack, part: tuple[int, int | None], lr: Side | None, made: list[Side], gt: Side | None
+) -> tuple[Side | None, list[Side], Side | None]:
+    """The sides with only the part of them that is wanted."""
+
+    def cut(side: Side | None) -> Side | None:
+        return side and replace(side, reader=stack.enter_context(PartReader(side.reader, *part)))
+
+    longest = max(_count(side) for side in (lr, gt, *made) if side)
+    length = min(longest, part[1] or longest) - part[0]
+    return cut(lr), [side if _count(side) == length else cut(side) for side in made], cut(gt)
+
+
+def _common_count(sides: list[Side]) -> int:
+    """How many frames all have; what a file claims is believed unless the others disagree."""
+    counts = [_count(side) for side in sides]
+    if len(set(counts)) > 1:
+        counts = [sum(1 for _ in side.reader) for side in sides]
+        _check_counts(sides, counts)
+    return counts[0]
+
+
+def _count(side: Side) -> int:
+    return side.reader.frame_count or sum(1 for _ in side.reader)
+
+
+def _check_counts(sides: list[Side], counts: list[int]) -> None:
+    for side, count in zip(sides, counts, strict=True):
+        if count != counts[0]:
+            raise UserError(
+                f"{sides[0].reader.path} has {counts[0]} frames and {side.reader.path} has {count}; give clips with "
+                "the same frames, or choose a part with --frames"
+            )
+
+
+def _size(side: Side) -> str:
+    return f"{side.reader.path} is {side.reader.width}x{side.reader.height}"
+
+
+def fingerprint(path: Path) -> Fingerprint:
+    """Size and hash of a file or of the images of a folder."""
+    if not path.is_dir():
+        return Fingerprint(path.stat().st_size, _sha256(path))
+    files = [file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES and file.name[0] != "."]
+    files.sort(key=lambda file: os.fsencode(file.name))
+    lines = "".join(f"{_sha256(file)}  {file.name}\n" for file in files)
+    digest = hashlib.sha256(os.fsencode(lines)).hexdigest()
+    return Fingerprint(sum(file.stat().st_size for file in files), digest)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def labels(paths: list[Path]) -> list[str]:
+    """A name for each path that no other has: its file name, with folders or a number where that is not enough."""
+    names = [path.name or str(path) for path in paths]
+    full = [str(path) if names.count(name) > 1 else name for path, name in zip(paths, names, strict=True)]
+    return [
+        name if full[:i].count(name) == 0 else f"{name} ({full[:i].count(name) + 1})" for i, name in enumerate(full)
+    ]
+
+
+def eight_bits(image: np.ndarray) -> np.ndarray:
+    """A picture of 16 bits a channel as one of 8, which is what pages show."""
+    return image if image.dtype == np.uint8 else ((image.astype(np.uint32) + 128) // 257).astype(np.uint8)
