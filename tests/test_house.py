@@ -30,7 +30,8 @@ ROOMS = {
     "evaluation": BASE | {"config", "media", "model", "nn", "sampling", "weights"},
     "__init__": {"model", "sampling"},
     "__main__": {"cli"},
-    "cli": BASE | {"__init__", "config", "evaluation", "jobs", "media", "model", "sampling", "training"},
+    "arguments": {"__init__", "evaluation", "media", "model", "sampling"},
+    "cli": BASE | {"__init__", "arguments", "config", "evaluation", "jobs", "media", "model", "sampling", "training"},
 }
 FORBIDDEN = {"diffusers", "transformers", "accelerate"}
 FILES = sorted(PACKAGE.rglob("*.py"))
