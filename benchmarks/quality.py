@@ -42,6 +42,7 @@ from stablevsr.nn.warp import pixel_grid
 from stablevsr.sampling.bidirectional import bidirectional_sampling
 from stablevsr.sampling.denoiser import Denoiser
 from stablevsr.sampling.flow import Flows, empty_flows, estimate_flow
+from stablevsr.sampling.guidance import PUBLISHED, Guidance
 from stablevsr.sampling.pictures import bicubic
 from stablevsr.sampling.samplers import SAMPLERS, sampler_by_name
 from stablevsr.sampling.schedule import run_steps
@@ -56,6 +57,14 @@ except ImportError:
 
 METRICS = ("PSNR", "SSIM", "HaarPSI", "GMSD", "warp", "tOF")
 VARIANTS = ("per frame", "one-way", "no motion comp.", "two-way")
+SHORTCUTS = {  # two-way, with less guidance
+    "half flow": Guidance(half_flow=True),
+    "tiny": Guidance(tiny=True),
+    "half size": Guidance(half_size=True),
+    "tiny, half size": Guidance(tiny=True, half_size=True),
+    "every 2nd": Guidance(every=2),
+    "every 3rd": Guidance(every=3),
+}
 Row = dict[str, float]
 
 
@@ -99,15 +108,23 @@ def variants(model: StableVSR, low_res: Tensor) -> dict[str, Callable[[int, str]
 
     One-way is the same loop over steps with even indices only, for these go forwards.
     """
-    flows, still = (empty_flows(len(low_res), *low_res.shape[2:]) for _ in range(2))
+    flows, coarse, still = (empty_flows(len(low_res), *low_res.shape[2:]) for _ in range(3))
     fill_flows(model, low_res, flows)
+    fill_flows(model, low_res, coarse, half=True)
     still.forward.zero_()
     still.backward.zero_()
     decode = PictureDecoder(model, "off")
     noise = seeded_noise(model, 0, *low_res.shape[2:])
 
-    def sample(num_steps: int, sampler: str, flows: Flows, with_tcm: bool = True, one_way: bool = False) -> Tensor:
-        denoiser = Denoiser(model, low_res, flows, model.encode_prompt(None))
+    def sample(
+        num_steps: int,
+        sampler: str,
+        flows: Flows,
+        with_tcm: bool = True,
+        one_way: bool = False,
+        guidance: Guidance = PUBLISHED,
+    ) -> Tensor:
+        denoiser = Denoiser(model, low_res, flows, model.encode_prompt(None), guidance=guidance)
         steps = run_steps(model.config.schedule, num_steps)
         if one_way:
             steps = [replace(step, index=2 * step.index) for step in steps]
@@ -125,11 +142,16 @@ def variants(model: StableVSR, low_res: Tensor) -> dict[str, Callable[[int, str]
             pass
         return torch.stack([decode_frame(decode, latent) for latent in latents])
 
+    def shortcut(guidance: Guidance) -> Callable[[int, str], Tensor]:
+        chosen = coarse if guidance.half_flow else flows
+        return lambda steps, sampler: sample(steps, sampler, chosen, guidance=guidance)
+
     return {
         "per frame": lambda steps, sampler: sample(steps, sampler, flows, with_tcm=False),
         "one-way": lambda steps, sampler: sample(steps, sampler, flows, one_way=True),
         "no motion comp.": lambda steps, sampler: sample(steps, sampler, still),
         "two-way": lambda steps, sampler: sample(steps, sampler, flows),
+        **{name: shortcut(guidance) for name, guidance in SHORTCUTS.items()},
     }
 
 
@@ -184,19 +206,6 @@ def show(title: str, rows: dict[str, Row]) -> None:
         print(f"{name:30}" + "".join(f"{row[metric]:9.3f}" for metric in METRICS))
 
 
-def markdown(path: Path) -> str:
-    """The tables of a report, for the README."""
-    report, lines = json.loads(path.read_text()), []
-    for kind in ("photographs", "procedural"):
-        if kind not in report:
-            continue
-        lines += ["", f"| {kind} | {' | '.join(METRICS)} |", "|---|" + "---|" * len(METRICS)]
-        for name, row in report[kind]["mean"].items():
-            if name != "truth":
-                lines.append(f"| {name} | " + " | ".join(f"{row[metric]:.3f}" for metric in METRICS) + " |")
-    return "\n".join(lines)
-
-
 def verdict(clips: dict[str, dict[str, Row]], name: str) -> dict[str, float]:
     """How a result stands against bicubic on single clips: shares of the clips on which it is better."""
     rows = [(clip[name], clip["bicubic"]) for clip in clips.values()]
@@ -210,7 +219,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", help="a weights file; default: the bundled model")
     parser.add_argument("--steps", type=int, nargs="+", default=[10, 20, 50])
-    parser.add_argument("--variants", nargs="+", default=VARIANTS, choices=VARIANTS)
+    parser.add_argument("--variants", nargs="+", default=VARIANTS, choices=(*VARIANTS, *SHORTCUTS))
     parser.add_argument("--samplers", nargs="+", default=["ddpm"], choices=SAMPLERS)
     parser.add_argument("--frames", type=int, default=6, help="of a clip")
     parser.add_argument("--side", type=int, default=160, help="of a frame, in HR pixels; a multiple of 8 from 128")
@@ -219,11 +228,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", help="names of clips to take")
     parser.add_argument("--pictures", type=Path, help="write the middle frames to this folder")
     parser.add_argument("-o", "--output", type=Path, help="write the results as JSON")
-    parser.add_argument("--markdown", type=Path, metavar="JSON", help="print the tables of an earlier run, and stop")
     options = parser.parse_args()
-    if options.markdown:
-        print(markdown(options.markdown))
-        return
     if options.pictures:
         options.pictures.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()

@@ -4,7 +4,7 @@
 All rows have the same weights, noise and frames and take turns; times are medians over the turns. The cost is linear
 in steps, so that a few are enough:
 
-    seconds a frame at T = 50  =  50 x frame-step  +  flows of a pair of frames  +  final decode
+    seconds a frame  =  steps of a whole run (50, or the preset's)  x  frame-step  +  flows  +  final decode
 
 `TFLOP/s` counts the operations of the published algorithm, for all rows: one that does with fewer shows more.
 Needs `pip install '.[test]'`. Prints tables and writes JSON.
@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date
+from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
@@ -38,15 +39,19 @@ from references import randomise
 from stablevsr import __version__, build_model
 from stablevsr.media import open_reader
 from stablevsr.model import DTYPES, StableVSR, pick_device
+from stablevsr.nn.tiny import TinyDecoder
 from stablevsr.presets import STABLEVSR
 from stablevsr.sampling import denoiser
 from stablevsr.sampling.flow import empty_flows
+from stablevsr.sampling.guidance import Guidance
 from stablevsr.sampling.pictures import normalise
+from stablevsr.sampling.presets import PRESETS
 from stablevsr.sampling.tiles import PictureDecoder
 from stablevsr.sampling.video import decode_frame, fill_flows, initial_latents, sampling_steps, seeded_noise
 
 ASSETS = Path(__file__).parents[1] / "stablevsr/assets"
-ROWS = [f"{who} {dtype}" for who in ("baseline", "ours", "ours compiled") for dtype in ("fp32", "bf16", "fp16")]
+WAYS = ("baseline", "ours", "ours compiled", "balanced", "balanced compiled", "fast", "fast compiled")
+ROWS = [f"{way} {dtype}" for way in WAYS for dtype in ("fp32", "bf16", "fp16")]
 PHASES = ("flow", "denoise", "final decode")
 PARTS = ("UNet", "TCM", "decode", "warp", "schedule")  # of the phase "denoise"
 T = 50
@@ -87,23 +92,34 @@ class Timed:
     def __init__(self, model: StableVSR, watch: Stopwatch) -> None:
         self._model = model
         self.unet, self.tcm = watch.timed("UNet", model.unet), watch.timed("TCM", model.tcm)
+        self.tiny = model.tiny and TimedTiny(model.tiny, watch)
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._model, name)
 
 
-def run_ours(model: StableVSR, low_res: Tensor, steps: int, watch: Stopwatch) -> Tensor:
+class TimedTiny:
+    """The tiny decoder, whose time counts as that of decoding."""
+
+    def __init__(self, tiny: TinyDecoder, watch: Stopwatch) -> None:
+        self.dtype, self._decode = tiny.dtype, watch.timed("decode", tiny)
+
+    def __call__(self, latent: Tensor) -> Tensor:
+        return self._decode(latent)
+
+
+def run_ours(model: StableVSR, guidance: Guidance, low_res: Tensor, steps: int, watch: Stopwatch) -> Tensor:
     """Our sampler, in the three phases of `sample_video`."""
     n, _, *size = low_res.shape
     noise, flows, decode = seeded_noise(model, 0, *size), empty_flows(n, *size), PictureDecoder(model)
     latents = initial_latents(model, noise, n, *size)
     with patch.object(denoiser, "warp_published", watch.timed("warp", denoiser.warp_published)):
         with watch.part("flow"):
-            fill_flows(model, low_res, flows)
+            fill_flows(model, low_res, flows, half=guidance.half_flow)
         with watch.part("denoise"):
             timed_decode = watch.timed("decode", decode)
             for _ in sampling_steps(
-                Timed(model, watch), low_res, flows, noise, latents, decode=timed_decode, steps=steps
+                Timed(model, watch), low_res, flows, noise, latents, decode=timed_decode, steps=steps, guidance=guidance
             ):
                 pass
     with watch.part("final decode"):
@@ -122,6 +138,7 @@ class Row:
 
     run: Callable[[Tensor, int, Stopwatch], Tensor]
     weights: int  # bytes
+    total_steps: int = T  # of a whole run; the published ones but for presets
     first_call: float = 0.0  # seconds, with compilation
     turns: list[dict[str, float]] = field(default_factory=list)
     parts: dict[str, float] = field(default_factory=dict)
@@ -152,7 +169,9 @@ def make_row(options: argparse.Namespace, name: str) -> Row:
     model = load(options, dtype, "compiled" in who)
     weights = sum(tensor.nbytes for tensor in model.state_dict().values())
     if who != "baseline":
-        return Row(lambda *arguments: run_ours(model, *arguments), weights)
+        preset = PRESETS.get(who.split()[0], PRESETS["exact"])
+        run = partial(run_ours, model, preset["guidance"])
+        return Row(run, weights, preset["steps"])
     loop, context = ReferenceLoop(model), model.encode_prompt(None)
     return Row(lambda *arguments: run_baseline(loop, context, *arguments), weights)
 
@@ -240,7 +259,8 @@ def summary(options: argparse.Namespace, rows: dict[str, Row], operations: int) 
             "of which": detail,
             "seconds a pair's flows": row.phase("flow") / (n - 1),
             "seconds a final decode": row.phase("final decode") / n,
-            f"seconds a frame at T = {T}": T * per_step + (row.phase("flow") + row.phase("final decode")) / n,
+            "steps": row.total_steps,
+            "seconds a frame": row.total_steps * per_step + (row.phase("flow") + row.phase("final decode")) / n,
             "first call, seconds": row.first_call,
             "TFLOP a frame-step": operations / frame_steps / 1e12,
             "TFLOP/s": operations / frame_steps / per_step / 1e12,
@@ -256,13 +276,13 @@ def summary(options: argparse.Namespace, rows: dict[str, Row], operations: int) 
 def show(size: str, result: dict[str, dict]) -> None:
     """A table for people."""
     first = next(iter(result.values()))["seconds a frame-step"]
-    print(f"\n{size:22}  s/frame-step  speed-up  s/frame T={T}   " + "".join(f"{p:>9}" for p in (*PARTS, "other")))
+    print(f"\n{size:22}  s/frame-step  speed-up  steps   s/frame   " + "".join(f"{p:>9}" for p in (*PARTS, "other")))
     for name, row in result.items():
         step = row["seconds a frame-step"]
         cells = "".join(f"{row['of which'][part]:9.4f}" for part in (*PARTS, "other"))
-        total = row[f"seconds a frame at T = {T}"]
+        total = row["seconds a frame"]
         extra = f"  {row['PSNR against the first row, dB']:.1f} dB" if row["PSNR against the first row, dB"] else ""
-        print(f"{name:22} {step:13.4f} {first / step:9.2f} {total:13.2f}   {cells}{extra}")
+        print(f"{name:22} {step:13.4f} {first / step:9.2f} {row['steps']:6} {total:9.2f}   {cells}{extra}")
 
 
 def about(options: argparse.Namespace) -> dict[str, object]:

@@ -1,6 +1,7 @@
 """The rules of the house: who may import whom, what is never imported, and the formatter."""
 
 import ast
+import importlib.util
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -74,3 +75,14 @@ def test_the_package_loads_none_of_the_reference_libraries() -> None:
 def test_ruff(command: list[str]) -> None:
     result = subprocess.run([sys.executable, "-m", "ruff", *command, "."], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_the_tables_of_the_readme_are_made_of_measured_results() -> None:
+    spec = importlib.util.spec_from_file_location("readme", ROOT / "benchmarks/readme.py")
+    readme = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(readme)
+    text = (ROOT / "README.md").read_text()
+    for name, (file, _) in readme.TABLES.items():
+        assert f"<!-- table: {name} -->" in text
+        assert (readme.RESULTS / file).exists()
+    assert readme.with_tables(text) == text, "run python benchmarks/readme.py"
