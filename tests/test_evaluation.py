@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -174,3 +175,25 @@ def test_metrics_without_their_package_are_skipped(monkeypatch: pytest.MonkeyPat
     for load in perceptual.LOADERS.values():
         with pytest.raises(perceptual.Unavailable, match="is not installed: pip install"):
             load(CPU)
+
+
+def test_metrics_of_pyiqa_look_at_the_result_where_the_user_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """pyiqa itself is not for everyone to install: a stand-in shows what it is asked for."""
+    monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path / "hub"))
+    load = perceptual.LOADERS["MUSIQ"]
+    with pytest.raises(perceptual.Unavailable, match="pyiqa is not installed"):
+        load(CPU)
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site/pyiqa.py").write_text(
+        "def create_metric(name, device):\n    return {'musiq': lambda x: 100 * x.mean((1, 2, 3))[:, None]}[name]\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    with pytest.raises(perceptual.Unavailable, match="weights missing: musiq_koniq"):
+        load(CPU)
+    (tmp_path / "hub/pyiqa").mkdir(parents=True)
+    (tmp_path / "hub/pyiqa/musiq_koniq_ckpt-e95806b9.pth").touch()
+    result, truth = tensors(*clips())
+    torch.testing.assert_close(load(CPU)(result, truth), 100 * result.mean((1, 2, 3)))
+    monkeypatch.delitem(sys.modules, "pyiqa")

@@ -57,9 +57,37 @@ def dists(device: torch.device) -> Distance:
     return lambda a, b: network(a, b).flatten()
 
 
+def no_reference(name: str, file: str, folder: str = "pyiqa") -> Callable[[torch.device], Distance]:
+    """A metric of pyiqa that looks at the result alone.
+
+    Its licence is for non-commercial use, so it is none of our extras: whoever may use it installs it.
+
+    Args:
+        name: as pyiqa has it.
+        file: the weights that pyiqa would fetch.
+        folder: where it keeps them, within torch's cache.
+    """
+
+    def load(device: torch.device) -> Distance:
+        if find_spec("pyiqa") is None:
+            raise Unavailable("pyiqa is not installed: pip install pyiqa, whose licence is for non-commercial use")
+        place = Path(torch.hub.get_dir()) / folder
+        if not (place / file).is_file():
+            raise Unavailable(f"weights missing: {file} in {place}; nothing is fetched by itself")
+        import pyiqa
+
+        network = pyiqa.create_metric(name, device=device)
+        return lambda result, truth: network(result).flatten()
+
+    return load
+
+
 LOADERS: dict[str, Callable[[torch.device], Distance]] = {
     "HaarPSI": haarpsi,
     "GMSD": gmsd,
     "LPIPS": lpips,
     "DISTS": dists,
+    "MUSIQ": no_reference("musiq", "musiq_koniq_ckpt-e95806b9.pth"),
+    "NIQE": no_reference("niqe", "niqe_modelparameters.mat"),
+    "CLIP-IQA": no_reference("clipiqa", "RN50.pt", "clip"),
 }

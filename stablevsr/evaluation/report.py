@@ -7,7 +7,8 @@ import math
 
 from stablevsr.evaluation.evaluate import Report
 
-PLACES = {"PSNR": 2, "SSIM": 4, "HaarPSI": 4, "GMSD": 4, "LPIPS": 4, "DISTS": 4, "tLP": 3, "tOF": 3}
+PLACES = {"PSNR": 2, "SSIM": 4, "HaarPSI": 4, "GMSD": 4, "LPIPS": 4, "DISTS": 4}
+PLACES |= {"MUSIQ": 2, "NIQE": 3, "CLIP-IQA": 4, "tLP": 3, "tOF": 3}
 
 
 def table(report: Report) -> str:
