@@ -24,7 +24,7 @@ $(VENV)/installed-test: setup.cfg pyproject.toml
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check -e '.[test]'
 # The comparison page is tested in a browser: installed where that can be done without asking, else these tests skip.
 	@command -v chromium google-chrome >/dev/null || [ "$$(id -u)" != 0 ] || \
-		(timeout 300 apt-get update && timeout 300 apt-get install -y chromium) >/dev/null 2>&1 || true
+		(timeout 60 apt-get update && timeout 180 apt-get install -y chromium) >/dev/null 2>&1 || true
 	touch $@
 
 clean:
