@@ -351,7 +351,7 @@ def test_what_is_asked_for_counts_more_than_the_preset() -> None:
     parse = lambda *words: sampling_settings(build_parser().parse_args(["upscale", "a", "b", *words]))  # noqa: E731
     assert parse() == {"steps": 50, "sampler": "ddpm", "guidance": Guidance()}
     assert parse("--preset", "fast") == PRESETS["fast"]
-    asked = parse("--preset", "fast", "--steps", "7", "--sampler", "ddim", "--no-guide-half", "--guide-every", "3")
+    asked = parse("--preset", "fast", "--steps", "7", "--sampler", "ddim", "--no-guide-tiny", "--guide-every", "3")
     assert asked == {"steps": 7, "sampler": "ddim", "guidance": Guidance(every=3, half_flow=True)}
 
 

@@ -132,7 +132,9 @@ def sampling_steps(
     if n > 1 and model.flow is None:
         raise UserError("these weights hold no flow network, which a clip of several frames needs: convert with --flow")
     if guidance.tiny and model.tiny is None:
-        raise UserError("these weights hold no tiny decoder for guidance: convert with --tiny, or go without")
+        raise UserError(
+            "these weights hold no tiny decoder for guidance: convert with --tiny, or go without: --no-guide-tiny"
+        )
     for name, scale in (("guidance", guidance_scale), ("conditioning", conditioning_scale)):
         if not math.isfinite(scale):
             raise UserError(f"got {name} scale {scale}, expected a finite number")
