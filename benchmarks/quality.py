@@ -16,6 +16,7 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -246,7 +247,7 @@ def main() -> None:
         "date": str(date.today()),
         "torch": torch.__version__,
         "machine": f"{platform.machine()}, {options.processes} processes of one thread",
-        "command": "python benchmarks/quality.py " + " ".join(sys.argv[1:]),
+        "command": "python benchmarks/quality.py " + shlex.join(sys.argv[1:]),
         "seconds": round(time.monotonic() - started),
         "clips": results,
         "flow_end_point_error": flow,

@@ -13,6 +13,7 @@ Needs `pip install '.[test]'`. Prints tables and writes JSON.
 import argparse
 import json
 import platform
+import shlex
 import statistics
 import sys
 import time
@@ -295,7 +296,7 @@ def about(options: argparse.Namespace) -> dict[str, object]:
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name(options.device) if on_gpu else machine,
         "tf32": {"matmul": torch.backends.cuda.matmul.allow_tf32, "cudnn": torch.backends.cudnn.allow_tf32},
-        "command": "python benchmarks/speed.py " + " ".join(sys.argv[1:]),
+        "command": "python benchmarks/speed.py " + shlex.join(sys.argv[1:]),
         "model": options.model,
         "frames, steps, turns": [options.frames, options.steps, options.turns],
     }
