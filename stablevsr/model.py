@@ -68,12 +68,15 @@ class StableVSR(nn.Module):
         """Move to a device; all networks get `dtype`, but for those that need more.
 
         Flow stays in float32, for half precision would round positions in the picture. The VAE does for float16,
-        in which the published one overflows; bfloat16 has the range.
+        in which the published one overflows; bfloat16 has the range. Weights that are copied anyway come to lie
+        channels last, which convolutions like; those that can stay in the mapped file do, for memory's sake.
         """
         for name, part in self.named_children():
             wide = name == "flow" or (name == "vae" and dtype == torch.float16)
-            part.to(device, torch.float32 if wide else dtype)
-            if name != "flow":  # which it does not help
+            kind = torch.float32 if wide else dtype
+            copied = any(tensor.device != device or tensor.dtype != kind for tensor in part.parameters())
+            part.to(device, kind)
+            if copied and name != "flow":  # which it does not help
                 part.to(memory_format=torch.channels_last)
         self.empty_prompt = self.empty_prompt.to(device, dtype)
 

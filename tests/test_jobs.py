@@ -158,9 +158,8 @@ print(kills)
 """
 
 
-def test_kill_9_at_random_moments(tiny_weights: Path, tmp_path: Path) -> None:
+def test_kill_9_at_random_moments(model: StableVSR, tiny_weights: Path, tmp_path: Path) -> None:
     clip = write_frames(tmp_path / "in", pictures(4))
-    model = build_model(tiny_weights, device="cpu")  # whose memory layout is not that of one made in memory: other bits
     run(model, clip, tmp_path / "expected", steps=6, sampler="dpm++")  # which looks back furthest
     total = 0
     for attempt in range(10):

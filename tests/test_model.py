@@ -1,5 +1,6 @@
 """Weights files and `build_model`: strict, atomic, honest; and compiled parts."""
 
+import copy
 import os
 import shutil
 from pathlib import Path
@@ -24,6 +25,17 @@ def test_a_file_gives_the_model_back(tiny_model: StableVSR, tiny_weights: Path) 
     assert not any(parameter.requires_grad for parameter in model.parameters())
     for name, tensor in tiny_model.state_dict().items():
         assert torch.equal(tensor, model.state_dict()[name])
+
+
+def test_weights_that_are_copied_lie_channels_last(tiny_model: StableVSR, tiny_weights: Path, tmp_path: Path) -> None:
+    half = tmp_path / "half.safetensors"
+    weights.write(half, weights.Header(tiny_model.config), tiny_model.state_dict(), torch.float16)
+    x = torch.randn(1, 4, 5, 6)
+    for path, copied in ((half, True), (tiny_weights, False)):
+        vae = build_model(path, device="cpu").vae
+        assert vae.decoder.conv_in.weight.is_contiguous(memory_format=torch.channels_last) == copied
+        plain = copy.deepcopy(vae).to(memory_format=torch.contiguous_format)
+        torch.testing.assert_close(vae.decode(x), plain.decode(x))
 
 
 def test_the_bundled_model_runs() -> None:
