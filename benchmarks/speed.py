@@ -20,7 +20,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -38,6 +38,7 @@ from reference_loop import ReferenceLoop
 from references import randomise
 
 from stablevsr import __version__, build_model
+from stablevsr.config import TinyDecoderConfig
 from stablevsr.media import open_reader
 from stablevsr.model import DTYPES, StableVSR, pick_device
 from stablevsr.nn.tiny import TinyDecoder
@@ -55,7 +56,10 @@ WAYS = ("baseline", "ours", "ours compiled", "balanced", "balanced compiled", "f
 ROWS = [f"{way} {dtype}" for way in WAYS for dtype in ("fp32", "bf16", "fp16")]
 PHASES = ("flow", "denoise", "final decode")
 PARTS = ("UNet", "TCM", "decode", "warp", "schedule")  # of the phase "denoise"
-T = 50
+USUAL_ROWS = {  # what is measured unless asked otherwise
+    "cpu": ["baseline fp32", "ours fp32", "ours compiled fp32", "ours bf16", "balanced fp32", "fast fp32"],
+    "cuda": ["baseline fp32", "baseline bf16", "ours fp32", "ours bf16", "ours compiled bf16", "fast compiled bf16"],
+}
 
 
 class Stopwatch:
@@ -139,7 +143,7 @@ class Row:
 
     run: Callable[[Tensor, int, Stopwatch], Tensor]
     weights: int  # bytes
-    total_steps: int = T  # of a whole run; the published ones but for presets
+    total_steps: int  # of a whole run
     first_call: float = 0.0  # seconds, with compilation
     turns: list[dict[str, float]] = field(default_factory=list)
     parts: dict[str, float] = field(default_factory=dict)
@@ -156,7 +160,7 @@ def load(options: argparse.Namespace, dtype: str, compiled: bool) -> StableVSR:
         model = build_model(device=options.device, dtype=dtype)
     else:
         with torch.device("meta"):
-            model = StableVSR(STABLEVSR).requires_grad_(False).eval()
+            model = StableVSR(replace(STABLEVSR, tiny=TinyDecoderConfig())).requires_grad_(False).eval()
         randomise(model.to_empty(device="cpu"))
         model.place(options.device, DTYPES[dtype])
     if compiled:
@@ -169,12 +173,12 @@ def make_row(options: argparse.Namespace, name: str) -> Row:
     who, dtype = name.rsplit(" ", 1)
     model = load(options, dtype, "compiled" in who)
     weights = sum(tensor.nbytes for tensor in model.state_dict().values())
-    if who != "baseline":
-        preset = PRESETS.get(who.split()[0], PRESETS["exact"])
+    preset = PRESETS.get(who.split()[0], PRESETS["exact"])
+    if who == "baseline":
+        run = partial(run_baseline, ReferenceLoop(model), model.encode_prompt(None))
+    else:
         run = partial(run_ours, model, preset["guidance"])
-        return Row(run, weights, preset["steps"])
-    loop, context = ReferenceLoop(model), model.encode_prompt(None)
-    return Row(lambda *arguments: run_baseline(loop, context, *arguments), weights)
+    return Row(run, weights, preset["steps"])
 
 
 def frames_of_size(width: int, height: int, count: int) -> Tensor:
@@ -317,8 +321,7 @@ def main() -> None:
     on_gpu = options.device.type == "cuda"
     options.model = options.model or ("released" if on_gpu else "small")
     options.sizes = options.sizes or (["320x180", "480x270"] if on_gpu else ["80x60"])
-    kinds = ("fp32", "bf16") if on_gpu else ("fp32",)
-    options.rows = options.rows or [row for row in ROWS if row.endswith(kinds)]
+    options.rows = options.rows or USUAL_ROWS["cuda" if on_gpu else "cpu"]
     report = about(options) | {"sizes": {}}
     for size in options.sizes:
         width, height = (int(side) for side in size.split("x"))

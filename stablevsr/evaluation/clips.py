@@ -18,7 +18,6 @@ from stablevsr.media.paths import IMAGE_SUFFIXES
 from stablevsr.sampling.pictures import Clip, ClipKind, as_tensor, to_uint8
 
 Source = str | Path | Clip
-BLOCK = 1 << 20  # bytes hashed at a time
 
 
 class ArrayReader(Reader):
@@ -190,11 +189,8 @@ def fingerprint(path: Path) -> Fingerprint:
 
 
 def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def labels(paths: list[Path]) -> list[str]:

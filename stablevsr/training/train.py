@@ -20,8 +20,6 @@ from stablevsr.training.recipe import Recipe, read_recipe
 from stablevsr.training.stages import STAGES, Stage, StageLoss
 from stablevsr.weights import Header, check_finite, check_tensors, read, read_header, read_safetensors, write
 
-PARTS = ("unet", "tcm", "vae", "flow", "tiny")
-
 
 def train(path: Path, device: torch.device) -> Path:
     """Run a recipe, from its checkpoint if there is one; returns the weights file it wrote.
@@ -84,13 +82,13 @@ def starting_model(recipe: Recipe, base: Path) -> tuple[Header, StableVSR]:
         model = StableVSR(PRESETS[recipe.preset])
         torch.nn.init.normal_(model.empty_prompt)
         model.tcm.zero()
-        held = [part for part in PARTS if getattr(model, part) is not None]
+        held = [part for part in STAGES if getattr(model, part) is not None]
         header = Header(model.config, dict.fromkeys(held, "untrained, random"))
     else:
         raise UserError(f"preset is {recipe.preset!r}, expected one of {', '.join(PRESETS)}")
     for part, file in recipe.parts.items():
-        if part not in PARTS or getattr(model, part) is None:
-            raise UserError(f"parts names {part!r}, expected one of {', '.join(PARTS)}, as the model has")
+        if part not in STAGES or getattr(model, part) is None:
+            raise UserError(f"parts names {part!r}, expected one of {', '.join(STAGES)}, as the model has")
         getattr(model, part).load_state_dict(read_part(base / file, part, getattr(model, part)))
         header.provenance[part] = f"from {Path(file).name}"
     if recipe.tcm_from_unet:
