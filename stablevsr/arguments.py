@@ -32,6 +32,16 @@ def for_every_command() -> argparse.ArgumentParser:
     return shared
 
 
+def for_clips_that_are_read() -> argparse.ArgumentParser:
+    """The arguments of commands that read videos."""
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument(
+        "--allow-truncated", action="store_true", help="take a video that ends early for as long as it lasts"
+    )
+    shared.add_argument("--allow-hdr", action="store_true", help="take HDR video, though its colours will look flat")
+    return shared
+
+
 def add_train(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser(
         "train",
@@ -45,7 +55,7 @@ def add_train(commands: argparse._SubParsersAction) -> None:
 def add_evaluate(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser(
         "evaluate",
-        parents=[for_every_command()],
+        parents=[for_clips_that_are_read(), for_every_command()],
         help="measure results against the truth",
         description="Measure results against the truth: PSNR, SSIM, tOF, and HaarPSI, GMSD, LPIPS, DISTS, tLP where "
         "their packages (the extra `metrics`) and weights are there. Nothing is fetched.",
@@ -66,7 +76,7 @@ def add_evaluate(commands: argparse._SubParsersAction) -> None:
 def add_compare(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser(
         "compare",
-        parents=[for_every_command()],
+        parents=[for_clips_that_are_read(), for_every_command()],
         help="put results side by side on an HTML page",
         description="Put results, and LR enlarged by bicubic interpolation, side by side on one HTML page that needs "
         "no network: a slider over the video, crops, temporal profile, flow and warping errors, and with --gt metrics.",
@@ -117,7 +127,7 @@ def add_compare(commands: argparse._SubParsersAction) -> None:
 def add_upscale(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser(
         "upscale",
-        parents=[for_every_command()],
+        parents=[for_clips_that_are_read(), for_every_command()],
         help="make a video or a folder of images four times as large",
         description="Make a video or a folder of images four times as large. Frame times and audio come through.",
     )
@@ -190,10 +200,6 @@ def add_upscale(commands: argparse._SubParsersAction) -> None:
     command.add_argument(
         "--keep-workspace", action="store_true", help="leave OUT.unfinished, the folder of the run, where it is"
     )
-    command.add_argument(
-        "--allow-truncated", action="store_true", help="take a video that ends early for as long as it lasts"
-    )
-    command.add_argument("--allow-hdr", action="store_true", help="take HDR video, though its colours will look flat")
     command.add_argument("--json", action="store_true", help="print what was done to standard output, as JSON")
 
 

@@ -78,7 +78,16 @@ def run_evaluate(options: argparse.Namespace) -> int:
             bar.set_description(clip)
             bar.update()
 
-        report = evaluate(evaluator, pairs, model.provenance.get("flow", "unknown"), progress)
+        report = evaluate(
+            evaluator,
+            pairs,
+            model.provenance.get("flow", "unknown"),
+            progress,
+            options.allow_truncated,
+            options.allow_hdr,
+        )
+    for notice in report.notices:
+        tell(f"note: {notice}")
     for path, text in ((options.csv, as_csv), (options.json, as_json)):
         if path:
             with replacing(path) as part:
@@ -98,6 +107,8 @@ def run_compare(options: argparse.Namespace) -> int:
         metrics_frames=options.metrics_frames,
         part=options.frames,
         crf=options.crf,
+        allow_truncated=options.allow_truncated,
+        allow_hdr=options.allow_hdr,
     )
     with tqdm(unit="frame", delay=0.1) as bar:  # no empty bar above a sentence about bad input
 

@@ -73,12 +73,12 @@ def deep_image(path, image, codec, source_format, pix_fmt):
     path.write_bytes(b"".join(bytes(p) for p in context.encode(frame) + context.encode(None)))
 
 
-def tagged_video(path, color_trc):
+def tagged_video(path, color_trc, height=16, width=24):
     """One frame of 10 bits with the transfer function of that number: 16 is PQ, 18 HLG."""
     with av.open(str(path), "w") as out:
-        stream = out.add_stream("ffv1", rate=25, height=16, width=24, pix_fmt="yuv420p10le")
+        stream = out.add_stream("ffv1", rate=25, height=height, width=width, pix_fmt="yuv420p10le")
         stream.codec_context.color_trc = color_trc
-        out.mux(stream.encode(av.VideoFrame.from_ndarray(picture(16, 24), format="rgb24")))
+        out.mux(stream.encode(av.VideoFrame.from_ndarray(picture(height, width), format="rgb24")))
         out.mux(stream.encode(None))
     return path
 

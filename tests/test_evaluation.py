@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import clips_made as made
 import imageio.v3 as iio
 import numpy as np
 import piq
@@ -170,6 +171,20 @@ def test_clips_that_do_not_match_are_named(tmp_path: Path, capsys: pytest.Captur
         assert words in capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.parametrize("command", ["evaluate", "compare"])
+def test_videos_that_upscale_takes_when_asked_are_taken(
+    tmp_path: Path, capsys: pytest.CaptureFixture, command: str
+) -> None:
+    paths = [str(made.tagged_video(tmp_path / name, 16)) for name in ("sr.mkv", "gt.mkv")]
+    page = ["--gt", paths[1], "-o", str(tmp_path / "page.html"), "--no-flow"]
+    arguments = {"evaluate": ["evaluate", *paths], "compare": ["compare", str(tmp_path / "lr.mkv"), paths[0], *page]}
+    made.tagged_video(tmp_path / "lr.mkv", 16, 4, 6)
+    assert main([*arguments[command], "--device", "cpu"]) == 2
+    assert "pass --allow-hdr" in capsys.readouterr().err
+    assert main([*arguments[command], "--device", "cpu", "--allow-hdr"]) == 0
+    assert "HDR is read as if it were not" in capsys.readouterr().err
+
+
 def test_metrics_without_their_package_are_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(perceptual, "find_spec", lambda name: None)
     for load in perceptual.LOADERS.values():
@@ -178,7 +193,7 @@ def test_metrics_without_their_package_are_skipped(monkeypatch: pytest.MonkeyPat
 
 
 def test_metrics_of_pyiqa_look_at_the_result_where_the_user_has_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     """pyiqa itself is not for everyone to install: a stand-in shows what it is asked for."""
     monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path / "hub"))
@@ -195,5 +210,12 @@ def test_metrics_of_pyiqa_look_at_the_result_where_the_user_has_it(
     (tmp_path / "hub/pyiqa").mkdir(parents=True)
     (tmp_path / "hub/pyiqa/musiq_koniq_ckpt-e95806b9.pth").touch()
     result, truth = tensors(*clips())
-    torch.testing.assert_close(load(CPU)(result, truth), 100 * result.mean((1, 2, 3)))
+    expected = 100 * result.mean((1, 2, 3))
+    torch.testing.assert_close(load(CPU)(result, truth), expected)
+    paths = [str(write(tmp_path / name, frames)) for name, frames in zip(("sr", "gt"), clips(), strict=True)]
+    table_and_csv = [*paths, "--csv", str(tmp_path / "out.csv"), "--device", "cpu"]
+    assert main(["evaluate", *table_and_csv, "--weights-dir", str(tmp_path / "hub")]) == 0
+    assert "MUSIQ" in capsys.readouterr().out.splitlines()[0]
+    rows = csv.DictReader((tmp_path / "out.csv").open())
+    assert [float(row["MUSIQ"]) for row in rows] == pytest.approx(expected.tolist(), abs=1e-3)
     monkeypatch.delitem(sys.modules, "pyiqa")

@@ -104,6 +104,8 @@ def gather(
     truth: Source | None,
     part: tuple[int, int | None] = (0, None),
     rate: Fraction = Fraction(25),
+    allow_truncated: bool = False,
+    allow_hdr: bool = False,
 ) -> Sides:
     """Open all clips and check that they belong together.
 
@@ -112,6 +114,7 @@ def gather(
         part: first and last + 1 of the frames to take from LR, from the truth, and from results that are longer than
             that; a result of just so many frames was made from this part.
         rate: frames per second of arrays.
+        allow_truncated, allow_hdr: of videos, see `media.open_reader`.
 
     Raises:
         UserError: for clips that cannot be read or differ in size or number of frames, naming them.
@@ -121,7 +124,7 @@ def gather(
 
     def side(role: str, label: str, source: Source) -> Side:
         if isinstance(source, str | Path):
-            reader = stack.enter_context(open_reader(source))
+            reader = stack.enter_context(open_reader(source, allow_truncated, allow_hdr))
             return Side(role, label, reader, fingerprint(Path(source)))
         return Side(role, label, stack.enter_context(ArrayReader(label, source, rate)))
 

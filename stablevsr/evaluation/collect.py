@@ -31,6 +31,8 @@ class Settings:
     part: tuple[int, int | None] = (0, None)  # first and last + 1 of the frames, see `clips.gather`
     crf: int = 16  # of the video: 0 is best
     rate: Fraction = Fraction(25)  # frames per second of arrays
+    allow_truncated: bool = False  # of videos, see `media.open_reader`
+    allow_hdr: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.crf <= 51:

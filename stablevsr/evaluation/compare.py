@@ -128,7 +128,16 @@ def _find(
 ) -> Findings:
     """Go through the clips once; writes the stitched frames to `video`, for one frame as PNG."""
     with ExitStack() as stack:
-        sides = gather(stack, lr, dict(results), truth, settings.part, settings.rate)
+        sides = gather(
+            stack,
+            lr,
+            dict(results),
+            truth,
+            settings.part,
+            settings.rate,
+            settings.allow_truncated,
+            settings.allow_hdr,
+        )
         collector = Collector(sides, model, settings)
         first = sides.all[0].reader
         grid = Grid.of(len(collector.labels), *collector.size)

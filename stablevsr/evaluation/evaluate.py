@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
@@ -16,7 +17,7 @@ from stablevsr.evaluation.perceptual import LOADERS, Distance, Unavailable
 from stablevsr.media import Reader, open_reader
 from stablevsr.nn.raft import RAFT
 
-NAMES = ("PSNR", "SSIM", "HaarPSI", "GMSD", "LPIPS", "DISTS", "tLP", "tOF")
+NAMES = ("PSNR", "SSIM", *LOADERS, "tLP", "tOF")
 Row = dict[str, float]  # by metric; temporal ones are missing for the first frame
 
 
@@ -27,6 +28,7 @@ class Report:
     flow_network: str  # whose flows tOF compares
     clips: dict[str, list[Row]] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)  # metric: why
+    notices: list[str] = field(default_factory=list)  # what is to be known of the clips
 
     @property
     def names(self) -> list[str]:
@@ -154,18 +156,24 @@ def evaluate(
     pairs: dict[str, tuple[Path, Path]],
     flow_network: str,
     progress: Callable[[str, int, int | None], None] = lambda clip, done, total: None,
+    allow_truncated: bool = False,
+    allow_hdr: bool = False,
 ) -> Report:
     """Measure all clips.
 
     Args:
         progress: called behind every frame with the clip, and how many of its frames are done, of how many.
+        allow_truncated, allow_hdr: of videos, see `media.open_reader`.
 
     Raises:
         UserError: for clips that do not match in size or number of frames, naming them.
     """
     report = Report(flow_network, skipped=evaluator.skipped)
     for name, paths in pairs.items():
-        with open_reader(paths[0]) as result, open_reader(paths[1]) as truth:
+        with ExitStack() as stack:
+            readers = [stack.enter_context(open_reader(path, allow_truncated, allow_hdr)) for path in paths]
+            report.notices.extend(notice for reader in readers for notice in reader.notices)
+            result, truth = readers
             sizes = [f"{clip.width}x{clip.height}" for clip in (result, truth)]
             if sizes[0] != sizes[1]:
                 raise UserError(f"{paths[0]} is {sizes[0]} and {paths[1]} is {sizes[1]}; give clips of one size")
