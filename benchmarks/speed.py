@@ -42,23 +42,32 @@ from stablevsr.config import TinyDecoderConfig
 from stablevsr.media import open_reader
 from stablevsr.model import DTYPES, StableVSR, pick_device
 from stablevsr.nn.tiny import TinyDecoder
+from stablevsr.offload import Offloaded
 from stablevsr.presets import STABLEVSR
 from stablevsr.sampling import denoiser
 from stablevsr.sampling.flow import empty_flows
 from stablevsr.sampling.guidance import Guidance
+from stablevsr.sampling.networks import Networks
 from stablevsr.sampling.pictures import normalise
 from stablevsr.sampling.presets import PRESETS
 from stablevsr.sampling.tiles import PictureDecoder
 from stablevsr.sampling.video import decode_frame, fill_flows, initial_latents, sampling_steps, seeded_noise
 
 ASSETS = Path(__file__).parents[1] / "stablevsr/assets"
-WAYS = ("baseline", "ours", "ours compiled", "balanced", "balanced compiled", "fast", "fast compiled")
+WAYS = (
+    *("baseline", "ours", "ours compiled", "ours offloaded", "ours offloaded tiled"),
+    *("balanced", "balanced compiled", "fast", "fast compiled"),
+)
+TILE = 64  # LR pixels
 ROWS = [f"{way} {dtype}" for way in WAYS for dtype in ("fp32", "bf16", "fp16")]
 PHASES = ("flow", "denoise", "final decode")
 PARTS = ("UNet", "TCM", "decode", "warp", "schedule")  # of the phase "denoise"
 USUAL_ROWS = {  # what is measured unless asked otherwise
     "cpu": ["baseline fp32", "ours fp32", "ours compiled fp32", "ours bf16", "balanced fp32", "fast fp32"],
-    "cuda": ["baseline fp32", "baseline bf16", "ours fp32", "ours bf16", "ours compiled bf16", "fast compiled bf16"],
+    "cuda": [
+        *("baseline fp32", "baseline bf16", "ours fp32", "ours bf16", "ours compiled bf16"),
+        *("fast compiled bf16", "ours offloaded bf16", "ours offloaded tiled bf16"),
+    ],
 }
 
 
@@ -94,7 +103,7 @@ class Stopwatch:
 class Timed:
     """A model whose networks are timed: `sampling.networks.Networks`."""
 
-    def __init__(self, model: StableVSR, watch: Stopwatch) -> None:
+    def __init__(self, model: Networks, watch: Stopwatch) -> None:
         self._model = model
         self.unet, self.tcm = watch.timed("UNet", model.unet), watch.timed("TCM", model.tcm)
         self.tiny = model.tiny and TimedTiny(model.tiny, watch)
@@ -113,10 +122,12 @@ class TimedTiny:
         return self._decode(latent)
 
 
-def run_ours(model: StableVSR, guidance: Guidance, low_res: Tensor, steps: int, watch: Stopwatch) -> Tensor:
+def run_ours(
+    model: Networks, guidance: Guidance, tile: int | str, low_res: Tensor, steps: int, watch: Stopwatch
+) -> Tensor:
     """Our sampler, in the three phases of `sample_video`."""
     n, _, *size = low_res.shape
-    noise, flows, decode = seeded_noise(model, 0, *size), empty_flows(n, *size), PictureDecoder(model)
+    noise, flows, decode = seeded_noise(model, 0, *size), empty_flows(n, *size), PictureDecoder(model, tile)
     latents = initial_latents(model, noise, n, *size)
     with patch.object(denoiser, "warp_published", watch.timed("warp", denoiser.warp_published)):
         with watch.part("flow"):
@@ -142,7 +153,7 @@ class Row:
     """One way to do the job, and what was measured."""
 
     run: Callable[[Tensor, int, Stopwatch], Tensor]
-    weights: int  # bytes
+    model: Networks
     total_steps: int  # of a whole run
     first_call: float = 0.0  # seconds, with compilation
     turns: list[dict[str, float]] = field(default_factory=list)
@@ -150,35 +161,39 @@ class Row:
     peak: int = 0  # bytes on the device
     frames: Tensor | None = None
 
+    def weights(self, device: torch.device) -> int:
+        """Bytes of the model that are on the device."""
+        return sum(tensor.nbytes for tensor in self.model.state_dict().values() if tensor.device.type == device.type)
+
     def phase(self, name: str) -> float:
         return statistics.median(turn[name] for turn in self.turns)
 
 
-def load(options: argparse.Namespace, dtype: str, compiled: bool) -> StableVSR:
+def load(options: argparse.Namespace, dtype: str, compiled: bool, offloaded: bool) -> Networks:
     """The small trained model, or one of the released size with random weights."""
+    device = torch.device("cpu") if offloaded else options.device
     if options.model == "small":
-        model = build_model(device=options.device, dtype=dtype)
+        model = build_model(device=device, dtype=dtype)
     else:
         with torch.device("meta"):
             model = StableVSR(replace(STABLEVSR, tiny=TinyDecoderConfig())).requires_grad_(False).eval()
         randomise(model.to_empty(device="cpu"))
-        model.place(options.device, DTYPES[dtype])
+        model.place(device, DTYPES[dtype])
     if compiled:
         model.compile_parts()
-    return model
+    return Offloaded(model, options.device) if offloaded else model
 
 
 def make_row(options: argparse.Namespace, name: str) -> Row:
     """The row of that name, with a model of its own."""
     who, dtype = name.rsplit(" ", 1)
-    model = load(options, dtype, "compiled" in who)
-    weights = sum(tensor.nbytes for tensor in model.state_dict().values())
+    model = load(options, dtype, "compiled" in who, "offloaded" in who)
     preset = PRESETS.get(who.split()[0], PRESETS["exact"])
     if who == "baseline":
         run = partial(run_baseline, ReferenceLoop(model), model.encode_prompt(None))
     else:
-        run = partial(run_ours, model, preset["guidance"])
-    return Row(run, weights, preset["steps"])
+        run = partial(run_ours, model, preset["guidance"], TILE if "tiled" in who else "off")
+    return Row(run, model, preset["steps"])
 
 
 def frames_of_size(width: int, height: int, count: int) -> Tensor:
@@ -193,11 +208,11 @@ def take_turn(row: Row, low_res: Tensor, steps: int, device: torch.device) -> No
     watch = Stopwatch(device, detailed=False)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
+        others = torch.cuda.memory_allocated(device) - row.weights(device)
     row.frames = row.run(low_res, steps, watch)
     row.turns.append(dict(watch.seconds))
     if device.type == "cuda":  # the models of other rows are there, too
-        row.peak = max(row.peak, torch.cuda.max_memory_allocated(device) - before + row.weights)
+        row.peak = max(row.peak, torch.cuda.max_memory_allocated(device) - others)
 
 
 class Counter:
@@ -290,19 +305,16 @@ def show(size: str, result: dict[str, dict]) -> None:
         print(f"{name:22} {step:13.4f} {first / step:9.2f} {row['steps']:6} {total:9.2f}   {cells}{extra}")
 
 
-def about(options: argparse.Namespace) -> dict[str, object]:
+def about(device: torch.device) -> dict[str, object]:
     """Where and how it was measured."""
-    on_gpu = options.device.type == "cuda"
     machine = f"{platform.machine()}, {torch.get_num_threads()} threads"
     return {
         "date": str(date.today()),
         "stablevsr": __version__,
         "torch": torch.__version__,
-        "device": torch.cuda.get_device_name(options.device) if on_gpu else machine,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else machine,
         "tf32": {"matmul": torch.backends.cuda.matmul.allow_tf32, "cudnn": torch.backends.cudnn.allow_tf32},
-        "command": "python benchmarks/speed.py " + shlex.join(sys.argv[1:]),
-        "model": options.model,
-        "frames, steps, turns": [options.frames, options.steps, options.turns],
+        "command": f"python benchmarks/{Path(sys.argv[0]).name} {shlex.join(sys.argv[1:])}".strip(),
     }
 
 
@@ -322,7 +334,11 @@ def main() -> None:
     options.model = options.model or ("released" if on_gpu else "small")
     options.sizes = options.sizes or (["320x180", "480x270"] if on_gpu else ["80x60"])
     options.rows = options.rows or USUAL_ROWS["cuda" if on_gpu else "cpu"]
-    report = about(options) | {"sizes": {}}
+    report = about(options.device) | {
+        "model": options.model,
+        "frames, steps, turns": [options.frames, options.steps, options.turns],
+        "sizes": {},
+    }
     for size in options.sizes:
         width, height = (int(side) for side in size.split("x"))
         report["sizes"][size] = result = measure(options, width, height)

@@ -156,6 +156,9 @@ def add_upscale(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--seed", type=int, default=0, help="of the noise (default: %(default)s)")
     command.add_argument("--dtype", choices=DTYPES, help="of the networks (default: fp32)")
     command.add_argument("--compile", action="store_true", help="compile the networks: faster behind a slow start")
+    command.add_argument(
+        "--offload", action="store_true", help="keep on the GPU only the network at work: less memory, slower"
+    )
     command.add_argument("--prompt", help="what the picture shows (default: the empty prompt)")
     command.add_argument("--negative-prompt", help="what it shall not show; with --guidance-scale")
     command.add_argument(

@@ -153,7 +153,9 @@ def run_upscale(options: argparse.Namespace) -> int:
                 check_output(path, task.input, options.force)
             with open_clip(task.input, options) as clip:
                 if model is None:
-                    model = build_model(options.weights, options.device, options.dtype, options.compile)
+                    model = build_model(
+                        options.weights, options.device, options.dtype, options.compile, options.offload
+                    )
                     for notice in untrained_parts(model.provenance):
                         tell(f"note: {notice}")
                 done.append(upscale_one(model, clip, task, options))

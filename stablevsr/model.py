@@ -17,6 +17,7 @@ from stablevsr.nn.text import TextEncoder
 from stablevsr.nn.tiny import TinyDecoder
 from stablevsr.nn.unet import UNet
 from stablevsr.nn.vae import VAE
+from stablevsr.offload import Offloaded
 from stablevsr.prompt import Tokenizer
 from stablevsr.weights import Header, check_finite, check_tensors
 from stablevsr.weights import read as read_weights
@@ -103,7 +104,8 @@ def build_model(
     device: str | torch.device | None = None,
     dtype: str | None = None,
     compile: bool = False,
-) -> StableVSR:
+    offload: bool = False,
+) -> StableVSR | Offloaded:
     """Build a model from a weights file, ready for `sample_video`.
 
     Args:
@@ -111,25 +113,30 @@ def build_model(
         device: "cpu", "cuda", "cuda:1", "mps"; None takes the best one there is.
         dtype: "fp32", "fp16" or "bf16", see `StableVSR.place`; None is fp32.
         compile: run the networks through `torch.compile`: faster behind a slow first call.
+        offload: keep the networks in the computer's memory, with one at a time on the GPU: less of its memory, and
+            slower for the copies.
 
     Raises:
-        UserError: for a file that is damaged or not ours, a device that is not there, an unknown dtype.
+        UserError: for a file that is damaged or not ours, a device that is not there or has nothing to offload to, an
+            unknown dtype.
     """
     target = pick_device(device)
     if dtype not in (None, *DTYPES):
         raise UserError(f"got dtype {dtype!r}, expected one of {', '.join(DTYPES)}")
     if compile:
         require_compiler(target)
+    if offload and target.type != "cuda":
+        raise UserError(f"offload keeps networks out of a GPU's memory, but the device is {target}: leave it out")
     path = Path(weights) if weights is not None else bundled_weights()
     header, tensors = read_weights(path)
     model = empty_model(header)
     check_tensors(tensors, model.state_dict(), str(path))
     check_finite(tensors, str(path))
     model.load_state_dict(tensors, strict=True, assign=True)
-    model.place(target, DTYPES[dtype or "fp32"])
+    model.place(torch.device("cpu") if offload else target, DTYPES[dtype or "fp32"])
     if compile:
         model.compile_parts()
-    return model
+    return Offloaded(model, target) if offload else model
 
 
 def bundled_weights() -> Path:

@@ -14,7 +14,10 @@ from safetensors.torch import load_file, save_file
 from stablevsr import build_model, sample_video, weights
 from stablevsr.errors import UserError
 from stablevsr.model import StableVSR, bundled_weights
+from stablevsr.offload import Offloaded
 from stablevsr.presets import TINY
+from stablevsr.sampling.flow import empty_flows
+from stablevsr.sampling.video import fill_flows, sampling_steps, seeded_noise
 
 
 def test_a_file_gives_the_model_back(tiny_model: StableVSR, tiny_weights: Path) -> None:
@@ -147,6 +150,69 @@ def test_compile_without_a_compiler_is_refused(tiny_weights: Path, monkeypatch: 
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(UserError, match="needs a C\\+\\+ compiler"):
         build_model(tiny_weights, device="cpu", compile=True)
+
+
+def test_an_offloaded_model_has_one_part_on_the_device(tiny_model: StableVSR) -> None:
+    """Here the device is the CPU too, but what is brought there is a copy, elsewhere than its original."""
+    frames = np.random.default_rng(0).random((3, 3, 8, 8)).astype(np.float32)
+    networks = {name: getattr(tiny_model, name) for name in ("unet", "tcm", "flow")} | {"vae": tiny_model.vae.decoder}
+    places = {name: tensor.data_ptr() for name, tensor in tiny_model.state_dict().items()}
+
+    def moved() -> set[str]:
+        return {name.split(".")[0] for name, t in tiny_model.state_dict().items() if t.data_ptr() != places[name]}
+
+    seen = []
+    hooks = [
+        network.register_forward_pre_hook(lambda *_, name=name: seen.append((name, moved())))
+        for name, network in networks.items()
+    ]
+    offloaded = Offloaded(tiny_model, torch.device("cpu"))
+    result = sample_video(offloaded, frames, steps=2)
+    for hook in hooks:
+        hook.remove()
+    assert {name for name, _ in seen} == set(networks)
+    assert all(there == {name} for name, there in seen)
+    offloaded.bring(torch.nn.Identity())
+    assert moved() == set()
+    assert np.array_equal(result, sample_video(tiny_model, frames, steps=2))
+
+
+def test_offloading_to_a_cpu_is_refused(tiny_weights: Path) -> None:
+    with pytest.raises(UserError, match="but the device is cpu: leave it out"):
+        build_model(tiny_weights, device="cpu", offload=True)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_the_loop_does_not_wait_for_the_device() -> None:
+    model = random_model()
+    model.place(torch.device("cuda"), torch.float32)
+    low_res, flows = torch.rand(3, 3, 32, 32), empty_flows(3, 32, 32)
+    fill_flows(model, low_res, flows)
+    frame_steps = sampling_steps(model, low_res, flows, seeded_noise(model, 0, 32, 32), steps=3)
+    next(frame_steps)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        assert len(list(frame_steps)) == 8
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_offloading_takes_less_memory_and_changes_nothing(tmp_path: Path) -> None:
+    weights.write(tmp_path / "file.safetensors", weights.Header(TINY), random_model().state_dict())
+    frames = np.random.default_rng(0).random((3, 3, 8, 8)).astype(np.float32)
+    results, peaks = [], []
+    for offload in (False, True):
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        model = build_model(tmp_path / "file.safetensors", device="cuda", offload=offload)
+        results.append(sample_video(model, frames, steps=3))
+        peaks.append(torch.cuda.max_memory_allocated() - before)
+        del model
+    assert np.abs(results[0] - results[1]).max() < 1e-5
+    assert peaks[1] < peaks[0]
 
 
 @pytest.mark.gpu

@@ -8,6 +8,7 @@ from stablevsr.sampling.bidirectional import pass_order
 from stablevsr.sampling.networks import Networks
 from stablevsr.sampling.noise import NoiseSource, as_draw
 from stablevsr.sampling.pictures import Frames, normalise
+from stablevsr.sampling.transfer import send
 from stablevsr.sampling.video import flow_between
 
 
@@ -50,7 +51,7 @@ class StoredLatents:
             latent = as_draw(self._noise.initial(frame), self._array.shape, f"frame {frame}")
         else:
             latent = self._array.read(2 * frame + self._writes[frame] % 2)
-        return latent.to(self._device)
+        return send(latent, self._device)
 
     def __setitem__(self, frame: int, latent: Tensor) -> None:
         self._array.write(2 * frame + (self._writes[frame] + 1) % 2, latent)

@@ -29,8 +29,9 @@ def warp_published(picture: Tensor, flow: Tensor) -> Tensor:
         (n, c, h, w), the neighbour on the grid of the current frame.
     """
     height, width = picture.shape[-2:]
-    size = torch.tensor([max(width - 1, 1), max(height - 1, 1)], device=flow.device, dtype=flow.dtype)
-    grid = 2.0 * (pixel_grid(flow) + flow) / size[:, None, None] - 1.0
+    # Filled there, for a copy would have the host wait.
+    size = torch.cat([flow.new_full((1, 1, 1), max(side - 1, 1)) for side in (width, height)])
+    grid = 2.0 * (pixel_grid(flow) + flow) / size - 1.0
     grid = grid.permute(0, 2, 3, 1)
     # In the flow's precision: a bf16 grid would be off by whole pixels.
     warped = F.grid_sample(picture.to(grid.dtype), grid, mode="bilinear", padding_mode="zeros", align_corners=False)

@@ -11,6 +11,7 @@ from stablevsr.config import ScheduleConfig
 from stablevsr.sampling.noise import NoiseSource, as_draw
 from stablevsr.sampling.samplers import DDPM, Sampler
 from stablevsr.sampling.schedule import Step
+from stablevsr.sampling.transfer import send
 
 # (frame, x_t, step, guidance or None) -> prediction
 Predict = Callable[[int, Tensor, Step, Tensor | None], Tensor]
@@ -93,9 +94,9 @@ def bidirectional_sampling(
             guidance = None if position == 0 else guide(x0, order[position - 1], frame, step)
             x = latents[frame]
             prediction = predict(frame, x, step, guidance)
-            draw = as_draw(noise.step(step.index, frame), x.shape, f"step {step.index} of frame {frame}").to(x)
+            draw = as_draw(noise.step(step.index, frame), x.shape, f"step {step.index} of frame {frame}")
             before = estimates[frame] if sampler.keeps_x0 and step.index > 0 else None
-            x0, x = sampler.step(x, prediction, draw, step, schedule, before)
+            x0, x = sampler.step(x, prediction, send(draw, x.device), step, schedule, before)
             latents[frame] = x
             if sampler.keeps_x0:
                 estimates[frame] = x0

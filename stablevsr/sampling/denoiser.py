@@ -13,6 +13,7 @@ from stablevsr.sampling.networks import Networks
 from stablevsr.sampling.pictures import Frames
 from stablevsr.sampling.schedule import Step
 from stablevsr.sampling.tiles import PictureDecoder
+from stablevsr.sampling.transfer import send
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Denoiser:
         else:
             decode = self.decode or PictureDecoder(self.model, "off")
         picture = self.guidance.picture(decode, x0[None])
-        flow = self.flows.between(target, source).to(x0.device)
+        flow = send(self.flows.between(target, source), x0.device)
         return warp_published(picture, flow)[0]
 
     def predict(self, frame: int, x: Tensor, step: Step, guidance: Tensor | None) -> Tensor:
@@ -60,7 +61,7 @@ class Denoiser:
         def labels(value: int) -> Tensor:
             return torch.full((count,), value, device=x.device)
 
-        network_input = repeat(torch.cat([x, self.low_res[frame].to(x.device)]))
+        network_input = repeat(torch.cat([x, send(self.low_res[frame], x.device)]))
         noise_level = None if self.noise_level is None else labels(self.noise_level)
         timestep = labels(step.timestep)
         residuals = None

@@ -22,6 +22,7 @@ from stablevsr.sampling.pictures import Clip, ClipKind, Frames
 from stablevsr.sampling.samplers import sampler_by_name
 from stablevsr.sampling.schedule import alphas_cumprod, run_steps
 from stablevsr.sampling.tiles import PictureDecoder
+from stablevsr.sampling.transfer import send
 
 USUAL_NOISE_LEVEL = 20
 
@@ -51,7 +52,7 @@ def report(progress: OnProgress | None, phase: str, done: int, total: int) -> No
 @torch.no_grad()
 def flow_between(model: Networks, low_res: Frames, target: int, source: int, half: bool = False) -> Tensor:
     """The flow that fetches frame `source` onto the grid of frame `target`: (1, 2, 4h, 4w) in pixels."""
-    frames = (low_res[frame][None].to(model.device) for frame in (target, source))
+    frames = (send(low_res[frame][None], model.device) for frame in (target, source))
     return estimate_flow(model.flow, *frames, half)
 
 
