@@ -127,7 +127,8 @@ class CorrelationPyramid:
     def __init__(self, features1: Tensor, features2: Tensor, levels: int, radius: int) -> None:
         c, h = features1.shape[1:3]
         volume = features1.flatten(2).transpose(1, 2) @ features2.flatten(2)  # (n, h*w of 1, h*w of 2)
-        volume = rearrange(volume / c**0.5, "n p (h w) -> (n p) 1 h w", h=h)
+        volume /= c**0.5  # in place, for nothing else is as large
+        volume = rearrange(volume, "n p (h w) -> (n p) 1 h w", h=h)
         self.levels = [volume]
         for _ in range(levels - 1):
             self.levels.append(F.avg_pool2d(self.levels[-1], 2))

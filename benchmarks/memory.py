@@ -1,0 +1,110 @@
+#!/usr/bin/env python3
+"""How much device memory the released size takes, counted without a device: weights, and what each part holds at most.
+
+Runs every part on tensors without storage and counts the bytes that are alive at a time, uncompiled. Attention counts
+as its result, as with fused kernels. What a library needs besides (workspaces of convolutions, fragmentation, a CUDA
+context of some hundred MB) is not in it: `speed.py` measures that on a GPU. Prints a table and writes JSON.
+"""
+
+import argparse
+import json
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from unittest.mock import patch
+
+import torch
+import torch.nn.functional as F
+from speed import TILE, about
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from stablevsr.config import SCALE
+from stablevsr.model import StableVSR
+from stablevsr.presets import STABLEVSR
+from stablevsr.sampling.flow import Padding
+
+
+class Alive(TorchDispatchMode):
+    """Counts the bytes of the storages that operations make, while they live."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes: dict[int, int] = {}
+        self.most = 0
+
+    def __torch_dispatch__(
+        self, operation: Callable, types: object, arguments: tuple = (), options: dict | None = None
+    ) -> object:
+        result = operation(*arguments, **(options or {}))
+        for tensor in tree_leaves(result):
+            storage = tensor.untyped_storage() if isinstance(tensor, Tensor) else None
+            if storage is not None and storage._cdata not in self.bytes:
+                self.bytes[storage._cdata] = storage.nbytes()
+                weakref.finalize(storage, self.bytes.pop, storage._cdata, None)
+                self.most = max(self.most, sum(self.bytes.values()))
+        return result
+
+
+def most(call: Callable[[], object]) -> float:
+    """GB that a call holds at most, beyond what was there before."""
+    with torch.no_grad(), Alive() as alive:
+        call()
+    return alive.most / 1e9
+
+
+def weights(part: torch.nn.Module) -> float:
+    """GB of a part's parameters and buffers."""
+    return sum(tensor.nbytes for tensor in part.state_dict().values()) / 1e9
+
+
+def count(model: StableVSR, width: int, height: int, dtype: torch.dtype) -> dict[str, float]:
+    """GB at one LR size."""
+
+    def numbers(channels: int, *size: int) -> Tensor:
+        return torch.empty(1, channels, *size, dtype=dtype)
+
+    x, timestep = numbers(model.config.unet.encoder.in_channels, height, width), torch.zeros(1, dtype=torch.long)
+    context = torch.empty(1, model.config.context_tokens, model.config.unet.encoder.context_dim, dtype=dtype)
+    size, latent = (SCALE * height, SCALE * width), model.config.vae.latent_channels
+    frame = Padding.for_size(*size).pad(torch.empty(1, 3, *size))
+    held = {
+        "unet": most(lambda: model.unet(x, timestep, context)),
+        "tcm": most(lambda: model.tcm(x, timestep, context, numbers(3, *size))),
+        "vae": most(lambda: model.vae.decode(numbers(latent, height, width))),
+        "flow": most(lambda: model.flow(frame, frame)),
+    }
+    kept = {name: weights(getattr(model, name)) for name in held}
+    tiled = held | {"vae": most(lambda: model.vae.decode(numbers(latent, TILE, TILE)))}
+    return {
+        **{f"{name}, weights": value for name, value in kept.items()},
+        **{f"{name}, at work": value for name, value in held.items()},
+        "all weights and the largest part at work": sum(kept.values()) + max(held.values()),
+        "offloaded": max(kept[name] + held[name] for name in held),
+        f"offloaded, decoded in tiles of {TILE}": max(kept[name] + tiled[name] for name in held),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", nargs="+", default=["320x180", "480x270"], help="of LR frames")
+    parser.add_argument("-o", "--output", type=Path, help="write the results as JSON")
+    options = parser.parse_args()
+    report = about(torch.device("cpu")) | {"device": "none, counted", "sizes": {}}
+    with torch.device("meta"), patch.object(F, "scaled_dot_product_attention", lambda q, k, v: torch.empty_like(q)):
+        for dtype in (torch.bfloat16, torch.float32):
+            model = StableVSR(STABLEVSR).to(dtype)
+            model.flow.float()
+            for size in options.sizes:
+                width, height = (int(side) for side in size.split("x"))
+                result = report["sizes"][f"{size}, {dtype}"] = count(model, width, height, dtype)
+                print(f"\n{size}, {dtype}: GB")
+                for name, value in result.items():
+                    print(f"  {name:44} {value:5.2f}")
+    if options.output:
+        options.output.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
