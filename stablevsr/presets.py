@@ -1,5 +1,7 @@
 """Configurations by name: the released model, the one it was made from, and small ones."""
 
+from dataclasses import replace
+
 from stablevsr.config import (
     FlowConfig,
     ModelConfig,
@@ -71,7 +73,7 @@ SMALL = ModelConfig(
     unet=UNetConfig(_SMALL_ENCODER, out_channels=8),
     tcm=TCMConfig(_SMALL_ENCODER, conditioning_widths=(16, 32, 48)),
     vae=VAEConfig(latent_channels=8, channels=(24, 48, 96), blocks_per_level=1, norm_groups=8, scaling_factor=1.0),
-    flow=RAFT_SMALL,
+    flow=replace(RAFT_SMALL, num_updates=6),  # more change nothing at such sizes
     tiny=TinyDecoderConfig(latent_channels=8, width=16),
     schedule=STABLEVSR_SCHEDULE,
 )
