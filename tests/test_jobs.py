@@ -21,6 +21,7 @@ from stablevsr.jobs.upscale import upscale
 from stablevsr.jobs.workspace import ArrayFile, open_workspace, workspace_path
 from stablevsr.media import open_reader, still_writer
 from stablevsr.model import StableVSR
+from stablevsr.offload import Offloaded
 from stablevsr.sampling.noise import SeededNoise
 from stablevsr.sampling.pictures import normalise
 from stablevsr.sampling.samplers import SAMPLERS
@@ -66,6 +67,16 @@ def test_a_job_is_sample_video_from_file_to_file(model: StableVSR, clip: Path, t
     result = run(model, clip, tmp_path / "out", **options)
     assert np.array_equal(result, sample_video(model, pictures(3), steps=STEPS, **options))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
+
+
+def test_an_offloaded_model_goes_on_where_a_whole_one_stopped(model: StableVSR, clip: Path, tmp_path: Path) -> None:
+    def stop(progress: Progress) -> bool:
+        return progress.phase != "denoise" or progress.done < 4
+
+    with pytest.raises(Stopped):
+        run(model, clip, tmp_path / "out", progress=stop)
+    result = run(Offloaded(model, torch.device("cpu")), clip, tmp_path / "out")
+    assert np.array_equal(result, sample_video(model, pictures(3), steps=STEPS))
 
 
 def test_flows_that_do_not_fit_are_estimated_anew(model, clip, tmp_path, monkeypatch) -> None:

@@ -1,6 +1,7 @@
 """One clip from a file or folder to another, by way of a workspace: it can be killed and gone on with."""
 
 import hashlib
+import json
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stablevsr.config import SCALE
+from stablevsr.config import SCALE, to_dict
 from stablevsr.errors import UserError
 from stablevsr.jobs.fallback import Fallback
 from stablevsr.jobs.plan import Clock, Plan
@@ -79,7 +80,7 @@ def upscale(
             and a disk that is too small.
     """
     settings = {"seed": seed, "steps": steps, "scene_cuts": scene_cuts, "tile": tile, "color_fix": color_fix}
-    settings |= asdict(guidance) | options
+    settings |= {f"guidance {name}": value for name, value in asdict(guidance).items()} | options
     check_colour_fix(color_fix)
     height, width = SCALE * clip.height, SCALE * clip.width
     decode = PictureDecoder(model, tile)
@@ -217,7 +218,7 @@ def sample(
 
 def fingerprint(model: StableVSR, clip: Reader, settings: dict[str, object]) -> dict[str, object]:
     """What two runs must share for one to go on with the other."""
-    weights = hashlib.sha256()
+    weights = hashlib.sha256(json.dumps(to_dict(model.config)).encode())
     for name, value in sorted(model.state_dict().items()):
         weights.update(name.encode())
         weights.update(value.reshape(-1).view(torch.uint8).cpu().numpy().data)
