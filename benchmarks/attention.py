@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """The decoder's middle attention by itself, computed in several ways: one head, 512 wide, over all LR pixels.
 
-At 320x180 it is a third of every decode. Flash kernels stop at a width of 256, so what PyTorch takes by itself need not
-be the best. Prints, for each way, milliseconds (median, behind a warm-up), share of the measured matmul peak, memory
-beyond the inputs, and the largest difference from the exact result, in float64 (float32 beyond 4,096 positions). A way
-that the device refuses is a line that says so.
+At 320x180 it is two fifths of a decode's operations. Flash kernels stop at a width of 256, so what PyTorch takes by
+itself need not be the best; on CUDA our networks take chunks of 2048. Prints, for each way, milliseconds (median,
+behind a warm-up), share of the measured matmul peak, memory beyond the inputs, and the largest difference from the
+exact result, in float64 (float32 beyond 4,096 positions). A way that the device refuses is a line that says so.
 """
 
 import argparse
@@ -23,6 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import flex_attention
 
 from stablevsr.model import DTYPES, pick_device
+from stablevsr.nn.attention import attend_in_chunks
 
 WIDTH = 512
 
@@ -32,29 +33,16 @@ def by_backend(backend: SDPBackend, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(q, k, v)
 
 
-def in_chunks(rows: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Two products of matrices for `rows` queries at a time, softmax in float32."""
-
-    def attend(part: Tensor) -> Tensor:
-        part = (part * WIDTH**-0.5)[0]
-        if part.device.type == "cuda" and part.dtype != torch.float32:
-            scores = torch.bmm(part, k[0].mT, out_dtype=torch.float32)
-        else:
-            scores = part.float() @ k[0].float().mT
-        return (scores.softmax(-1).to(v.dtype) @ v[0])[None]
-
-    return torch.cat([attend(part) for part in q.split(rows, dim=2)], dim=2)
-
-
 WAYS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "PyTorch's choice": F.scaled_dot_product_attention,
     "math": partial(by_backend, SDPBackend.MATH),
     "flash": partial(by_backend, SDPBackend.FLASH_ATTENTION),
     "efficient": partial(by_backend, SDPBackend.EFFICIENT_ATTENTION),
     "cuDNN": partial(by_backend, SDPBackend.CUDNN_ATTENTION),
-    "chunks of 1024": partial(in_chunks, 1024),
-    "chunks of 4096": partial(in_chunks, 4096),
-    "chunks of 4096, compiled": torch.compile(partial(in_chunks, 4096), dynamic=False),
+    "chunks of 1024": partial(attend_in_chunks, rows=1024),
+    "chunks of 2048": partial(attend_in_chunks, rows=2048),
+    "chunks of 4096": partial(attend_in_chunks, rows=4096),
+    "chunks of 2048, compiled": torch.compile(partial(attend_in_chunks, rows=2048), dynamic=False),
     "flex, compiled": torch.compile(flex_attention, dynamic=False),
 }
 

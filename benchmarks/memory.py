@@ -1,15 +1,17 @@
 #!/usr/bin/env python3
 """How much device memory the released size takes, counted without a device: weights, and what each part holds at most.
 
-Runs every part on tensors without storage and counts the bytes that are alive at a time, uncompiled. Attention counts
-as its result, as with fused kernels. What a library needs besides (workspaces of convolutions, fragmentation, a CUDA
-context of some hundred MB) is not in it: `speed.py` measures that on a GPU. Prints a table and writes JSON.
+Runs every part on fake CUDA tensors, without storage, and counts the bytes that are alive at a time, uncompiled.
+Attention that fused kernels do counts as its result. What a library needs besides (workspaces of convolutions,
+fragmentation, a CUDA context of some hundred MB) is not in it: `speed.py` measures that on a GPU. Prints a table and
+writes JSON.
 """
 
 import argparse
 import json
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
@@ -17,11 +19,13 @@ import torch
 import torch.nn.functional as F
 from speed import TILE, about
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from stablevsr.config import SCALE
 from stablevsr.model import StableVSR
+from stablevsr.nn.raft import RAFT
 from stablevsr.presets import STABLEVSR
 from stablevsr.sampling.flow import Padding
 
@@ -59,6 +63,15 @@ def weights(part: torch.nn.Module) -> float:
     return sum(tensor.nbytes for tensor in part.state_dict().values()) / 1e9
 
 
+def model_of(dtype: torch.dtype) -> StableVSR:
+    """The released size, with flow in float32; fake parameters cannot be cast."""
+    torch.set_default_dtype(dtype)
+    model = StableVSR(replace(STABLEVSR, flow=None))
+    torch.set_default_dtype(torch.float32)
+    model.flow = RAFT(STABLEVSR.flow)
+    return model
+
+
 def count(model: StableVSR, width: int, height: int, dtype: torch.dtype) -> dict[str, float]:
     """GB at one LR size."""
 
@@ -92,10 +105,11 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, help="write the results as JSON")
     options = parser.parse_args()
     report = about(torch.device("cpu")) | {"device": "none, counted", "sizes": {}}
-    with torch.device("meta"), patch.object(F, "scaled_dot_product_attention", lambda q, k, v: torch.empty_like(q)):
+    fused = patch.object(F, "scaled_dot_product_attention", lambda q, k, v: torch.empty_like(q))
+    no_cudnn = torch.backends.cudnn.flags(enabled=False)  # whose grid sampler cannot be faked
+    with FakeTensorMode(), torch.device("cuda"), fused, no_cudnn:
         for dtype in (torch.bfloat16, torch.float32):
-            model = StableVSR(STABLEVSR).to(dtype)
-            model.flow.float()
+            model = model_of(dtype)
             for size in options.sizes:
                 width, height = (int(side) for side in size.split("x"))
                 result = report["sizes"][f"{size}, {dtype}"] = count(model, width, height, dtype)

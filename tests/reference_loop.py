@@ -108,7 +108,8 @@ class ReferenceLoop:
         large = F.pad(large, (0, right, 0, bottom), mode="replicate")
 
         def flow(target: Tensor, source: Tensor) -> Tensor:
-            return self.raft(target[None], source[None])[-1][..., :height, :width]
+            found = self.raft(target[None], source[None], num_flow_updates=self.config.flow.num_updates)
+            return found[-1][..., :height, :width]
 
         pairs = list(zip(large, large[1:], strict=False))
         return [flow(b, a) for a, b in pairs], [flow(a, b) for a, b in pairs]

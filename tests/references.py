@@ -6,6 +6,7 @@ and gives our module over the very same tensors.
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -83,8 +84,9 @@ def diffusers_vae(config: VAEConfig) -> AutoencoderKL:
 
 
 def torchvision_raft(config: FlowConfig) -> nn.Module:
-    """The RAFT of torchvision: there are two."""
-    return {RAFT_LARGE: raft_large, RAFT_SMALL: raft_small}[config](weights=None)
+    """The RAFT of torchvision: there are two. The number of updates is an argument of its `forward`."""
+    build = {RAFT_LARGE: raft_large, RAFT_SMALL: raft_small}[replace(config, num_updates=RAFT_LARGE.num_updates)]
+    return build(weights=None)
 
 
 def transformers_text(config: TextConfig) -> CLIPTextModel:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from stablevsr import build_model, sample_video, weights
 from stablevsr.errors import UserError
+from stablevsr.media import open_reader
 from stablevsr.model import StableVSR, bundled_weights
 from stablevsr.offload import Offloaded
 from stablevsr.presets import TINY
@@ -45,6 +46,16 @@ def test_the_bundled_model_runs() -> None:
     model = build_model(device="cpu")
     assert sample_video(model, np.zeros((2, 4, 5, 3), np.uint8), steps=1).shape == (2, 16, 20, 3)
     assert bundled_weights().stat().st_size < 30e6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "steps"), [("bf16", 50), ("fp16", 5)])  # fp16 is slow on CPUs: 67 dB behind 50 steps
+def test_half_precision_stays_near_through_a_run(dtype: str, steps: int) -> None:
+    """On a real clip, with weights that were trained, for errors to add up in."""
+    with open_reader(bundled_weights().parent / "demo.mp4") as reader:
+        frames = np.stack([frame.image[10:42, 20:60] for frame in reader][:3])
+    half, full = (sample_video(build_model(device="cpu", dtype=kind), frames, steps) for kind in (dtype, "fp32"))
+    assert 10 * np.log10(255**2 / np.square(half.astype(float) - full).mean()) > 40
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderTiny
 from references import REFERENCES, on_same_weights, pair, randomise, relative_error
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from stablevsr.config import (
     FlowConfig,
@@ -24,6 +25,7 @@ from stablevsr.config import (
 )
 from stablevsr.convert.keys import diffusers_tiny, rename_all
 from stablevsr.errors import UserError
+from stablevsr.nn.attention import attend, attend_in_chunks
 from stablevsr.nn.layers import double_and_convolve
 from stablevsr.nn.raft import RAFT, CorrelationPyramid, OnDemandCorrelation
 from stablevsr.nn.tcm import TCM
@@ -609,3 +611,50 @@ def test_tiny_decoder(config: TinyDecoderConfig, dtype: torch.dtype) -> None:
     latent = torch.randn(2, config.latent_channels, 6, 9, dtype=dtype)
     with torch.no_grad():
         assert relative_error(ours(latent), library.decode(latent).sample) < TOLERANCE[dtype]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The decoder's attention, whose head is too wide for CUDA's flash kernels
+
+
+def attention_inputs(width: int, dtype: torch.dtype) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(2, 3, 70, width, generator=generator, dtype=torch.float64).to(dtype) for _ in range(3)]
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 5e-3)])
+@pytest.mark.parametrize("rows", [1, 32, 70, 1000])
+def test_attention_in_chunks(rows: int, dtype: torch.dtype, tolerance: float) -> None:
+    q, k, v = attention_inputs(48, dtype)
+    ours = attend_in_chunks(4 * q, k, v, rows)
+    assert ours.dtype == dtype
+    exact = F.scaled_dot_product_attention(4 * q.double(), k.double(), v.double())
+    assert relative_error(ours.double(), exact) < tolerance
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_wide_attention_on_cuda_does_without_fused_kernels(
+    compiled: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On tensors that say they are on a GPU, and hold nothing: what would run there, in one graph when compiled."""
+    fused = []
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda q, k, v: fused.append(q.shape[-1]) or q)
+    call = torch.compile(attend, backend="eager", fullgraph=True, dynamic=False) if compiled else attend
+    with FakeTensorMode():
+        for width in (512, 64):
+            q, k, v = (torch.empty(1, 1, 4500, width, dtype=dtype, device="cuda") for _ in range(3))
+            result = call(q, k, v)
+            assert (result.shape, result.dtype, result.device.type) == (q.shape, dtype, "cuda")
+    assert fused == [64]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 5e-3), (torch.float16, 1e-3)])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_wide_attention_on_cuda(compiled: bool, dtype: torch.dtype, tolerance: float) -> None:
+    call = torch.compile(attend, fullgraph=True, dynamic=False) if compiled else attend
+    inputs = attention_inputs(512, dtype)
+    exact = F.scaled_dot_product_attention(*(tensor.double() for tensor in inputs))
+    assert relative_error(call(*(tensor.cuda() for tensor in inputs)).cpu().double(), exact) < tolerance

@@ -126,6 +126,21 @@ def test_a_recipe_takes_parts_from_other_runs(tmp_path: Path) -> None:
         train(recipe, CPU)
 
 
+@pytest.mark.parametrize("file", ["unet/unet.safetensors", "unet/model.safetensors"])
+@pytest.mark.parametrize("start", ["preset", "init"])
+def test_a_unet_brings_the_context_it_has_learned_with(
+    tmp_path: Path, tiny_weights: Path, start: str, file: str
+) -> None:
+    teacher = write_recipe(tmp_path / "unet.toml", more="seed = 7\n", stage="unet", steps=1)
+    learned = load_file(train(teacher, CPU))["empty_prompt"]
+    recipe = write_recipe(tmp_path / "vae.toml", steps=1)
+    if start == "init":
+        recipe.write_text(recipe.read_text().replace('preset = "tiny"', f'init = "{tiny_weights}"'))
+    assert not torch.equal(starting_model(read_recipe(recipe), tmp_path)[1].empty_prompt, learned)
+    recipe.write_text(recipe.read_text() + f'[parts]\nunet = "{file}"\n')
+    assert torch.equal(load_file(train(recipe, CPU))["empty_prompt"], learned)
+
+
 def test_a_trained_file_keeps_what_it_did_not_train(tmp_path: Path, golden_weights: Path) -> None:
     """Bits, dtypes, published names and vocabulary of the weights that a run started from."""
     start = write_recipe(tmp_path / "run.toml", stage="tcm", crop=32, steps=1)

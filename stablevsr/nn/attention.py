@@ -1,11 +1,36 @@
 """Attention: the UNet's transformers over the picture and the text, and the VAE's single head over all positions."""
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 # The input norm of the transformers and the VAE use this epsilon whatever the UNet's config says, as upstream.
 NORM_EPS = 1e-6
+WIDEST_FLASH_HEAD = 256  # beyond, CUDA's fused kernels for half precision stop, and what is left is slow
+CHUNK = 2048  # queries at a time; their scores take less memory than the decoder's largest level does
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v, all (n, heads, tokens, d), by what is fast on the device."""
+    if q.is_cuda and q.shape[-1] > WIDEST_FLASH_HEAD:
+        return attend_in_chunks(q, k, v)
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+def attend_in_chunks(q: Tensor, k: Tensor, v: Tensor, rows: int = CHUNK) -> Tensor:
+    """The same as two products of matrices for `rows` queries at a time, with scores and softmax in float32."""
+
+    def scores(queries: Tensor) -> Tensor:
+        if q.is_cuda and q.dtype != torch.float32:
+            return torch.bmm(queries, keys.mT, out_dtype=torch.float32)
+        return queries.float() @ keys.float().mT
+
+    keys, values, scale = k.flatten(0, 1), v.flatten(0, 1), q.shape[-1] ** -0.5
+    parts = [
+        scores(queries).mul_(scale).softmax(-1).to(v.dtype) @ values for queries in q.flatten(0, 1).split(rows, dim=1)
+    ]
+    return torch.cat(parts, dim=1).view_as(q)
 
 
 class Attention(nn.Module):
@@ -25,7 +50,7 @@ class Attention(nn.Module):
             rearrange(t, "n l (heads d) -> n heads l d", heads=self.num_heads)
             for t in (self.to_q(x), self.to_k(context), self.to_v(context))
         )
-        y = F.scaled_dot_product_attention(q, k, v)
+        y = attend(q, k, v)
         return self.to_out(rearrange(y, "n heads l d -> n l (heads d)"))
 
 

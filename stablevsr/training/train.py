@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from stablevsr.atomic import replacing
 from stablevsr.errors import UserError
@@ -54,6 +54,8 @@ def train(path: Path, device: torch.device) -> Path:
         check_finite(weights, f"the trained {stage.part}")
         provenance = {**header.provenance, stage.part: f"trained by {path.name}, {recipe.steps} steps"}
         write(output, replace(header, provenance=provenance), {**unchanged(recipe, model, path.parent), **weights})
+        if stage.part == "unet":  # it has learned with this context and knows no other
+            weights["empty_prompt"] = model.empty_prompt.cpu()
         with replacing(folder / f"{stage.part}.safetensors") as part:
             save_file(weights, part)
     if dist.is_initialized():
@@ -67,6 +69,7 @@ def unchanged(recipe: Recipe, model: StableVSR, base: Path) -> dict[str, Tensor]
     tensors = {name: value.cpu() for name, value in model.state_dict().items()}
     if recipe.init:
         changed = {*recipe.parts, *(["tcm"] if recipe.tcm_from_unet else [])}
+        changed |= {"empty_prompt"} if "unet" in recipe.parts else set()
         _, kept = read(base / recipe.init)
         tensors |= {name: value for name, value in kept.items() if name.split(".")[0] not in changed}
     return tensors
@@ -89,7 +92,7 @@ def starting_model(recipe: Recipe, base: Path) -> tuple[Header, StableVSR]:
     for part, file in recipe.parts.items():
         if part not in STAGES or getattr(model, part) is None:
             raise UserError(f"parts names {part!r}, expected one of {', '.join(STAGES)}, as the model has")
-        getattr(model, part).load_state_dict(read_part(base / file, part, getattr(model, part)))
+        model.load_state_dict(read_part(base / file, part, model), strict=False)
         header.provenance[part] = f"from {Path(file).name}"
     if recipe.tcm_from_unet:
         model.tcm.load_state_dict(starting_state(model.config.tcm, model.unet.state_dict()))
@@ -97,13 +100,19 @@ def starting_model(recipe: Recipe, base: Path) -> tuple[Header, StableVSR]:
     return header, model.eval()
 
 
-def read_part(path: Path, part: str, network: nn.Module) -> dict[str, Tensor]:
-    """The parameters of one part, from a weights file or from a file that holds the part alone (`PART.safetensors`)."""
-    prefix = part + "."
-    tensors = {name: tensor for name, tensor in read_safetensors(path).items() if name.startswith(prefix)}
-    check_tensors(tensors, {prefix + name: tensor for name, tensor in network.state_dict().items()}, str(path))
+def read_part(path: Path, part: str, model: StableVSR) -> dict[str, Tensor]:
+    """One part's tensors, from a weights file or a file of the part alone (`PART.safetensors`), as `model` names them.
+
+    A UNet brings the empty prompt's embedding along that it has learned with, if the file holds it.
+    """
+    found, expected = read_safetensors(path), model.state_dict()
+    wanted = (part + ".", "empty_prompt") if part == "unet" and "empty_prompt" in found else part + "."
+    tensors, expected = (
+        {name: tensor for name, tensor in both.items() if name.startswith(wanted)} for both in (found, expected)
+    )
+    check_tensors(tensors, expected, str(path))
     check_finite(tensors, str(path))
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return tensors
 
 
 def open_windows(recipe: Recipe, stage: Stage, base: Path) -> Windows:
