@@ -2,9 +2,10 @@
 """The decoder's middle attention by itself, computed in several ways: one head, 512 wide, over all LR pixels.
 
 At 320x180 it is two fifths of a decode's operations. Flash kernels stop at a width of 256, so what PyTorch takes by
-itself need not be the best; on CUDA our networks take chunks of 2048. Prints, for each way, milliseconds (median,
-behind a warm-up), share of the measured matmul peak, memory beyond the inputs, and the largest difference from the
-exact result, in float64 (float32 beyond 4,096 positions). A way that the device refuses is a line that says so.
+itself need not be the best; in half precision on CUDA our networks take chunks of 2048. Prints, for each way,
+milliseconds (median, behind a warm-up), share of the measured matmul peak, memory beyond the inputs, and the largest
+difference from the exact result, in float64 (float32 beyond 4,096 positions). A way that the device refuses is a line
+that says so.
 """
 
 import argparse

@@ -17,6 +17,7 @@ from clips import PHOTOGRAPHS, photograph
 from torch import Tensor
 
 from stablevsr.evaluation.metrics import psnr
+from stablevsr.model import StableVSR
 from stablevsr.nn.vae import VAE
 from stablevsr.presets import PRESETS
 from stablevsr.sampling.pictures import bicubic
@@ -46,9 +47,9 @@ def main() -> None:
     parser.add_argument("--preset", default="small", choices=PRESETS)
     parser.add_argument("-o", "--output", type=Path, help="write the results as JSON")
     options = parser.parse_args()
-    vae = VAE(PRESETS[options.preset].vae)
-    vae.load_state_dict(read_part(options.weights, "vae", vae))
-    results = {name: measure(vae.eval(), middle(photograph(name))) for name in PHOTOGRAPHS}
+    model = StableVSR(PRESETS[options.preset]).eval()
+    model.load_state_dict(read_part(options.weights, "vae", model), strict=False)
+    results = {name: measure(model.vae, middle(photograph(name))) for name in PHOTOGRAPHS}
     results["mean"] = {
         key: float(np.mean([row[key] for row in results.values()])) for key in ("autoencoder", "bicubic")
     }

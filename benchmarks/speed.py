@@ -343,8 +343,8 @@ def main() -> None:
         width, height = (int(side) for side in size.split("x"))
         report["sizes"][size] = result = measure(options, width, height)
         show(size, result)
-    if options.output:
-        options.output.write_text(json.dumps(report, indent=1) + "\n")
+        if options.output:  # behind each size, for a lent machine may be taken back before the next
+            options.output.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

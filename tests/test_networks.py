@@ -632,10 +632,18 @@ def test_attention_in_chunks(rows: int, dtype: torch.dtype, tolerance: float) ->
     assert relative_error(ours.double(), exact) < tolerance
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("dtype", "learns", "left_to_pytorch"),
+    [
+        (torch.bfloat16, False, [64]),
+        (torch.float16, False, [64]),
+        (torch.bfloat16, True, [512, 64]),
+        (torch.float32, False, [512, 64]),
+    ],
+)
 @pytest.mark.parametrize("compiled", [False, True])
-def test_wide_attention_on_cuda_does_without_fused_kernels(
-    compiled: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+def test_wide_attention_on_cuda_is_done_in_chunks(
+    compiled: bool, dtype: torch.dtype, learns: bool, left_to_pytorch: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On tensors that say they are on a GPU, and hold nothing: what would run there, in one graph when compiled."""
     fused = []
@@ -643,10 +651,11 @@ def test_wide_attention_on_cuda_does_without_fused_kernels(
     call = torch.compile(attend, backend="eager", fullgraph=True, dynamic=False) if compiled else attend
     with FakeTensorMode():
         for width in (512, 64):
-            q, k, v = (torch.empty(1, 1, 4500, width, dtype=dtype, device="cuda") for _ in range(3))
+            shape = (1, 1, 4500, width)
+            q, k, v = (torch.empty(shape, dtype=dtype, device="cuda", requires_grad=learns) for _ in range(3))
             result = call(q, k, v)
             assert (result.shape, result.dtype, result.device.type) == (q.shape, dtype, "cuda")
-    assert fused == [64]
+    assert fused == left_to_pytorch
 
 
 @pytest.mark.gpu
@@ -657,4 +666,8 @@ def test_wide_attention_on_cuda(compiled: bool, dtype: torch.dtype, tolerance: f
     call = torch.compile(attend, fullgraph=True, dynamic=False) if compiled else attend
     inputs = attention_inputs(512, dtype)
     exact = F.scaled_dot_product_attention(*(tensor.double() for tensor in inputs))
-    assert relative_error(call(*(tensor.cuda() for tensor in inputs)).cpu().double(), exact) < tolerance
+    on_gpu = [tensor.cuda() for tensor in inputs]
+    assert relative_error(call(*on_gpu).cpu().double(), exact) < tolerance
+    on_gpu[0].requires_grad_()
+    call(*on_gpu).float().sum().backward()
+    assert on_gpu[0].grad.isfinite().all()

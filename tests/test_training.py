@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 import torch
 from models import random_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from stablevsr import build_model, sample_video
 from stablevsr.cli import main
 from stablevsr.convert.assemble import to_diffusers
 from stablevsr.errors import UserError
+from stablevsr.model import bundled_weights
 from stablevsr.sampling.flow import estimate_flow
 from stablevsr.training import losses as losses_module
 from stablevsr.training.loop import NUM_SAMPLES, checkpoint_blocks, learning_rate
@@ -139,6 +140,22 @@ def test_a_unet_brings_the_context_it_has_learned_with(
     assert not torch.equal(starting_model(read_recipe(recipe), tmp_path)[1].empty_prompt, learned)
     recipe.write_text(recipe.read_text() + f'[parts]\nunet = "{file}"\n')
     assert torch.equal(load_file(train(recipe, CPU))["empty_prompt"], learned)
+    alone = {name: tensor for name, tensor in load_file(tmp_path / file).items() if name != "empty_prompt"}
+    save_file(alone, tmp_path / file)
+    with pytest.raises(UserError, match=r"safetensors lacks empty_prompt"):
+        train(recipe, CPU)
+
+
+def test_the_bundled_file_is_made_of_its_parts(tmp_path: Path) -> None:
+    bundle = Path(__file__).parents[1] / "recipes/bundle.py"
+    parts = [word for part in STAGES for word in (f"--{part}", str(bundled_weights()), f"recipes/small/{part}.toml")]
+    subprocess.run([sys.executable, str(bundle), str(tmp_path / "file.safetensors"), *parts], check=True)
+    ours, theirs = load_file(tmp_path / "file.safetensors"), load_file(bundled_weights())
+    assert set(ours) == set(theirs)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    model = build_model(tmp_path / "file.safetensors", device="cpu")
+    assert model.config == build_model(device="cpu").config
+    assert model.provenance == {part: f"recipes/small/{part}.toml" for part in STAGES}
 
 
 def test_a_trained_file_keeps_what_it_did_not_train(tmp_path: Path, golden_weights: Path) -> None:

@@ -7,22 +7,28 @@ from torch import Tensor, nn
 
 # The input norm of the transformers and the VAE use this epsilon whatever the UNet's config says, as upstream.
 NORM_EPS = 1e-6
-WIDEST_FLASH_HEAD = 256  # beyond, CUDA's fused kernels for half precision stop, and what is left is slow
+HALF = (torch.float16, torch.bfloat16)
+WIDEST_FLASH_HEAD = 256  # flash kernels stop there
 CHUNK = 2048  # queries at a time; their scores take less memory than the decoder's largest level does
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v, all (n, heads, tokens, d), by what is fast on the device."""
-    if q.is_cuda and q.shape[-1] > WIDEST_FLASH_HEAD:
+    """softmax(q k^T / sqrt(d)) v, all (n, heads, tokens, d), by what suits the device."""
+    too_wide = q.is_cuda and q.dtype in HALF and q.shape[-1] > WIDEST_FLASH_HEAD
+    learns = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (q, k, v))
+    if too_wide and not learns and torch.version.hip is None:
         return attend_in_chunks(q, k, v)
     return F.scaled_dot_product_attention(q, k, v)
 
 
 def attend_in_chunks(q: Tensor, k: Tensor, v: Tensor, rows: int = CHUNK) -> Tensor:
-    """The same as two products of matrices for `rows` queries at a time, with scores and softmax in float32."""
+    """The same as two products of matrices for `rows` queries at a time, with scores and softmax in float32.
+
+    On CUDA the first product has no gradient.
+    """
 
     def scores(queries: Tensor) -> Tensor:
-        if q.is_cuda and q.dtype != torch.float32:
+        if q.is_cuda and q.dtype in HALF:
             return torch.bmm(queries, keys.mT, out_dtype=torch.float32)
         return queries.float() @ keys.float().mT
 

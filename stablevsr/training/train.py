@@ -103,12 +103,12 @@ def starting_model(recipe: Recipe, base: Path) -> tuple[Header, StableVSR]:
 def read_part(path: Path, part: str, model: StableVSR) -> dict[str, Tensor]:
     """One part's tensors, from a weights file or a file of the part alone (`PART.safetensors`), as `model` names them.
 
-    A UNet brings the empty prompt's embedding along that it has learned with, if the file holds it.
+    A UNet comes with the empty prompt's embedding that it has learned with.
     """
-    found, expected = read_safetensors(path), model.state_dict()
-    wanted = (part + ".", "empty_prompt") if part == "unet" and "empty_prompt" in found else part + "."
+    wanted = ("unet.", "empty_prompt") if part == "unet" else part + "."
     tensors, expected = (
-        {name: tensor for name, tensor in both.items() if name.startswith(wanted)} for both in (found, expected)
+        {name: tensor for name, tensor in both.items() if name.startswith(wanted)}
+        for both in (read_safetensors(path), model.state_dict())
     )
     check_tensors(tensors, expected, str(path))
     check_finite(tensors, str(path))
