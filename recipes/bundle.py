@@ -1,31 +1,37 @@
 #!/usr/bin/env python3
-"""Make a weights file to ship of what a recipe's run left: half precision, and where every part comes from.
+"""Make the small model's weights file of what the recipes' runs left, in half precision, with where each part is from.
 
-    python recipes/bundle.py runs/small/tiny/model.safetensors stablevsr/assets/small.safetensors \\
-        --unet "..." --tcm "..." --vae "..." --flow "..." --tiny "..."
+    python recipes/bundle.py stablevsr/assets/small.safetensors \\
+        --unet runs/small/unet/unet.safetensors recipes/small/5-unet.toml --tcm ...
 """
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from stablevsr.weights import read, write
+from stablevsr.model import StableVSR
+from stablevsr.presets import SMALL
+from stablevsr.training.train import read_part
+from stablevsr.weights import Header, write
 
 PARTS = ("unet", "tcm", "vae", "flow", "tiny")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", type=Path, help="the model.safetensors of a run")
     parser.add_argument("target", type=Path, help="the file to write")
     for part in PARTS:
-        parser.add_argument(f"--{part}", required=True, metavar="TEXT", help="where this part comes from")
+        metavar = (f"{part.upper()}.safetensors", "RECIPE")
+        parser.add_argument(f"--{part}", required=True, nargs=2, metavar=metavar, help="the part, and its recipe")
     options = parser.parse_args()
-    header, tensors = read(options.source)
-    provenance = {part: getattr(options, part) for part in PARTS}
-    write(options.target, replace(header, provenance=provenance), tensors, torch.float16)
+    with torch.device("meta"):
+        model = StableVSR(SMALL)
+    tensors, provenance = {}, {}
+    for part in PARTS:
+        file, provenance[part] = getattr(options, part)
+        tensors |= read_part(Path(file), part, model)
+    write(options.target, Header(model.config, provenance), tensors, torch.float16)
 
 
 if __name__ == "__main__":
