@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from stablevsr.errors import UserError
 from stablevsr.model import StableVSR
 from stablevsr.presets import SMALL
 from stablevsr.training.train import read_part
@@ -28,10 +29,13 @@ def main() -> None:
     with torch.device("meta"):
         model = StableVSR(SMALL)
     tensors, provenance = {}, {}
-    for part in PARTS:
-        file, provenance[part] = getattr(options, part)
-        tensors |= read_part(Path(file), part, model)
-    write(options.target, Header(model.config, provenance), tensors, torch.float16)
+    try:
+        for part in PARTS:
+            file, provenance[part] = getattr(options, part)
+            tensors |= read_part(Path(file), part, model)
+        write(options.target, Header(model.config, provenance), tensors, torch.float16)
+    except UserError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from stablevsr.config import (
 )
 from stablevsr.convert.keys import diffusers_tiny, rename_all
 from stablevsr.errors import UserError
-from stablevsr.nn.attention import attend, attend_in_chunks
+from stablevsr.nn.attention import CHUNK, attend, attend_in_chunks
 from stablevsr.nn.layers import double_and_convolve
 from stablevsr.nn.raft import RAFT, CorrelationPyramid, OnDemandCorrelation
 from stablevsr.nn.tcm import TCM
@@ -617,15 +617,15 @@ def test_tiny_decoder(config: TinyDecoderConfig, dtype: torch.dtype) -> None:
 # The decoder's attention, whose head is too wide for CUDA's flash kernels
 
 
-def attention_inputs(width: int, dtype: torch.dtype) -> list[Tensor]:
+def attention_inputs(tokens: int, width: int, dtype: torch.dtype) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return [torch.randn(2, 3, 70, width, generator=generator, dtype=torch.float64).to(dtype) for _ in range(3)]
+    return [torch.randn(2, 3, tokens, width, generator=generator, dtype=torch.float64).to(dtype) for _ in range(3)]
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 5e-3)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 5e-3), (torch.float16, 1e-3)])
 @pytest.mark.parametrize("rows", [1, 32, 70, 1000])
 def test_attention_in_chunks(rows: int, dtype: torch.dtype, tolerance: float) -> None:
-    q, k, v = attention_inputs(48, dtype)
+    q, k, v = attention_inputs(70, 48, dtype)
     ours = attend_in_chunks(4 * q, k, v, rows)
     assert ours.dtype == dtype
     exact = F.scaled_dot_product_attention(4 * q.double(), k.double(), v.double())
@@ -664,7 +664,7 @@ def test_wide_attention_on_cuda_is_done_in_chunks(
 @pytest.mark.parametrize("compiled", [False, True])
 def test_wide_attention_on_cuda(compiled: bool, dtype: torch.dtype, tolerance: float) -> None:
     call = torch.compile(attend, fullgraph=True, dynamic=False) if compiled else attend
-    inputs = attention_inputs(512, dtype)
+    inputs = attention_inputs(CHUNK + 300, 512, dtype)
     exact = F.scaled_dot_product_attention(*(tensor.double() for tensor in inputs))
     on_gpu = [tensor.cuda() for tensor in inputs]
     assert relative_error(call(*on_gpu).cpu().double(), exact) < tolerance

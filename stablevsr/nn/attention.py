@@ -22,9 +22,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def attend_in_chunks(q: Tensor, k: Tensor, v: Tensor, rows: int = CHUNK) -> Tensor:
-    """The same as two products of matrices for `rows` queries at a time, with scores and softmax in float32.
+    """`attend` as two products of matrices for `rows` queries at a time, with scores and softmax in float32.
 
-    On CUDA the first product has no gradient.
+    In half precision on CUDA it has no gradient, for PyTorch has none of the first product.
     """
 
     def scores(queries: Tensor) -> Tensor:

@@ -69,7 +69,8 @@ def unchanged(recipe: Recipe, model: StableVSR, base: Path) -> dict[str, Tensor]
     tensors = {name: value.cpu() for name, value in model.state_dict().items()}
     if recipe.init:
         changed = {*recipe.parts, *(["tcm"] if recipe.tcm_from_unet else [])}
-        changed |= {"empty_prompt"} if "unet" in recipe.parts else set()
+        if "unet" in changed:
+            changed.add("empty_prompt")
         _, kept = read(base / recipe.init)
         tensors |= {name: value for name, value in kept.items() if name.split(".")[0] not in changed}
     return tensors
