@@ -82,12 +82,21 @@ class StableVSR(nn.Module):
         self.empty_prompt = self.empty_prompt.to(device, dtype)
 
     def compile_parts(self) -> None:
-        """Compile each network as one graph; the first call of each new size is slow."""
-        # Every size of clip is a graph of its own, two for the UNet: the usual limit is reached at the fifth.
+        """Compile the networks, in parts of one graph each; the first call of each new size is slow.
+
+        What is used in several places is compiled once: the UNet's halves, which the TCM comes between or does not,
+        and one of RAFT's updates.
+        """
+        # Every size of clip is a graph of its own, two for RAFT's encoders: the usual limit is reached at the fifth.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
-        for part in (self.unet, self.tcm, self.vae.decoder, self.flow, self.tiny):
+        whole = {"fullgraph": True, "dynamic": False}
+        for part in (self.unet.encoder, self.unet.decoder, self.tcm, self.vae.decoder, self.tiny):
             if part is not None:
-                part.compile(fullgraph=True, dynamic=False)
+                part.compile(**whole)
+        if self.flow is not None:
+            self.flow.fnet.compile(**whole)
+            self.flow.cnet.compile(**whole)
+            self.flow.update = torch.compile(self.flow.update, **whole)
 
 
 def empty_model(header: Header) -> StableVSR:

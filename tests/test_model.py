@@ -10,6 +10,7 @@ import pytest
 import torch
 from models import random_model
 from safetensors.torch import load_file, save_file
+from torch._dynamo.utils import counters
 
 from stablevsr import build_model, sample_video, weights
 from stablevsr.errors import UserError
@@ -150,11 +151,16 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tiny_model: StableV
 def test_compiled_frames_equal_eager_ones(tiny_weights: Path) -> None:
     if not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
         pytest.skip("torch.compile needs a C++ compiler on the CPU, and none is there")
-    frames = np.random.default_rng(0).random((3, 3, 8, 8)).astype(np.float32)
+    frames = np.random.default_rng(0).random((3, 3, 16, 16)).astype(np.float32)
     eager = sample_video(build_model(tiny_weights, device="cpu"), frames, steps=2)
     torch._dynamo.reset()
+    counters.clear()
     compiled = build_model(tiny_weights, device="cpu", compile=True)  # each part with fullgraph=True
     assert np.abs(sample_video(compiled, frames, steps=2) - eager).max() < 1e-3
+    # The UNet's halves, TCM, decoder, RAFT's two encoders and its update: none twice, and none for fewer frames.
+    assert counters["stats"]["unique_graphs"] == 7
+    sample_video(compiled, frames[:2], steps=1)
+    assert counters["stats"]["unique_graphs"] == 7
 
 
 def test_compile_without_a_compiler_is_refused(tiny_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:

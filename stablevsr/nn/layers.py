@@ -52,11 +52,13 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
         """(n, in, h, w), (n, time_dim) to (n, out, h, w)."""
-        y = self.conv1(F.silu(self.norm1(x)))
+        # In place wherever nothing else holds the tensor: fewer large ones, which cost time to allocate on a CPU.
+        y = self.conv1(F.silu(self.norm1(x), inplace=True))
         if self.time_proj is not None:
-            y = y + self.time_proj(F.silu(time))[:, :, None, None]
-        y = self.conv2(F.silu(self.norm2(y)))
-        return self.skip(x) + y
+            y += self.time_proj(F.silu(time))[:, :, None, None]
+        y = self.conv2(F.silu(self.norm2(y), inplace=True))
+        y += self.skip(x)
+        return y
 
 
 def double_and_convolve(x: Tensor, conv: nn.Conv2d) -> Tensor:

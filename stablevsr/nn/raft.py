@@ -236,12 +236,16 @@ class RAFT(nn.Module):
         coords = origin.expand(hidden.shape[0], -1, -1, -1)
         for _ in range(self.config.num_updates):
             coords = coords.detach()  # no gradient through the lookup's position (section 3.3)
-            motion = self.motion_encoder(coords - origin, pyramid.lookup(coords))
-            x = torch.cat([context, motion], dim=1)
-            for gru in self.grus:
-                hidden = gru(hidden, x)
-            coords = coords + self.flow_head(hidden)
+            hidden, step = self.update(coords - origin, hidden, context, pyramid.lookup(coords))
+            coords = coords + step
             yield coords - origin, hidden
+
+    def update(self, flow: Tensor, hidden: Tensor, context: Tensor, corr: Tensor) -> tuple[Tensor, Tensor]:
+        """The next hidden state, and what it adds to the flow."""
+        x = torch.cat([context, self.motion_encoder(flow, corr)], dim=1)
+        for gru in self.grus:
+            hidden = gru(hidden, x)
+        return hidden, self.flow_head(hidden)
 
     def upsample(self, flow: Tensor, hidden: Tensor) -> Tensor:
         """(n, 2, h / 8, w / 8) to (n, 2, h, w)."""

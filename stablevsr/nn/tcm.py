@@ -24,9 +24,9 @@ class ConditioningEmbedding(nn.Module):
 
     def forward(self, picture: Tensor) -> Tensor:
         """(n, in_channels, 4h, 4w) to (n, out_channels, h, w)."""
-        x = F.silu(self.conv_in(picture))
+        x = F.silu(self.conv_in(picture), inplace=True)
         for conv in self.convs:
-            x = F.silu(conv(x))
+            x = F.silu(conv(x), inplace=True)
         return self.conv_out(x)
 
 

@@ -180,7 +180,7 @@ class UNetDecoder(nn.Module):
         skips, x = list(features.skips), features.middle
         for level in self.levels:
             x = level(x, features.time, context, skips)
-        return self.conv_out(F.silu(self.norm_out(x)))
+        return self.conv_out(F.silu(self.norm_out(x), inplace=True))
 
 
 class UNet(nn.Module):

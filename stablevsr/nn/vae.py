@@ -94,7 +94,7 @@ class Encoder(nn.Module):
         x = self.conv_in(x)
         for level in self.levels:
             x = level(x)
-        return self.conv_out(F.silu(self.norm_out(self.middle(x))))
+        return self.conv_out(F.silu(self.norm_out(self.middle(x)), inplace=True))
 
 
 class Decoder(nn.Module):
@@ -116,7 +116,7 @@ class Decoder(nn.Module):
         x = self.middle(self.conv_in(x))
         for level in self.levels:
             x = level(x)
-        return self.conv_out(F.silu(self.norm_out(x)))
+        return self.conv_out(F.silu(self.norm_out(x), inplace=True))
 
 
 class VAE(nn.Module):
