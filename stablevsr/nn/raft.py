@@ -241,7 +241,13 @@ class RAFT(nn.Module):
             yield coords - origin, hidden
 
     def update(self, flow: Tensor, hidden: Tensor, context: Tensor, corr: Tensor) -> tuple[Tensor, Tensor]:
-        """The next hidden state, and what it adds to the flow."""
+        """One update (section 3.3): the next hidden state, and what is added to the flow, shaped as they are.
+
+        Args:
+            flow: (n, 2, h / 8, w / 8), in units of 8 pixels.
+            hidden, context: (n, c, h / 8, w / 8), of the context network.
+            corr: (n, levels * side^2, h / 8, w / 8), the correlations around where the flow points.
+        """
         x = torch.cat([context, self.motion_encoder(flow, corr)], dim=1)
         for gru in self.grus:
             hidden = gru(hidden, x)
