@@ -82,21 +82,16 @@ class StableVSR(nn.Module):
         self.empty_prompt = self.empty_prompt.to(device, dtype)
 
     def compile_parts(self) -> None:
-        """Compile the networks, in parts of one graph each; the first call of each new size is slow.
+        """Compile the networks of the denoising loop, one graph each; the first call of each new size is slow.
 
-        What is used in several places is compiled once: the UNet's halves, which the TCM comes between or does not,
-        and one of RAFT's updates.
+        The UNet's halves are two, so that they serve with the TCM in between and without. Flow is left out: it is
+        computed once a pair of frames, and would need hundreds of them to make up for its compilation.
         """
-        # Every size of clip is a graph of its own, two for RAFT's encoders: the usual limit is reached at the fifth.
+        # Every size of clip is a graph of its own: the usual limit is reached at the ninth.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
-        whole = {"fullgraph": True, "dynamic": False}
         for part in (self.unet.encoder, self.unet.decoder, self.tcm, self.vae.decoder, self.tiny):
             if part is not None:
-                part.compile(**whole)
-        if self.flow is not None:
-            self.flow.fnet.compile(**whole)
-            self.flow.cnet.compile(**whole)
-            self.flow.update = torch.compile(self.flow.update, **whole)
+                part.compile(fullgraph=True, dynamic=False)
 
 
 def empty_model(header: Header) -> StableVSR:

@@ -236,22 +236,12 @@ class RAFT(nn.Module):
         coords = origin.expand(hidden.shape[0], -1, -1, -1)
         for _ in range(self.config.num_updates):
             coords = coords.detach()  # no gradient through the lookup's position (section 3.3)
-            hidden, step = self.update(coords - origin, hidden, context, pyramid.lookup(coords))
-            coords = coords + step
+            motion = self.motion_encoder(coords - origin, pyramid.lookup(coords))
+            x = torch.cat([context, motion], dim=1)
+            for gru in self.grus:
+                hidden = gru(hidden, x)
+            coords = coords + self.flow_head(hidden)
             yield coords - origin, hidden
-
-    def update(self, flow: Tensor, hidden: Tensor, context: Tensor, corr: Tensor) -> tuple[Tensor, Tensor]:
-        """One update (section 3.3): the next hidden state, and what is added to the flow, shaped as they are.
-
-        Args:
-            flow: (n, 2, h / 8, w / 8), in units of 8 pixels.
-            hidden, context: (n, c, h / 8, w / 8), of the context network.
-            corr: (n, levels * side^2, h / 8, w / 8), the correlations around where the flow points.
-        """
-        x = torch.cat([context, self.motion_encoder(flow, corr)], dim=1)
-        for gru in self.grus:
-            hidden = gru(hidden, x)
-        return hidden, self.flow_head(hidden)
 
     def upsample(self, flow: Tensor, hidden: Tensor) -> Tensor:
         """(n, 2, h / 8, w / 8) to (n, 2, h, w)."""
