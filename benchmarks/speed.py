@@ -197,9 +197,11 @@ def make_row(options: argparse.Namespace, name: str) -> Row:
 
 
 def frames_of_size(width: int, height: int, count: int) -> Tensor:
-    """The demo clip, stretched: (n, 3, h, w) in [-1, 1]."""
+    """The demo clip, stretched, and run to and fro until it has `count` frames: (count, 3, h, w) in [-1, 1]."""
     with open_reader(ASSETS / "demo.mp4") as clip:
-        frames = normalise(torch.from_numpy(np.stack([frame.image for frame in clip][:count])))
+        images = [frame.image for frame in clip]
+    to_and_fro = np.resize([*range(len(images)), *range(len(images) - 2, 0, -1)], count)
+    frames = normalise(torch.from_numpy(np.stack([images[i] for i in to_and_fro])))
     return F.interpolate(frames, (height, width), mode="bicubic", align_corners=False).clamp(-1, 1)
 
 
@@ -322,7 +324,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=("small", "released"), help="default: released on a GPU, small on a CPU")
     parser.add_argument("--sizes", nargs="+", help="of LR frames; default: 320x180 480x270, on a CPU 80x60")
-    parser.add_argument("--rows", nargs="+", choices=ROWS, help="the first one is what the others are compared with")
+    parser.add_argument("--rows", nargs="+", choices=ROWS, help="first a baseline, with which the others are compared")
     parser.add_argument("--frames", type=int, default=4)
     parser.add_argument("--steps", type=int, default=2, help="default: one pass to, one fro")
     parser.add_argument("--turns", type=int, default=5)
@@ -334,6 +336,8 @@ def main() -> None:
     options.model = options.model or ("released" if on_gpu else "small")
     options.sizes = options.sizes or (["320x180", "480x270"] if on_gpu else ["80x60"])
     options.rows = options.rows or USUAL_ROWS["cuda" if on_gpu else "cpu"]
+    if not options.rows[0].startswith("baseline"):
+        parser.error(f"got {options.rows[0]!r} as the first row, expected a baseline: put 'baseline fp32' before it")
     report = about(options.device) | {
         "model": options.model,
         "frames, steps, turns": [options.frames, options.steps, options.turns],

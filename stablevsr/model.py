@@ -84,8 +84,8 @@ class StableVSR(nn.Module):
     def compile_parts(self) -> None:
         """Compile the networks of the denoising loop, one graph each; the first call of each new size is slow.
 
-        The UNet's halves are two, so that they serve with the TCM in between and without. Flow is left out: it is
-        computed once a pair of frames, and would need hundreds of them to make up for its compilation.
+        The UNet's halves are two, so that they serve with the TCM in between and without. Flow is left out: as a
+        rule it is computed once a pair of frames, and would need hundreds of them to make up for its compilation.
         """
         # Every size of clip is a graph of its own: the usual limit is reached at the ninth.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
