@@ -3,6 +3,7 @@
 import io
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -79,8 +80,17 @@ class Viewer:
         return np.array(self.page.evaluate(code, [x, y])[:3])
 
     def shows(self, x: float, version: int, frame: int) -> bool:
-        """Whether this version and frame is at this share of the width, going by its colour."""
-        return identify(self.pixel(x)) == (version, frame)
+        """Whether this version and frame is at this share of the width, going by its colour.
+
+        A browser may report that it has sought before it hands out the new picture; the page then draws once more when
+        that is there, which may take until the next refresh of the screen, so this looks for up to two seconds.
+        """
+        until = time.monotonic() + 2
+        while identify(self.pixel(x)) != (version, frame):
+            if time.monotonic() > until:
+                return False
+            self.page.wait_for_timeout(20)
+        return True
 
     def press(self, *keys: str) -> None:
         for key in keys:

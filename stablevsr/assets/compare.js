@@ -144,7 +144,7 @@
     if (source.requestVideoFrameCallback) {
       source.requestVideoFrameCallback((_, news) => {
         if (!source.paused) shown(Math.round(news.mediaTime * rate));
-        else draw();
+        else draw(); // `seeked` may have come before this picture did
         follow();
       });
       return;

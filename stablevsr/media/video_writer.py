@@ -121,6 +121,9 @@ class VideoWriter(Writer):
 
     def _mux(self, picture: av.VideoFrame | None) -> None:
         for packet in self._stream.encode(picture):
+            if picture is None and self._count < 3:
+                # x265 leaves the decoding times of so short a clip uninitialised; no frame of it is out of order.
+                packet.dts = packet.pts
             time = packet.dts * packet.time_base
             self._container.mux_one(packet)
             if self._copies:
