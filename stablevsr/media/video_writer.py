@@ -122,7 +122,8 @@ class VideoWriter(Writer):
     def _mux(self, picture: av.VideoFrame | None) -> None:
         for packet in self._stream.encode(picture):
             if picture is None and self._count < 3:
-                # x265 leaves the decoding times of so short a clip uninitialised; no frame of it is out of order.
+                # x265 learns from the third frame how far decoding runs ahead; without one, its decoding times are
+                # uninitialised memory. No frame of so short a clip is out of order, whatever the encoder.
                 packet.dts = packet.pts
             time = packet.dts * packet.time_base
             self._container.mux_one(packet)
