@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 
-.PHONY: demo test clean
+.PHONY: demo test newest clean
 
 demo: $(VENV)/installed
 	mkdir -p demo
@@ -13,6 +13,14 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed-test
 	$(VENV)/bin/python -m pytest
+
+# The suite on the newest release of everything we depend on, beyond the bounds in setup.cfg: shows the next break early.
+newest:
+	rm -rf $(VENV)-newest
+	$(MAKE) $(VENV)-newest/installed-test VENV=$(VENV)-newest
+	$(VENV)-newest/bin/pip install --quiet --disable-pip-version-check --upgrade $$($(VENV)-newest/bin/python -c \
+		"import importlib.metadata as m, re; print(*{re.match(r'[\w.-]+', r)[0] for r in m.requires('stablevsr')})")
+	$(VENV)-newest/bin/python -m pytest
 
 $(VENV)/installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -28,4 +36,4 @@ $(VENV)/installed-test: setup.cfg pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) $(VENV)-newest demo

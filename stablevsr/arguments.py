@@ -148,14 +148,14 @@ def add_upscale(commands: argparse._SubParsersAction) -> None:
         choices=PRESETS,
         default="exact",
         help="exact: 50 steps, as published (the default); balanced: 20; fast: 10 with --guide-tiny --flow-half; "
-        "options beside it count more",
+        "individual options override the preset",
     )
-    command.add_argument("--steps", type=int, help="noise levels to visit (default: the preset's; exact has 50)")
+    command.add_argument("--steps", type=int, help="denoising steps (default: the preset's; exact has 50)")
     command.add_argument("--sampler", choices=SAMPLERS, help="ddpm as published, others for fewer steps")
     command.add_argument("--eta", type=float, default=0.0, help="how much noise --sampler ddim adds, 0 to 1")
     command.add_argument("--seed", type=int, default=0, help="of the noise (default: %(default)s)")
     command.add_argument("--dtype", choices=DTYPES, help="of the networks (default: fp32)")
-    command.add_argument("--compile", action="store_true", help="compile the networks: faster behind a slow start")
+    command.add_argument("--compile", action="store_true", help="compile the networks: faster after a slow start")
     command.add_argument(
         "--offload", action="store_true", help="keep on the GPU only the network at work: less memory, slower"
     )
@@ -169,13 +169,19 @@ def add_upscale(commands: argparse._SubParsersAction) -> None:
     )
     command.add_argument("--noise-level", type=int, help="of the frames, for stock SD x4 weights only (default: 20)")
     command.add_argument(
-        "--guide-every", type=int, metavar="K", help="look at the neighbouring frame in one of K steps (default: 1)"
+        "--guide-every", type=int, metavar="K", help="apply temporal guidance every K steps (default: 1)"
     )
-    command.add_argument("--guide-from", type=int, metavar="STEP", help="and not before this step, counted from 0")
     command.add_argument(
-        "--guide-tiny", action=argparse.BooleanOptionalAction, help="look at it decoded by the weights' tiny decoder"
+        "--guide-from", type=int, metavar="STEP", help="no temporal guidance before this step, counted from 0"
     )
-    command.add_argument("--guide-half", action=argparse.BooleanOptionalAction, help="look at it decoded at half size")
+    command.add_argument(
+        "--guide-tiny",
+        action=argparse.BooleanOptionalAction,
+        help="decode guidance frames with the tiny decoder (TAESD)",
+    )
+    command.add_argument(
+        "--guide-half", action=argparse.BooleanOptionalAction, help="decode guidance frames at half size"
+    )
     command.add_argument("--flow-half", action=argparse.BooleanOptionalAction, help="estimate flow at half size")
     command.add_argument(
         "--side-by-side",

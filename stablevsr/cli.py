@@ -8,22 +8,24 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 
 from tqdm import tqdm
 
 from stablevsr import __version__
 from stablevsr.arguments import build_parser
-from stablevsr.atomic import replacing
+from stablevsr.atomic import replacing, restore
 from stablevsr.errors import UserError
 from stablevsr.evaluation.clips import labels
 from stablevsr.evaluation.collect import Settings
 from stablevsr.evaluation.compare import check_page, compare_page
 from stablevsr.evaluation.evaluate import Evaluator, clip_pairs, evaluate
 from stablevsr.evaluation.report import as_csv, as_json, table
+from stablevsr.jobs.fingerprint import hash_weights
 from stablevsr.jobs.upscale import upscale
 from stablevsr.jobs.workspace import workspace_path
 from stablevsr.media import Encoding, PartReader, Reader, check_output, open_reader, output_for
@@ -46,6 +48,9 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         tell("interrupted; nothing unfinished is left under the output's name")
         return INTERRUPTED
+    except BrokenPipeError:  # of `| head`, which has read enough: nobody is left to be told
+        silence()
+        return FAILED
     except UserError as error:
         tell(str(error))
         return BAD_INPUT
@@ -148,25 +153,36 @@ def run_upscale(options: argparse.Namespace) -> int:
     """The command `upscale`: input and output are looked at before the weights are loaded, once for all inputs."""
     tasks, done, model = upscale_tasks(options), [], None
     for task in tasks:
+        fatal = len(tasks) == 1 or options.debug
         try:
             for path in filter(None, (task.output, options.side_by_side)):
+                restore(path)
                 check_output(path, task.input, options.force)
             with open_clip(task.input, options) as clip:
                 if model is None:
-                    model = build_model(
-                        options.weights, options.device, options.dtype, options.compile, options.offload
-                    )
-                    for notice in untrained_parts(model.provenance):
-                        tell(f"note: {notice}")
-                done.append(upscale_one(model, clip, task, options))
+                    fatal = True  # what is wrong with the weights or the device is wrong for all inputs
+                    model = load(options)
+                    digest = cache(partial(hash_weights, model))  # once for all inputs
+                    fatal = len(tasks) == 1 or options.debug
+                done.append(upscale_one(model, digest, clip, task, options))
+        except BrokenPipeError:
+            raise
         except Exception as error:
             done.append(replace(task, error=str(error) or type(error).__name__))
-            if len(tasks) == 1 or options.debug:
+            if fatal:
                 print_summary(done, options)
                 raise
             tell(done[-1].error)
     print_summary(done, options)
     return FAILED if any(task.error for task in done) else DONE
+
+
+def load(options: argparse.Namespace) -> StableVSR:
+    """The model that the options ask for; prints what its weights say of themselves."""
+    model = build_model(options.weights, options.device, options.dtype, options.compile, options.offload)
+    for notice in untrained_parts(model.provenance):
+        tell(f"note: {notice}")
+    return model
 
 
 def upscale_tasks(options: argparse.Namespace) -> list[Task]:
@@ -196,7 +212,7 @@ def upscale_tasks(options: argparse.Namespace) -> list[Task]:
 
 @contextmanager
 def open_clip(path: Path, options: argparse.Namespace) -> Iterator[Reader]:
-    """The input, or the part of it that is wanted; tells what is to be known of it."""
+    """Open the input, optionally a frame range, and print its notices."""
     with open_reader(path, options.allow_truncated, options.allow_hdr) as clip:
         part = clip if options.frames == (0, None) else PartReader(clip, *options.frames)
         for notice in part.notices:
@@ -204,7 +220,9 @@ def open_clip(path: Path, options: argparse.Namespace) -> Iterator[Reader]:
         yield part
 
 
-def upscale_one(model: StableVSR, clip: Reader, task: Task, options: argparse.Namespace) -> Task:
+def upscale_one(
+    model: StableVSR, digest: Callable[[], str], clip: Reader, task: Task, options: argparse.Namespace
+) -> Task:
     """Run one task; returns it with what it took."""
     settings = sampling_settings(options)
     tell(
@@ -226,6 +244,7 @@ def upscale_one(model: StableVSR, clip: Reader, task: Task, options: argparse.Na
             force=options.force,
             restart=options.restart,
             keep_workspace=options.keep_workspace,
+            weights=digest,
             progress=bars,
             tell=bars.tell,
             **settings,
@@ -242,7 +261,7 @@ def upscale_one(model: StableVSR, clip: Reader, task: Task, options: argparse.Na
 
 
 def sampling_settings(options: argparse.Namespace) -> dict[str, object]:
-    """Steps, sampler and guidance: the preset's, but for what was asked for."""
+    """Steps, sampler and guidance: the preset's, unless an option overrides them."""
     preset = PRESETS[options.preset]
     asked = {name: getattr(options, name) for name in ("steps", "sampler") if getattr(options, name) is not None}
     fields = {
@@ -336,6 +355,17 @@ def stopped_by_signal() -> Iterator[None]:
 def tell(sentence: str) -> None:
     """One line to the person, beside whatever a pipe carries."""
     print(f"stablevsr: {sentence}", file=sys.stderr)
+
+
+def silence() -> None:
+    """Write to nowhere from here on, so that Python does not fail once more when it flushes at the end."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
 
 
 COMMANDS = {"upscale": run_upscale, "evaluate": run_evaluate, "compare": run_compare, "train": run_train}

@@ -4,6 +4,7 @@ The configuration of a model travels in the metadata of its weights file as JSON
 """
 
 import dataclasses
+import sys
 import types
 import typing
 from dataclasses import dataclass, field
@@ -13,17 +14,30 @@ from stablevsr.errors import UserError
 
 SCALE = 4  # StableVSR upscales by four: the VAE's latent grid is the low-resolution grid
 
+# Bounds on what a file may ask for, far above any published network: a damaged or hostile configuration is refused
+# before modules are built for it.
+MAX_WIDTH = 2**16  # channels, attention heads, tokens
+MAX_ROWS = 2**20  # vocabulary, noise levels, timesteps
+MAX_BLOCKS = 256  # residual and transformer blocks of a network
+MAX_LEVELS = 16
+
+
+def shorten(text: str, most: int = 300) -> str:
+    """`text`, cut where it gets too long for a message: a damaged file may hold anything."""
+    return text if len(text) <= most else f"{text[:most]}..."
+
 
 def _require(ok: bool, owner: object, message: str) -> None:
     if not ok:
-        raise UserError(f"{type(owner).__name__}: {message}")
+        raise UserError(f"{type(owner).__name__}: {shorten(message)}")
 
 
 def require_types(owner: Any) -> None:
     """Every field has its declared type: a number of another kind, or a word for a truth value, is a mistake."""
     for name, hint in typing.get_type_hints(type(owner)).items():
         value = getattr(owner, name)
-        _require(_fits(value, hint), owner, f"{name} is {value!r}, expected {getattr(hint, '__name__', hint)}")
+        expected = "a finite number" if hint is float else getattr(hint, "__name__", hint)
+        _require(_fits(value, hint), owner, f"{name} is {shorten(repr(value), 100)}, expected {expected}")
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -35,7 +49,7 @@ def _fits(value: Any, hint: Any) -> bool:
     if typing.get_origin(hint) is dict:
         return isinstance(value, dict) and all(_fits(item, typing.get_args(hint)[1]) for item in value.values())
     if hint is float:
-        return type(value) in (int, float)
+        return type(value) in (int, float) and abs(value) <= sys.float_info.max  # which NaN and infinity are not
     return type(value) is hint or (dataclasses.is_dataclass(hint) and isinstance(value, hint))
 
 
@@ -45,6 +59,15 @@ def _require_positive(owner: object, *names: str) -> None:
         value = getattr(owner, name)
         values = value if isinstance(value, tuple) else (value,)
         _require(len(values) > 0 and min(values) > 0, owner, f"{name} must be positive, got {value}")
+
+
+def _require_size(owner: object, *names: str, most: int = MAX_WIDTH) -> None:
+    """The named fields, numbers or tuples of numbers, must be positive and at most `most`."""
+    _require_positive(owner, *names)
+    for name in names:
+        value = getattr(owner, name)
+        largest = max(value) if isinstance(value, tuple) else value
+        _require(largest <= most, owner, f"{name} holds {largest}, expected at most {most}: no such network is known")
 
 
 def _require_norm_groups(owner: object, channels: tuple[int, ...], groups: int) -> None:
@@ -79,12 +102,18 @@ class UNetEncoderConfig:
 
     def __post_init__(self) -> None:
         require_types(self)
-        _require_positive(self, "in_channels", "channels", "blocks_per_level", "num_heads", "transformer_depth")
-        _require_positive(self, "context_dim", "norm_groups", "norm_eps")
+        _require_size(self, "in_channels", "channels", "num_heads", "context_dim", "norm_groups")
+        _require_size(self, "blocks_per_level", "transformer_depth", most=MAX_BLOCKS)
+        _require_positive(self, "norm_eps")
         levels = len(self.channels)
+        _require(levels <= MAX_LEVELS, self, f"channels has {levels} levels, expected at most {MAX_LEVELS}")
         for name in ("blocks_per_level", "attention", "only_cross_attention", "num_heads", "transformer_depth"):
             value = getattr(self, name)
             _require(len(value) == levels, self, f"{name} must have {levels} entries, one a level, got {value}")
+        blocks = sum(
+            count * (1 + depth) for count, depth in zip(self.blocks_per_level, self.transformer_depth, strict=True)
+        )
+        _require(blocks <= MAX_BLOCKS, self, f"there are {blocks} blocks in all, expected at most {MAX_BLOCKS}")
         _require_norm_groups(self, self.channels, self.norm_groups)
         for width, heads in zip(self.channels, self.num_heads, strict=True):
             _require(width % heads == 0, self, f"a level of {width} channels does not divide into {heads} heads")
@@ -92,7 +121,7 @@ class UNetEncoderConfig:
         _require(self.channels[0] % 2 == 0, self, f"the first level must be even, got {self.channels[0]}")
         _require(self.freq_shift < half, self, f"freq_shift must be below {half}, got {self.freq_shift}")
         if self.num_noise_levels is not None:
-            _require_positive(self, "num_noise_levels")
+            _require_size(self, "num_noise_levels", most=MAX_ROWS)
 
     @property
     def time_dim(self) -> int:
@@ -119,7 +148,7 @@ class UNetConfig:
 
     def __post_init__(self) -> None:
         require_types(self)
-        _require_positive(self, "out_channels")
+        _require_size(self, "out_channels")
 
 
 @dataclass(frozen=True)
@@ -133,7 +162,7 @@ class TCMConfig:
 
     def __post_init__(self) -> None:
         require_types(self)
-        _require_positive(self, "conditioning_channels", "conditioning_widths")
+        _require_size(self, "conditioning_channels", "conditioning_widths")
         _require(
             2 ** (len(self.conditioning_widths) - 1) == SCALE,
             self,
@@ -159,8 +188,9 @@ class VAEConfig:
             self,
             f"channels must have 3 levels (an f4 autoencoder), got {self.channels}",
         )
-        _require_positive(self, "image_channels", "latent_channels", "channels", "blocks_per_level")
-        _require_positive(self, "norm_groups", "scaling_factor")
+        _require_size(self, "image_channels", "latent_channels", "channels", "norm_groups")
+        _require_size(self, "blocks_per_level", most=MAX_BLOCKS)
+        _require_positive(self, "scaling_factor")
         _require_norm_groups(self, self.channels, self.norm_groups)
 
 
@@ -180,7 +210,8 @@ class TinyDecoderConfig:
             self,
             f"num_blocks must have 3 levels (an f4 decoder), got {self.num_blocks}",
         )
-        _require_positive(self, "image_channels", "latent_channels", "width", "num_blocks")
+        _require_size(self, "image_channels", "latent_channels", "width")
+        _require_size(self, "num_blocks", most=MAX_BLOCKS)
 
 
 @dataclass(frozen=True)
@@ -214,8 +245,16 @@ class FlowConfig:
             self,
             f"the last of context_widths must exceed hidden_dim = {self.hidden_dim}, got {self.context_widths[-1]}",
         )
-        _require_positive(self, "feature_widths", "context_widths", "motion_corr_widths", "motion_flow_widths")
-        _require_positive(self, "corr_levels", "corr_radius", "hidden_dim", "flow_head_dim", "num_updates")
+        _require_size(self, "feature_widths", "context_widths", "motion_corr_widths", "motion_flow_widths")
+        _require_size(self, "motion_width", "hidden_dim", "flow_head_dim")
+        _require_size(self, "corr_levels", "corr_radius", most=MAX_LEVELS)
+        _require_size(self, "num_updates", most=MAX_BLOCKS)
+        _require(
+            1 <= len(self.gru_kernels) <= MAX_LEVELS
+            and all(len(kernel) == 2 and 1 <= min(kernel) <= max(kernel) <= MAX_LEVELS for kernel in self.gru_kernels),
+            self,
+            f"gru_kernels must be pairs of sizes from 1 to {MAX_LEVELS}, got {self.gru_kernels}",
+        )
 
 
 @dataclass(frozen=True)
@@ -234,7 +273,10 @@ class TextConfig:
     def __post_init__(self) -> None:
         require_types(self)
         _require_choice(self, "activation", ("gelu", "quick_gelu"))
-        _require_positive(self, "width", "mlp_width", "num_layers", "num_heads", "num_tokens", "vocab_size", "norm_eps")
+        _require_size(self, "width", "mlp_width", "num_heads", "num_tokens")
+        _require_size(self, "num_layers", most=MAX_BLOCKS)
+        _require_size(self, "vocab_size", most=MAX_ROWS)
+        _require_positive(self, "norm_eps")
         _require(
             self.width % self.num_heads == 0, self, f"width {self.width} does not divide into {self.num_heads} heads"
         )
@@ -259,7 +301,8 @@ class ScheduleConfig:
         _require_choice(self, "beta_schedule", ("linear", "scaled_linear", "squaredcos_cap_v2"))
         _require_choice(self, "prediction_type", ("epsilon", "v_prediction", "sample"))
         _require_choice(self, "timestep_spacing", ("leading", "linspace", "trailing"))
-        _require_positive(self, "num_train_timesteps", "clip_sample_range")
+        _require_size(self, "num_train_timesteps", most=MAX_ROWS)
+        _require_positive(self, "clip_sample_range")
         _require(self.steps_offset >= 0, self, f"steps_offset must not be negative, got {self.steps_offset}")
         _require(
             0 < self.beta_start <= self.beta_end < 1,
@@ -332,7 +375,8 @@ class ModelConfig:
             self,
             f"tcm embeds {self.tcm.encoder.num_noise_levels} noise levels, the unet {levels}",
         )
-        _require_positive(self, "max_noise_level", "context_tokens")
+        _require_size(self, "max_noise_level", most=MAX_ROWS)
+        _require_size(self, "context_tokens")
         if self.low_res_schedule is not None:
             limit = min(levels, self.low_res_schedule.num_train_timesteps) - 1
             _require(

@@ -62,7 +62,7 @@ class Header:
             if not set(parts["tokenizer"] or ()) <= set(VOCABULARY_FILES):
                 raise ValueError(f"tokenizer holds other files than {', '.join(VOCABULARY_FILES)}")
             return cls(from_dict(ModelConfig, parts.pop("config")), **parts)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
             raise UserError(f"{path} has damaged metadata ({error!r}): {CONVERT_HINT}") from error
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
@@ -145,8 +145,9 @@ def write(path: Path, header: Header, tensors: Mapping[str, Tensor], dtype: torc
             if dtype is not None:
                 ready |= _cast(ready, dtype, Path(scratch) / "cast", path)
             save_file(ready, part, metadata=header.to_metadata())
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} could not be written ({error}); nothing was changed") from error
+    except (OSError, RuntimeError, SafetensorError, ValueError) as error:  # safetensors raises them all
+        reason = " ".join(str(error).split())  # some are paragraphs
+        raise UserError(f"{path} could not be written ({reason}); nothing was changed") from error
 
 
 def _cast(tensors: Mapping[str, Tensor], dtype: torch.dtype, scratch: Path, path: Path) -> dict[str, Tensor]:

@@ -249,7 +249,7 @@ def test_full_disk(tmp_path: Path, clip: Path, monkeypatch: pytest.MonkeyPatch, 
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(ArrayFile, "write", full)
+    monkeypatch.setattr(ArrayFile, "_put", full)
     refused(capfd, tmp_path, clip, tmp_path / "out.png", "No space left on device")
 
 

@@ -1,8 +1,11 @@
 """The commands as their users meet them: files in, files out, one sentence for bad input."""
 
 import json
+import os
 import subprocess
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -10,16 +13,20 @@ import imageio.v3 as iio
 import numpy as np
 import pytest
 import torch
+from models import random_model
 
 import stablevsr
+import stablevsr.cli
 from stablevsr import build_model, sample_video
 from stablevsr.cli import build_parser, main, sampling_settings
 from stablevsr.errors import UserError
 from stablevsr.media import PartReader, open_reader
 from stablevsr.media.alpha import split_alpha
 from stablevsr.model import bundled_weights
+from stablevsr.presets import TINY
 from stablevsr.sampling.guidance import Guidance
 from stablevsr.sampling.presets import PRESETS
+from stablevsr.weights import Header, write
 
 ROOT = Path(__file__).parent.parent
 CONVERT = ROOT / "tools/convert_weights.py"
@@ -303,6 +310,76 @@ def test_several_inputs_go_to_a_folder_and_one_failure_stops_nothing(
     assert [task["frames"] for task in summary] == [12, 0, 2, 1]
     assert summary[2]["output"] == str(tmp_path / "out/frames")
     assert printed.err.count("note: random") == 1  # loaded once
+
+
+def test_weights_that_cannot_be_loaded_stop_a_batch_at_once(
+    video: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    tried = 0
+
+    def fail(*_: object) -> None:
+        nonlocal tried
+        tried += 1
+        raise UserError("the weights are damaged")
+
+    monkeypatch.setattr("stablevsr.cli.build_model", fail)
+    (tmp_path / "broken.mp4").write_bytes(b"nothing")
+    (tmp_path / "out").mkdir()
+    assert run(tmp_path / "broken.mp4", video, folder, "-o", tmp_path / "out") == 2
+    assert tried == 1
+    assert capsys.readouterr().err.splitlines()[-1] == "stablevsr: the weights are damaged"
+
+
+def test_the_weights_are_hashed_once_for_a_batch(
+    video: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed = []
+    real = stablevsr.cli.hash_weights
+    monkeypatch.setattr("stablevsr.cli.hash_weights", lambda model: hashed.append(model) or real(model))
+    monkeypatch.setattr("stablevsr.jobs.fingerprint.hash_weights", None)
+    (tmp_path / "out").mkdir()
+    assert run(video, folder, "-o", tmp_path / "out") == 0
+    assert len(hashed) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--steps", "5000"], "got 5000 steps"),
+        (["--eta", "0.5"], "eta has no effect with sampler ddpm"),
+        (["--guide-tiny"], "hold no tiny decoder"),
+        (["--prompt", "a cat"], "hold no text encoder"),
+        (["--noise-level", "20"], "a noise level has no effect"),
+        (["--tile", "3"], "got tile 3"),
+    ],
+)
+def test_options_are_refused_before_a_long_video_is_read(
+    tmp_path: Path, options: list[str], words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """In less than the 3 seconds that reading it would take many times over."""
+    make_video(tmp_path / "in.mp4", frames=2000)
+    (tmp_path / "none").mkdir()
+    weights = tmp_path / "none/none.safetensors"
+    write(weights, Header(replace(TINY, tiny=None)), random_model(replace(TINY, tiny=None)).state_dict())
+    monkeypatch.setattr("stablevsr.jobs.upscale.fingerprint", None)
+    monkeypatch.setattr("stablevsr.jobs.upscale.take_in", None)
+    start = time.monotonic()
+    arguments = ["upscale", str(tmp_path / "in.mp4"), str(tmp_path / "out.mp4"), "--device", "cpu"]
+    assert main([*arguments, "--weights", str(weights), *options]) == 2
+    assert time.monotonic() - start < 3
+    assert words in capsys.readouterr().err.splitlines()[-1]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.mp4", "none"]
+
+
+def test_a_pipe_that_nobody_reads_ends_the_run_quietly(folder: Path, tmp_path: Path, monkeypatch) -> None:
+    """`stablevsr ... 2>&1 | head`: no traceback, no word of a workspace; the same command goes on."""
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "w", buffering=1) as pipe, monkeypatch.context() as context:
+        context.setattr(sys, "stderr", pipe)
+        assert run(folder, tmp_path / "out") == 1
+        pipe.write("what Python itself says at the end goes to nowhere\n")
+    assert run(folder, tmp_path / "out") == 0
 
 
 def test_a_single_input_with_o_is_the_same_as_in_out(folder: Path, tmp_path: Path) -> None:

@@ -221,8 +221,7 @@ def test_a_scheduler_of_another_class_gives_what_it_shares() -> None:
     [
         ("unet", {"act_fn": "mish"}, r"unet/config.json: act_fn = 'mish' is not supported, only 'silu' or 'swish'"),
         ("unet", {"class_embed_type": "timestep"}, "class_embed_type = 'timestep'"),
-        ("unet", {"gizmo": 3}, "gizmo = 3 is not a known setting"),
-        ("unet", {"down_block_types": ["AttnDownBlock2D"] * 4}, "a block of type AttnDownBlock2D"),
+        ("unet", {"down_block_types": ["AttnDownBlock2D"] * 4}, "a block of type 'AttnDownBlock2D'"),
         ("unet", {"up_block_types": ["UpBlock2D"] * 4}, "up_block_types"),
         ("unet", {"_class_name": "UNet3DConditionModel"}, "describes a UNet3DConditionModel, expected"),
         ("unet", {"cross_attention_dim": [32, 64, 32, 32]}, "cross_attention_dim"),
@@ -290,6 +289,10 @@ def spoil_json(folder: Path) -> None:
     (folder / "unet/config.json").write_text("{")
 
 
+def spoil_json_depth(folder: Path) -> None:
+    (folder / "unet/config.json").write_text("[" * 10**5)
+
+
 def spoil_merges(folder: Path) -> None:
     (folder / "tokenizer/merges.txt").unlink()
 
@@ -305,6 +308,7 @@ def spoil_merges(folder: Path) -> None:
         (spoil_nan, "unet/diffusion_pytorch_model.safetensors: tensor conv_in.bias holds NaN"),
         (spoil_pickle, "wants to run code, which is refused"),
         (spoil_json, "unet/config.json is not valid JSON"),
+        (spoil_json_depth, "unet/config.json is not valid JSON"),
         (spoil_merges, "merges.txt is missing"),
     ],
 )
@@ -328,6 +332,18 @@ def test_to_diffusers_does_not_touch_what_exists(golden_weights: Path, tmp_path:
     (tmp_path / "mine").mkdir()
     with pytest.raises(UserError, match="mine exists already"):
         to_diffusers(golden_weights, tmp_path / "mine")
+
+
+def test_to_diffusers_on_a_full_disk_leaves_nothing(
+    golden_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("stablevsr.convert.diffusers_folder.save_file", fail)
+    with pytest.raises(UserError, match=r"back could not be written .*No space left on device"):
+        to_diffusers(golden_weights, tmp_path / "back")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_or_device_is_never_replaced_by_a_file(tmp_path: Path) -> None:

@@ -1,31 +1,44 @@
 """Runs from file to file: killed, cut short by failing disks, and gone on with, they end with the same bits."""
 
 import errno
+import json
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import imageio.v3 as iio
 import numpy as np
 import pytest
 import torch
+from clips_made import film
+from models import random_model, with_noise_levels
 
+import stablevsr
 from stablevsr import build_model, sample_video
+from stablevsr.atomic import _set_aside
 from stablevsr.errors import UserError
+from stablevsr.jobs import fingerprint as fingerprints
 from stablevsr.jobs import plan
 from stablevsr.jobs import upscale as job
+from stablevsr.jobs.fingerprint import hash_weights
 from stablevsr.jobs.stores import EstimatedFlows, StoredFlows, StoredFrames, StoredLatents
 from stablevsr.jobs.upscale import upscale
 from stablevsr.jobs.workspace import ArrayFile, open_workspace, workspace_path
-from stablevsr.media import open_reader, still_writer
+from stablevsr.media import CODECS, Encoding, Writer, open_reader, open_writer, still_writer
+from stablevsr.media.paths import IMAGE_SUFFIXES
+from stablevsr.media.still_reader import FolderReader
 from stablevsr.model import StableVSR
 from stablevsr.offload import Offloaded
+from stablevsr.presets import TINY
+from stablevsr.sampling.guidance import Guidance
 from stablevsr.sampling.noise import SeededNoise
 from stablevsr.sampling.pictures import normalise
 from stablevsr.sampling.samplers import SAMPLERS
-from stablevsr.sampling.video import Progress, Stopped
+from stablevsr.sampling.video import DEFAULTS, USUAL_NOISE_LEVEL, Progress, Stopped
 
 STEPS = 3
 
@@ -83,7 +96,7 @@ def test_flows_that_do_not_fit_are_estimated_anew(model, clip, tmp_path, monkeyp
     told: list[str] = []
     expected = run(model, clip, tmp_path / "kept", tell=told.append)
     assert "for flows" in told[-1]
-    needed = 2 * 4 * 3 * 4 * 48 + 3 * 3 * 16 * 48 // 4  # latents and a guess at the output, in bytes
+    needed = 2 * 4 * 3 * 4 * 48 + 3 * (int(3.06 * 16 * 48) + 2000) + 20000  # latents and the output at most, in bytes
     usage = type("Usage", (), {"free": needed, "total": 0})
     monkeypatch.setattr(plan.shutil, "disk_usage", lambda path: usage)
     assert np.array_equal(run(model, clip, tmp_path / "anew", tell=told.append), expected)
@@ -95,7 +108,7 @@ def test_flows_that_do_not_fit_are_estimated_anew(model, clip, tmp_path, monkeyp
 
 
 FAILURES = {
-    "write": (ArrayFile, "write"),
+    "write": (ArrayFile, "_put"),
     "fsync": (os, "fsync"),
     "rename": (os, "replace"),
     "rename of a folder": (os, "rename"),
@@ -240,7 +253,7 @@ def test_a_run_tells_its_time(model: StableVSR, clip: Path, tmp_path: Path, monk
 
 
 def test_another_run_at_the_same_output_is_refused(model: StableVSR, clip: Path, tmp_path: Path) -> None:
-    with open_workspace(tmp_path / "out", {}), pytest.raises(UserError, match="another run is making"):
+    with open_workspace(tmp_path / "out"), pytest.raises(UserError, match="another run is making"):
         run(model, clip, tmp_path / "out")
 
 
@@ -262,6 +275,301 @@ def test_an_unfinished_run_of_other_settings_is_refused_by_name(
     assert np.array_equal(run(model, clip, tmp_path / "out", force=True, keep_workspace=True), expected)
     run(model, clip, tmp_path / "out", force=True, restart=True, **change)
     assert not workspace_path(tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "words"),
+    [
+        ({"guidance_scale": 3.0}, {}, r"another guidance_scale \(3.0, now 1.0\)"),
+        ({}, {"guidance_scale": 3.0}, r"another guidance_scale \(1.0, now 3.0\)"),
+        ({"sampler": "ddim", "eta": 0.5}, {"sampler": "ddim"}, r"another eta \(0.5, now 0.0\)"),
+        ({}, {"guidance": Guidance(every=2)}, r"another guidance every \(1, now 2\)"),
+        ({}, {"tile": 16}, r"another tile \(auto, now 16\)"),
+        ({}, {"scene_cuts": True}, r"another scene_cuts \(False, now True\)"),
+    ],
+)
+def test_options_that_one_of_two_runs_leaves_out_are_compared_too(
+    model: StableVSR, clip: Path, tmp_path: Path, then: dict, now: dict, words: str
+) -> None:
+    run(model, clip, tmp_path / "out", keep_workspace=True, **then)
+    with pytest.raises(UserError, match=words):
+        run(model, clip, tmp_path / "out", force=True, **now)
+
+
+def test_defaults_given_are_defaults_left_out(model: StableVSR, clip: Path, tmp_path: Path) -> None:
+    defaults = DEFAULTS | {"steps": np.int64(STEPS), "prompt": "", "tile": "auto", "color_fix": None, "seed": 0}
+    run(model, clip, tmp_path / "out", keep_workspace=True)
+    run(model, clip, tmp_path / "out", keep_workspace=True, force=True, **defaults)
+    run(model, clip, tmp_path / "out", force=True)
+    leveled = random_model(with_noise_levels(TINY))
+    run(leveled, clip, tmp_path / "leveled", keep_workspace=True)
+    run(leveled, clip, tmp_path / "leveled", force=True, noise_level=USUAL_NOISE_LEVEL)
+
+
+def test_a_run_that_was_compiled_does_not_go_on_without(model, clip, tmp_path, monkeypatch) -> None:
+    run(model, clip, tmp_path / "out", keep_workspace=True)
+    for part in (model.unet.encoder, model.unet.decoder, model.tcm, model.vae.decoder):  # as `compile_parts` would
+        monkeypatch.setattr(part, "_compiled_call_impl", part._call_impl)
+    with pytest.raises(UserError, match="another compilation"):
+        run(model, clip, tmp_path / "out", force=True)
+
+
+@pytest.mark.parametrize("name", [".DS_Store", "Thumbs.db", "notes.txt", "._000.png", "folder.png/x"])
+def test_what_the_reader_does_not_read_may_come_and_go(model, clip, tmp_path, name: str) -> None:
+    run(model, clip, tmp_path / "out", keep_workspace=True)
+    (clip / name).parent.mkdir(exist_ok=True)
+    (clip / name).touch()
+    run(model, clip, tmp_path / "out", force=True, keep_workspace=True)
+    iio.imwrite(clip / "003.png", pictures(1)[0])
+    with pytest.raises(UserError, match="another input"):
+        run(model, clip, tmp_path / "out", force=True)
+
+
+NOTHING_TO_READ = "nothing may be read before the options are known to be good"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"steps": 5000}, "got 5000 steps"),
+        ({"eta": 0.5}, "eta has no effect with sampler ddpm"),
+        ({"sampler": "euler"}, "got sampler 'euler'"),
+        ({"sampler": "ddim", "eta": 2.0}, "got eta 2.0"),
+        ({"guidance": Guidance(tiny=True)}, "hold no tiny decoder"),
+        ({"prompt": "a cat"}, "hold no text encoder"),
+        ({"guidance_scale": 2.0, "negative_prompt": "blur"}, "hold no text encoder"),
+        ({"negative_prompt": "blur"}, "a negative prompt has no effect"),
+        ({"guidance_scale": float("nan")}, "got guidance scale nan"),
+        ({"conditioning_scale": float("inf")}, "got conditioning scale inf"),
+        ({"noise_level": 20}, "a noise level has no effect"),
+        ({"seed": -1}, "got seed -1"),
+        ({"tile": 3}, "got tile 3"),
+        ({"color_fix": "sepia"}, "got colour fix 'sepia'"),
+        ({"encoding": Encoding("av1")}, "Codec av1 is unknown"),
+        ({"encoding": Encoding("h264", 99)}, "Quality 99 is out of range"),
+        ({"side_by_side": Path("none/pair.mp4")}, "is not a folder"),
+    ],
+)
+def test_options_are_refused_before_a_frame_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict, words: str
+) -> None:
+    model = random_model(replace(TINY, tiny=None))
+    clip = write_frames(tmp_path / "in", pictures(3))
+
+    def fail(*_: object) -> None:
+        raise AssertionError(NOTHING_TO_READ)
+
+    monkeypatch.setattr(job, "fingerprint", fail)
+    monkeypatch.setattr(FolderReader, "_frames", fail)
+    with open_reader(clip) as reader:
+        reader.frame_count = 10**6
+        with pytest.raises(UserError, match=words):
+            upscale(model, reader, tmp_path / "out.mp4", **options)
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def test_a_clip_of_several_frames_needs_a_flow_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = random_model(replace(TINY, flow=None))
+    one, two = (write_frames(tmp_path / str(count), pictures(count)) for count in (1, 2))
+    with pytest.raises(UserError, match="hold no flow network"):
+        run(model, two, tmp_path / "out")
+    run(model, one, tmp_path / "out")
+    monkeypatch.setattr(FolderReader, "__init__", with_unknown_count(FolderReader.__init__))
+    with pytest.raises(UserError, match="hold no flow network"):
+        run(model, two, tmp_path / "again")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2", "out"]
+
+
+def with_unknown_count(init: Callable[..., None]) -> Callable[..., None]:
+    def wrapped(self: FolderReader, path: Path) -> None:
+        init(self, path)
+        self.frame_count = None
+
+    return wrapped
+
+
+def test_options_that_nobody_knows_are_refused_at_once(model: StableVSR, clip: Path, tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="stepps"):
+        run(model, clip, tmp_path / "out", stepps=3)
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("tiny", [True, False])
+def test_a_run_goes_on_with_its_estimate_on_the_device_of_the_model(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sampler: str, tiny: bool
+) -> None:
+    """In the middle of a pass the loop decodes it there. The meta device stands in for a GPU."""
+    monkeypatch.setattr(job, "SAVE_EVERY", -1.0)
+    model = random_model()
+    options = {"sampler": sampler, "guidance": Guidance(tiny=tiny)}
+
+    def stop(progress: Progress) -> bool:
+        return progress.phase != "denoise" or progress.done < 4
+
+    with pytest.raises(Stopped):
+        run(model, clip, tmp_path / "out", progress=stop, **options)
+    seen = []
+
+    def look(model: object, frames: object, flows: object, noise: object, latents: object, state: object, *_, **__):
+        seen.append((state.done, state.x0.device, latents[0].device))
+        raise Stopped
+
+    with monkeypatch.context() as context:
+        context.setattr(
+            job, "fingerprint", lambda *_: json.loads((workspace_path(tmp_path / "out") / "job.json").read_text())
+        )
+        context.setattr(job, "sampling_steps", look)
+        context.setattr(StableVSR, "device", torch.device("meta"))
+        with pytest.raises(Stopped):
+            run(model, clip, tmp_path / "out", **options)
+    assert seen == [(4, torch.device("meta"), torch.device("meta"))]
+    expected = sample_video(model, pictures(3), steps=STEPS, **options)
+    assert np.array_equal(run(model, clip, tmp_path / "out", **options), expected)
+
+
+def test_the_decision_about_flows_is_remembered(model, clip, tmp_path, monkeypatch) -> None:
+    """Killed with some flows written, gone on with on a fuller disk, killed again: the third run asks for no flow."""
+    usage = type("Usage", (), {"free": 10**9, "total": 0})
+    monkeypatch.setattr(plan.shutil, "disk_usage", lambda path: usage)
+    expected = sample_video(model, pictures(3), steps=STEPS)
+
+    def stop_in(phase: str, done: int) -> Callable[[Progress], bool]:
+        return lambda progress: (progress.phase, progress.done) != (phase, done)
+
+    monkeypatch.setattr(job, "SAVE_EVERY", 1000.0)
+    with pytest.raises(Stopped):
+        run(model, clip, tmp_path / "out", progress=stop_in("flow", 1))
+    folder = workspace_path(tmp_path / "out")
+    assert (folder / "flows.raw").stat().st_size > 0
+    usage.free = 2 * 4 * 3 * 4 * 48 + 3 * (int(3.06 * 16 * 48) + 2000) + 20000
+    monkeypatch.setattr(job, "SAVE_EVERY", -1.0)
+    with pytest.raises(Stopped):
+        run(model, clip, tmp_path / "out", progress=stop_in("denoise", 4))
+    assert not (folder / "flows.raw").exists()
+    (folder / "flows.raw").touch()
+    usage.free = 10**9
+    assert np.array_equal(run(model, clip, tmp_path / "out"), expected)
+
+
+def noise_of(writer: Writer, channels: int) -> np.ndarray:
+    kind = np.uint16 if writer.is_deep else np.uint8
+    return np.random.default_rng(0).integers(0, np.iinfo(kind).max + 1, (64, 96, channels), dtype=kind)
+
+
+ENCODINGS = [Encoding(name, crf) for name in CODECS for crf in (None, 0) if name != "ffv1" or crf is None]
+OUTPUTS = [("out", None), *((f"out{suffix}", None) for suffix in (*IMAGE_SUFFIXES, ".webm"))]
+OUTPUTS += [(f"out{suffix}", encoding) for encoding in ENCODINGS for suffix in CODECS[encoding.codec].containers]
+
+
+@pytest.mark.parametrize(("name", "encoding"), OUTPUTS, ids=str)
+@pytest.mark.parametrize("deep", [False, True])
+@pytest.mark.parametrize("alpha", [False, True])
+def test_noise_takes_no_more_of_the_disk_than_planned(tmp_path: Path, name, encoding, deep: bool, alpha: bool) -> None:
+    count = 1 if Path(name).suffix in IMAGE_SUFFIXES else 4
+    with open_reader(write_frames(tmp_path / "in", pictures(count))) as clip:
+        clip.is_deep, clip.has_alpha = deep, alpha
+        writer = open_writer(tmp_path / name, clip, height=64, width=96, encoding=encoding)
+        bound = plan.Output.of(writer, clip, encoding, 64 * 96, tmp_path)
+        with writer:
+            for frame in clip:
+                writer.write(noise_of(writer, 4 if alpha and writer.takes_alpha else 3), frame)
+    files = [tmp_path / name] if (tmp_path / name).is_file() else list((tmp_path / name).iterdir())
+    size = sum(file.stat().st_size for file in files)
+    assert size <= bound.bytes(count)
+    pixels = 64 * 96 * count
+    assert bound.per_frame * count - plan.PER_FRAME * count <= 3 * size + pixels  # and no wild guess either
+
+
+def test_sound_counts_as_output(tmp_path: Path, model: StableVSR) -> None:
+    film(tmp_path / "in.mkv")
+    with open_reader(tmp_path / "in.mkv") as clip, open_writer(tmp_path / "o.mkv", clip, height=64, width=96) as writer:
+        bound = plan.Output.of(writer, clip, None, 64 * 96, tmp_path)
+        for frame in clip:
+            writer.write(noise_of(writer, 3), frame)
+    assert bound.once == plan.PER_FILE + (tmp_path / "in.mkv").stat().st_size
+    assert (tmp_path / "o.mkv").stat().st_size <= bound.bytes(3)
+
+
+def test_a_large_disk_need_not_be_left_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = type("Usage", (), {"free": 150 * 10**9, "total": 4 * 10**12})
+    monkeypatch.setattr(plan.shutil, "disk_usage", lambda path: usage)
+    assert plan.room(tmp_path) == 148 * 10**9
+    usage.free, usage.total = 3 * 10**9, 20 * 10**9
+    assert plan.room(tmp_path) == 2 * 10**9
+    usage.free = 10**6
+    assert plan.room(tmp_path) == 0  # which is told as "0 bytes"
+
+
+def test_a_second_output_on_another_disk_must_fit_there(model, clip, tmp_path, monkeypatch) -> None:
+    (tmp_path / "disk").mkdir()
+    real = Path.stat
+
+    def stat(self: Path, **options: bool) -> os.stat_result:
+        found = real(self, **options)
+        if self != tmp_path / "disk":
+            return found
+        values = list(found)
+        values[2] += 1  # st_dev
+        return os.stat_result(values)
+
+    monkeypatch.setattr(Path, "stat", stat)
+    free = {tmp_path / "disk": 10_000}
+    usage = lambda path: type("Usage", (), {"free": free.get(Path(path), 10**9), "total": 0})  # noqa: E731
+    monkeypatch.setattr(plan.shutil, "disk_usage", usage)
+    with pytest.raises(UserError, match=r"disk may need .* for 3 frames, the disk has 10 kB to spare"):
+        run(model, clip, tmp_path / "out", side_by_side=tmp_path / "disk/pair")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "in"]
+    assert list((tmp_path / "disk").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "error",
+    [FileNotFoundError(errno.ENOENT, "No such file or directory", "in/001.png"), BrokenPipeError(errno.EPIPE, "x")],
+)
+def test_errors_of_others_are_not_the_workspaces(model, clip, tmp_path, error: OSError) -> None:
+    """An input that went away, a pipe that nobody reads: told as such, and the run can go on."""
+
+    def fail(progress: Progress) -> None:
+        if progress == ("denoise", 4, 9):
+            raise error
+
+    with pytest.raises(type(error)) as caught:
+        run(model, clip, tmp_path / "out", progress=fail)
+    assert caught.value is error
+    assert np.array_equal(run(model, clip, tmp_path / "out"), sample_video(model, pictures(3), steps=STEPS))
+
+
+def test_an_input_that_cannot_be_read_is_named(model: StableVSR, clip: Path, tmp_path: Path) -> None:
+    with open_reader(clip) as reader:
+        (clip / "001.png").unlink()
+        (clip / "001.png").symlink_to("nowhere.png")
+        with pytest.raises(UserError, match=r"001.png cannot be read \(No such file or directory\)"):
+            upscale(model, reader, tmp_path / "out", steps=STEPS)
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def test_the_weights_of_a_model_are_hashed_once_for_several_clips(model, clip, tmp_path, monkeypatch) -> None:
+    run(model, clip, tmp_path / "out", keep_workspace=True)
+    digest = hash_weights(model)
+    monkeypatch.setattr(fingerprints, "hash_weights", None)
+    run(model, clip, tmp_path / "out", force=True, weights=lambda: digest)
+
+
+def test_a_checkout_need_not_be_installed(model, clip, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.metadata.version", None)
+    with open_reader(clip) as reader:
+        settings = DEFAULTS | {"seed": 0}
+        assert fingerprints.fingerprint(model, reader, settings)["version of stablevsr"] == stablevsr.__version__
+
+
+def test_a_folder_that_a_killed_run_set_aside_comes_back(model: StableVSR, clip: Path, tmp_path: Path) -> None:
+    expected = run(model, clip, tmp_path / "out", keep_workspace=True)
+    (tmp_path / "out").rename(_set_aside(tmp_path / "out"))
+    with pytest.raises(UserError, match="is not empty"):
+        run(model, clip, tmp_path / "out")
+    assert np.array_equal(run(model, clip, tmp_path / "out", force=True), expected)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
 
 
 def test_another_input_or_other_weights_are_refused(model: StableVSR, clip: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Weights files and `build_model`: strict, atomic, honest; and compiled parts."""
 
 import copy
+import json
 import os
 import shutil
 from pathlib import Path
@@ -117,6 +118,60 @@ def test_spoilt_files_are_refused(tiny_weights: Path, tmp_path: Path, spoil: obj
     assert "spoilt.safetensors" in str(refusal.value)
 
 
+@pytest.mark.parametrize(
+    ("part", "changes", "message"),
+    [
+        ("text", {"num_layers": 10**9, "width": 32}, "TextConfig: num_layers holds 1000000000, expected at most 256"),
+        ("text", {"vocab_size": 2**40, "width": 32}, "TextConfig: vocab_size holds"),
+        (
+            "unet.encoder",
+            {"channels": [2**40] * 4},
+            "UNetEncoderConfig: channels holds 1099511627776, expected at most",
+        ),
+        ("unet.encoder", {"blocks_per_level": [1, 10**9, 1, 1]}, "blocks_per_level holds 1000000000"),
+        ("unet.encoder", {"blocks_per_level": [99] * 4}, "there are 792 blocks in all, expected at most 256"),
+        ("unet.encoder", {"transformer_depth": [1, 1, 1, 10**9]}, "transformer_depth holds 1000000000"),
+        ("unet.encoder", {"channels": [32] * 10**5}, "channels has 100000 levels, expected at most 16"),
+        ("tcm", {"conditioning_widths": [8, 8, 10**12]}, "conditioning_widths holds"),
+        ("vae", {"blocks_per_level": 10**9}, "VAEConfig: blocks_per_level holds"),
+        ("tiny", {"num_blocks": [1, 1, 10**9]}, "TinyDecoderConfig: num_blocks holds"),
+        ("flow", {"gru_kernels": [[3, 3]] * 10**5}, "gru_kernels must be pairs"),
+        ("flow", {"gru_kernels": [[3]]}, "gru_kernels must be pairs"),
+        ("flow", {"motion_width": -1}, "motion_width must be positive"),
+        ("flow", {"corr_radius": 10**9}, "corr_radius holds"),
+        ("schedule", {"num_train_timesteps": 10**12}, "num_train_timesteps holds"),
+        ("", {"context_tokens": 10**12}, "ModelConfig: context_tokens holds"),
+        ("vae", {"scaling_factor": float("nan")}, "scaling_factor is nan, expected a finite number"),
+        ("vae", {"scaling_factor": 10**400}, "expected a finite number"),
+    ],
+)
+def test_absurd_sizes_are_refused_before_anything_is_built(
+    tiny_weights: Path, tmp_path: Path, part: str, changes: dict, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = json.loads(weights.read_header(tiny_weights).to_metadata()["config"])
+    place = config
+    for name in filter(None, part.split(".")):
+        if place[name] is None:
+            place[name] = {}
+        place = place[name]
+    place.update(changes)
+    path = Path(shutil.copy(tiny_weights, tmp_path / "absurd.safetensors"))
+    other_metadata(config=json.dumps(config))(path, load_file(tiny_weights))
+    monkeypatch.setattr("stablevsr.model.StableVSR", None)  # to build it would raise
+    with pytest.raises(UserError, match=message) as refusal:
+        build_model(path, device="cpu")
+    assert str(refusal.value).startswith(str(path))
+    assert len(str(refusal.value)) < 1000
+
+
+@pytest.mark.parametrize("key", ["config", "provenance"])
+def test_metadata_nested_too_deeply_is_refused(tiny_weights: Path, tmp_path: Path, key: str) -> None:
+    path = Path(shutil.copy(tiny_weights, tmp_path / "deep.safetensors"))
+    other_metadata(**{key: "[" * 10**5})(path, load_file(tiny_weights))
+    with pytest.raises(UserError, match=r"deep.safetensors has damaged metadata"):
+        build_model(path, device="cpu")
+
+
 def test_files_that_are_not_ours(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         build_model(tmp_path / "none.safetensors")
@@ -138,12 +193,21 @@ def test_unknown_dtype() -> None:
         build_model(dtype="int8")
 
 
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tiny_model: StableVSR, tmp_path: Path) -> None:
+SHARED = torch.zeros(3)
+
+
+@pytest.mark.parametrize(
+    "bad", [{"bad": torch.empty(3, device="meta")}, {"bad": torch.eye(2).to_sparse()}, {"bad": SHARED, "too": SHARED}]
+)
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tiny_model: StableVSR, tmp_path: Path, bad: dict) -> None:
     path = tmp_path / "file.safetensors"
     path.write_text("precious")
-    tensors = tiny_model.state_dict() | {"bad": torch.empty(3, device="meta")}
-    with pytest.raises(Exception):  # noqa: B017, PT011 (whatever safetensors says)
+    tensors = tiny_model.state_dict() | bad
+    with pytest.raises(
+        UserError, match=r"file.safetensors could not be written \(.+\); nothing was changed"
+    ) as refusal:
         weights.write(path, weights.Header(TINY), tensors)
+    assert "\n" not in str(refusal.value)
     assert path.read_text() == "precious"
     assert os.listdir(tmp_path) == ["file.safetensors"]
 

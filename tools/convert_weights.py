@@ -73,10 +73,15 @@ def run(options: argparse.Namespace) -> None:
         variant=options.variant,
         with_text=options.with_text,
     )
-    header = convert(sources, output, DTYPES.get(options.dtype))
+    header = convert(sources, output, DTYPES.get(options.dtype), notify=print_note)
     print(describe(output))
     if header.config.flow is None:
         print("no flow network: this file upscales single frames only; convert with --flow for clips")
+
+
+def print_note(note: str) -> None:
+    """One line to the person, beside whatever a pipe carries."""
+    print(f"convert_weights: note: {note}", file=sys.stderr)
 
 
 def main(arguments: list[str] | None = None) -> int:

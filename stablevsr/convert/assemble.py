@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from stablevsr import weights
@@ -14,6 +15,7 @@ from stablevsr.convert import checkpoint, diffusers_folder
 from stablevsr.convert.draft import Draft, embed_empty_prompt, tcm_from_unet
 from stablevsr.convert.flow import read_flow
 from stablevsr.convert.ldm import convert_ldm
+from stablevsr.convert.published_keys import Notify
 from stablevsr.errors import UserError
 from stablevsr.model import empty_model
 from stablevsr.presets import SD_X4_UPSCALER
@@ -33,11 +35,14 @@ class Sources:
     with_text: bool = False  # keep the text tower and the vocabulary, for prompts
 
 
-def convert(sources: Sources, output: Path, dtype: torch.dtype | None = None) -> weights.Header:
+def convert(
+    sources: Sources, output: Path, dtype: torch.dtype | None = None, notify: Notify | None = None
+) -> weights.Header:
     """Write the weights file `output`, whole or not at all.
 
     Args:
         dtype: of the result's floating-point tensors; None keeps each part's own.
+        notify: called with a sentence for each published config that has keys which its class does not read.
 
     Returns:
         The header that was written.
@@ -45,15 +50,15 @@ def convert(sources: Sources, output: Path, dtype: torch.dtype | None = None) ->
     Raises:
         UserError: naming the file, the key and what was expected.
     """
-    draft = _read_base(sources)
+    draft = _read_base(sources, notify)
     if sources.tcm is not None:
-        diffusers_folder.read_tcm(draft, sources.tcm, sources.variant)
+        diffusers_folder.read_tcm(draft, sources.tcm, sources.variant, notify)
     elif draft.tcm is None:
         tcm_from_unet(draft)
     if sources.flow is not None:
         draft.flow, draft.tensors["flow"], draft.provenance["flow"] = read_flow(sources.flow)
     if sources.tiny is not None:
-        diffusers_folder.read_tiny(draft, sources.tiny, sources.variant)
+        diffusers_folder.read_tiny(draft, sources.tiny, sources.variant, notify)
     if not sources.with_text:
         draft.drop_text()
     elif draft.text is None:
@@ -66,10 +71,10 @@ def convert(sources: Sources, output: Path, dtype: torch.dtype | None = None) ->
     return header
 
 
-def _read_base(sources: Sources) -> Draft:
+def _read_base(sources: Sources, notify: Notify | None) -> Draft:
     path = sources.base
     if path.is_dir():
-        return diffusers_folder.read_folder(path, sources.variant)
+        return diffusers_folder.read_folder(path, sources.variant, notify)
     if path.suffix == ".safetensors" and weights.is_ours(path):
         return _read_ours(path)
     return _read_ldm(path, sources.tokenizer)
@@ -118,8 +123,11 @@ def to_diffusers(path: Path, folder: Path) -> list[str]:
     header, tensors = read_checked(path)
     if not folder.absolute().parent.is_dir():
         raise UserError(f"{folder.parent} does not exist: make it first")
-    with replacing(folder) as part:
-        return diffusers_folder.write_folder(part, header, tensors)
+    try:
+        with replacing(folder) as part:
+            return diffusers_folder.write_folder(part, header, tensors)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{folder} could not be written ({error}); nothing is left of it") from error
 
 
 def describe(path: Path) -> str:

@@ -19,7 +19,7 @@ def read_json(path: Path) -> dict[str, Any]:
     text = read_text_file(path)
     try:
         value = json.loads(text)
-    except ValueError as error:
+    except (RecursionError, ValueError) as error:
         raise UserError(f"{path} is not valid JSON ({error}): download it again") from error
     if not isinstance(value, dict):
         raise UserError(f"{path} holds a JSON {type(value).__name__}, expected an object")

@@ -21,6 +21,7 @@ from stablevsr.convert.keys import (
     diffusers_tiny,
     rename,
 )
+from stablevsr.convert.published_keys import Notify
 from stablevsr.errors import UserError
 from stablevsr.nn.tcm import TCM
 from stablevsr.nn.text import TextEncoder
@@ -36,24 +37,27 @@ VAE_TABLES: dict[str, Table] = {"new": DIFFUSERS_VAE, "old": DIFFUSERS_VAE_OLD}
 TEXT_TABLES: dict[str, Table] = {"text_model.": TRANSFORMERS_TEXT, "": TRANSFORMERS_TEXT_BARE}
 
 
-def read_folder(folder: Path, variant: str | None = None) -> Draft:
+def read_folder(folder: Path, variant: str | None = None, notify: Notify | None = None) -> Draft:
     """The published StableVSR folder, or a stock SD x4 upscaler folder, which has no `controlnet`.
+
+    Args:
+        notify: called with a sentence for each config that has keys which its class does not read.
 
     Raises:
         UserError: naming the file and the key, for anything missing, unknown, misshapen or unsupported.
     """
     if not folder.is_dir():
         raise UserError(f"{folder} {'is a file' if folder.exists() else 'does not exist'}, expected a folder")
-    unet = published_config.read_unet(*_config(folder / "unet"))
+    unet = published_config.read_unet(*_config(folder / "unet"), notify)
     draft = Draft(
         unet=unet,
-        vae=published_config.read_vae(*_config(folder / "vae")),
-        schedule=published_config.read_schedule(*_config(folder / "scheduler", "scheduler_config.json")),
-        text=published_config.read_text(*_config(folder / "text_encoder")),
+        vae=published_config.read_vae(*_config(folder / "vae"), notify),
+        schedule=published_config.read_schedule(*_config(folder / "scheduler", "scheduler_config.json"), notify),
+        text=published_config.read_text(*_config(folder / "text_encoder"), notify),
     )
     if unet.encoder.num_noise_levels is not None:
         low_res = _config(folder / "low_res_scheduler", "scheduler_config.json")
-        draft.low_res_schedule = published_config.read_schedule(*low_res)
+        draft.low_res_schedule = published_config.read_schedule(*low_res, notify)
         index = folder / "model_index.json"
         if index.is_file():
             draft.max_noise_level = read_json(index).get("max_noise_level") or draft.max_noise_level
@@ -63,21 +67,21 @@ def read_folder(folder: Path, variant: str | None = None) -> Draft:
     draft.tokenizer = read_tokenizer(folder / "tokenizer")
     embed_empty_prompt(draft, read_tokens(draft, folder / "tokenizer"))
     if (folder / "controlnet").is_dir():
-        read_tcm(draft, folder / "controlnet", variant)
+        read_tcm(draft, folder / "controlnet", variant, notify)
     return draft
 
 
-def read_tcm(draft: Draft, folder: Path, variant: str | None = None) -> None:
+def read_tcm(draft: Draft, folder: Path, variant: str | None = None, notify: Notify | None = None) -> None:
     """Put the TCM of a `controlnet` folder onto a base, instead of the one that may be there."""
-    draft.tcm = published_config.read_tcm(*_config(folder))
+    draft.tcm = published_config.read_tcm(*_config(folder), notify)
     tensors, name = find_weights(folder, variant)
     draft.tensors["tcm"] = to_ours(tensors, on_meta(TCM, draft.tcm), DIFFUSERS_TCM, str(folder / name))
     draft.provenance["tcm"] = f"diffusers, {folder.name}/{name}"
 
 
-def read_tiny(draft: Draft, folder: Path, variant: str | None = None) -> None:
+def read_tiny(draft: Draft, folder: Path, variant: str | None = None, notify: Notify | None = None) -> None:
     """Put the decoder of an AutoencoderTiny folder onto a base, for guidance."""
-    draft.tiny = published_config.read_tiny(*_config(folder))
+    draft.tiny = published_config.read_tiny(*_config(folder), notify)
     tensors, name = find_weights(folder, variant)
     decoder = {key: tensor for key, tensor in tensors.items() if key.startswith("decoder.")}
     table = diffusers_tiny(draft.tiny)

@@ -4,14 +4,52 @@ import math
 import shutil
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 from stablevsr.config import SCALE
 from stablevsr.errors import UserError
 from stablevsr.jobs.workspace import Workspace
+from stablevsr.media import Encoding, Reader, Writer
+from stablevsr.media.paths import output_kind
 
-SPARE = 0.05  # of the disk, left free
+SPARE, MAX_SPARE = 0.05, 2 * 10**9  # of the disk, and bytes: what is left free
 SKIPPED, WATCHED = 2, 3  # frame-steps before, and those by which the time is judged
 WORTH_TELLING = 60.0  # seconds
+
+# Upper bounds in bytes a pixel: what noise takes, which nothing compresses; tests hold all writers to them.
+PER_SAMPLE = 1.02  # stills, for each byte of a sample: what cannot be compressed is stored as it is
+LOSSLESS = 3.4  # FFV1
+LOSSY, LOSSY_AT_BEST = 0.9, 1.55  # other codecs at their usual quality, and at --crf 0
+PER_FRAME, PER_FILE = 2_000, 20_000  # headers and indices, in bytes
+
+
+@dataclass(frozen=True)
+class Output:
+    """An output and the most that it can need of a disk."""
+
+    folder: Path  # on whose disk
+    per_frame: int  # bytes
+    once: int = PER_FILE  # bytes
+
+    @classmethod
+    def of(cls, writer: Writer, clip: Reader, encoding: Encoding | None, pixels: int, folder: Path) -> "Output":
+        """The bounds for what `writer` makes of frames with so many pixels."""
+        copied = clip.path.stat().st_size if clip.path.is_file() else 0  # at most: its sound and subtitles
+        return cls(folder, int(bytes_a_pixel(writer, clip, encoding) * pixels) + PER_FRAME, PER_FILE + copied)
+
+    def bytes(self, num_frames: int) -> int:
+        return self.per_frame * num_frames + self.once
+
+
+def bytes_a_pixel(writer: Writer, clip: Reader, encoding: Encoding | None) -> float:
+    """The most that a pixel takes in the format that `writer` writes."""
+    if output_kind(writer.path) != "video":
+        channels = 4 if clip.has_alpha and writer.takes_alpha else 3
+        return PER_SAMPLE * channels * (2 if writer.is_deep else 1)
+    codec, options = (encoding or Encoding()).choose(writer.path.suffix.lower())
+    if codec.crf is None:
+        return LOSSLESS
+    return LOSSY if int(options["crf"]) >= codec.crf else LOSSY_AT_BEST
 
 
 @dataclass(frozen=True)
@@ -25,23 +63,29 @@ class Plan:
 
     @classmethod
     def make(
-        cls, workspace: Workspace, num_frames: int, shape: tuple[int, int, int], keeps_x0: bool, new: bool
+        cls,
+        workspace: Workspace,
+        num_frames: int,
+        shape: tuple[int, int, int],
+        keeps_x0: bool,
+        new: bool,
+        outputs: list[Output],
     ) -> "Plan":
-        """Keep the flows on disk if they fit there; `UserError` when even the latents do not."""
+        """Keep the flows on disk if they fit there; `UserError` when even the rest does not.
+
+        Args:
+            new: decide; else what was decided before holds, for flows may be half written.
+        """
         channels, height, width = shape
         latents = 2 * 4 * num_frames * channels * height * width * (2 if keeps_x0 else 1)
         flows = 4 * 4 * (num_frames - 1) * SCALE**2 * height * width
-        if not new:
-            return cls(num_frames, latents, flows, (workspace.folder / "flows.raw").exists())
-        usage = shutil.disk_usage(workspace.folder)
-        room = usage.free - SPARE * usage.total
-        output = 3 * num_frames * SCALE**2 * height * width // 4  # a generous guess for what an encoder makes of it
-        if latents + output > room:
-            raise UserError(
-                f"{workspace.folder} needs {size(latents + output)} for {num_frames} frames, the disk has {size(room)} "
-                "to spare: make room, or write the output to another disk"
-            )
-        return cls(num_frames, latents, flows, latents + output + flows <= room)
+        known = None if new else workspace.noted("plan")
+        if known is not None:
+            return cls(num_frames, latents, flows, known["keeps_flows"])
+        workspace.drop("flows")  # of a run killed before its first flow was safe: it counts as room
+        left = _room_after(workspace.folder, latents, num_frames, outputs)
+        workspace.note("plan", {"keeps_flows": flows <= left})
+        return cls(num_frames, latents, flows, flows <= left)
 
     def sentence(self, steps: int) -> str:
         """The plan, for the person who waits."""
@@ -54,6 +98,27 @@ class Plan:
         )
 
 
+def _room_after(folder: Path, latents: int, num_frames: int, outputs: list[Output]) -> int:
+    """What is left on the disk of `folder` with everything that must be written; `UserError` when it is too small."""
+    needed = {folder.stat().st_dev: (folder, latents)}  # by disk
+    for output in outputs:
+        first, so_far = needed.get(output.folder.stat().st_dev, (output.folder, 0))
+        needed[output.folder.stat().st_dev] = first, so_far + output.bytes(num_frames)
+    for place, most in needed.values():
+        if most > room(place):
+            raise UserError(
+                f"{place} may need {size(most)} for {num_frames} frames, the disk has {size(room(place))} to spare: "
+                "make room, or write the output to another disk"
+            )
+    return room(folder) - needed[folder.stat().st_dev][1]
+
+
+def room(folder: Path) -> int:
+    """How many bytes the disk of `folder` has to spare."""
+    usage = shutil.disk_usage(folder)
+    return max(0, usage.free - int(min(SPARE * usage.total, MAX_SPARE)))
+
+
 def size(count: float) -> str:
     """A number of bytes, readable."""
     power = min(int(math.log(max(count, 1), 1000)), 4)
@@ -63,7 +128,7 @@ def size(count: float) -> str:
 class Clock:
     """Judges the time of all frame-steps by a few, once.
 
-    Not by the very first: the one has no neighbour and is fast, the next may wait for a compiler.
+    Skips two frame-steps: the first has no guidance, the second may include compilation.
 
     Args:
         left: how many frame-steps there are.
@@ -73,7 +138,7 @@ class Clock:
         self._left, self._done, self._start = left, 0, 0.0
 
     def after_a_step(self) -> str | None:
-        """To be called behind each frame-step; the sentence, when it is time for it and the wait is worth it."""
+        """Call after every frame-step. Returns the time estimate once; None before that, or when it is short."""
         self._done += 1
         if self._done == SKIPPED:
             self._start = time.monotonic()

@@ -1,28 +1,27 @@
 """One clip from a file or folder to another, by way of a workspace: it can be killed and gone on with."""
 
-import hashlib
-import json
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack
-from dataclasses import asdict
-from importlib.metadata import version
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from stablevsr.config import SCALE, to_dict
+from stablevsr.atomic import restore
+from stablevsr.config import SCALE
 from stablevsr.errors import UserError
 from stablevsr.jobs.fallback import Fallback
-from stablevsr.jobs.plan import Clock, Plan
+from stablevsr.jobs.fingerprint import fingerprint
+from stablevsr.jobs.plan import Clock, Output, Plan
 from stablevsr.jobs.stores import EstimatedFlows, StoredFlows, StoredFrames, StoredLatents
 from stablevsr.jobs.workspace import Workspace, open_workspace
-from stablevsr.media import Encoding, Frame, Reader, Writer, open_writer
+from stablevsr.media import Encoding, Frame, Reader, Writer, check_output, open_writer
 from stablevsr.model import StableVSR
 from stablevsr.sampling.bidirectional import START, SamplingState
-from stablevsr.sampling.colour_fix import check_colour_fix, fix_colours
+from stablevsr.sampling.colour_fix import fix_colours
 from stablevsr.sampling.cuts import changes, find_cuts
 from stablevsr.sampling.flow import FlowSource
 from stablevsr.sampling.guidance import PUBLISHED, Guidance
@@ -30,7 +29,16 @@ from stablevsr.sampling.noise import SeededNoise
 from stablevsr.sampling.pictures import bicubic, normalise, to_uint8, to_uint16
 from stablevsr.sampling.samplers import sampler_by_name
 from stablevsr.sampling.tiles import PictureDecoder
-from stablevsr.sampling.video import OnProgress, decode_frame, flow_between, report, sampling_steps, seeded_noise
+from stablevsr.sampling.video import (
+    DEFAULTS,
+    OnProgress,
+    check_options,
+    decode_frame,
+    flow_between,
+    report,
+    sampling_steps,
+    seeded_noise,
+)
 
 Tell = Callable[[str], None]
 SAVE_EVERY = 1.0  # seconds of work that a crash may cost
@@ -52,6 +60,7 @@ def upscale(
     force: bool = False,
     restart: bool = False,
     keep_workspace: bool = False,
+    weights: Callable[[], str] | None = None,
     progress: OnProgress | None = None,
     tell: Tell = lambda sentence: None,
     **options: object,
@@ -59,7 +68,7 @@ def upscale(
     """Upscale `clip` four times into `output`, which appears under its name only when it is whole.
 
     What is done so far lies in a folder beside the output; the same call goes on from there after a crash and ends
-    with the same bits. Memory does not grow with the number of frames.
+    with the same bits. Memory does not grow with the number of frames. All options are checked before a frame is read.
 
     Args:
         output: a video, an image (for one frame), or a folder; the name decides.
@@ -70,60 +79,94 @@ def upscale(
         force: replace an output that exists.
         restart: throw away an unfinished run instead of going on with it.
         keep_workspace: leave the workspace there at the end.
+        weights: gives `jobs.fingerprint.hash_weights` of `model`, for callers that upscale several clips; None computes
+            it.
         tell: called with sentences about the run.
 
     Returns:
         The number of frames written.
 
     Raises:
-        UserError: for input that cannot be read, output that cannot be written, an unfinished run of other settings,
-            and a disk that is too small.
+        UserError: for options that make no sense, input that cannot be read, output that cannot be written, an
+            unfinished run of other settings, and a disk that is too small.
     """
-    settings = {"seed": seed, "steps": steps, "scene_cuts": scene_cuts, "tile": tile, "color_fix": color_fix}
-    settings |= {f"guidance {name}": value for name, value in asdict(guidance).items()} | options
-    check_colour_fix(color_fix)
-    height, width = SCALE * clip.height, SCALE * clip.width
+    options = DEFAULTS | options | {"steps": steps, "guidance": guidance}
+    check_options(model, clip.frame_count, seed=seed, tile=tile, color_fix=color_fix, **options)
+    settings = {"seed": seed, "scene_cuts": scene_cuts, "tile": tile, "color_fix": color_fix, **options}
+    for path in filter(None, (output, side_by_side)):
+        restore(path)
+        check_output(path, clip.path, force)
     decode = PictureDecoder(model, tile)
-    with open_workspace(output, fingerprint(model, clip, settings), restart) as workspace:
+    with open_workspace(output, tell) as workspace:
         try:
             with ExitStack() as stack:
-                # Opened first: what they refuse, they refuse before hours of work. The last one opened is the first in
-                # place.
-                options_of_both = {"height": height, "force": force, "encoding": encoding}
-                pair = None
-                if side_by_side:
-                    # Beside its own name, which may be on another disk; the same name each time, to be found again.
-                    part = side_by_side.resolve().with_name(f".stablevsr-{side_by_side.name}.part")
-                    pair = open_writer(side_by_side, clip, width=2 * width, part=part, **options_of_both)
-                    stack.enter_context(pair)
-                part = workspace.folder / "output"
-                writer = open_writer(output, clip, width=width, part=part, **options_of_both)
-                stack.enter_context(writer)
-                for notice in writer.notices:
+                # Opened first: what they refuse, they refuse before hours of work.
+                writers = Writers.open(stack, workspace, clip, output, side_by_side, encoding, force)
+                for notice in writers.result.notices:
                     tell(f"note: {notice}")
+                workspace.begin(fingerprint(model, clip, settings, weights), restart)
                 frames, cuts = take_in(workspace, clip, scene_cuts, progress)
                 noise = seeded_noise(model, seed, clip.height, clip.width)
-                options |= {"steps": steps, "guidance": guidance}
                 fallback = Fallback(workspace, decode)
-                latents = sample(model, workspace, frames, cuts, noise, decode, fallback, progress, tell, options)
+                bounds = writers.bounds
+                latents = sample(
+                    model, workspace, frames, cuts, noise, decode, fallback, progress, tell, options, bounds
+                )
                 for i, frame in enumerate(clip):
                     fallback.before(steps * len(frames) + i)
                     picture = decode_frame(decode, latents[i])[None]
                     fallback.after(steps * len(frames) + i)
                     picture = fix_colours(picture, frames[i][None] / 2 + 0.5, color_fix)
-                    writer.write(quantise(with_alpha(picture, frame, writer), writer), frame)
-                    if pair:
-                        both = torch.cat([enlarged(frames[i][None]), picture], dim=-1)
-                        pair.write(quantise(both, pair), frame)
+                    writers.write(picture, frames[i], frame)
                     report(progress, "decode", i + 1, len(frames))
         except BaseException as error:
             # Nothing is worth keeping of a run that was refused, or that has not even read its input.
-            if workspace.noted("clip") is None or (isinstance(error, UserError) and not workspace.has_state()):
+            refused = isinstance(error, UserError) and not workspace.has_state()
+            if workspace.is_ours and (refused or workspace.noted("clip") is None):
                 workspace.remove()
             raise
         if not keep_workspace:
             workspace.remove()
         return len(frames)
+
+
+@dataclass(frozen=True)
+class Writers:
+    """The outputs of a run, open."""
+
+    result: Writer
+    pair: Writer | None  # bicubic interpolation beside the result
+    bounds: list[Output]  # what they can need of the disk
+
+    @classmethod
+    def open(
+        cls,
+        stack: ExitStack,
+        workspace: Workspace,
+        clip: Reader,
+        output: Path,
+        side_by_side: Path | None,
+        encoding: Encoding | None,
+        force: bool,
+    ) -> "Writers":
+        """Open them on `stack`; the last one opened, the result, is the first that is put in place."""
+
+        def open_one(path: Path, part: Path, width: int) -> Writer:
+            size = {"height": SCALE * clip.height, "width": width}
+            writer = stack.enter_context(open_writer(path, clip, force=force, part=part, encoding=encoding, **size))
+            bounds.append(Output.of(writer, clip, encoding, size["height"] * width, part.parent))
+            return writer
+
+        bounds, pair = [], None
+        if side_by_side:  # not in the workspace: its name may be on another disk
+            pair = open_one(side_by_side, workspace.outside(side_by_side), 2 * SCALE * clip.width)
+        return cls(open_one(output, workspace.folder / "output", SCALE * clip.width), pair, bounds)
+
+    def write(self, picture: Tensor, low_res: Tensor, frame: Frame) -> None:
+        """Append the result `picture`, (1, 3, 4h, 4w) in [0, 1], for `low_res`, (3, h, w) in [-1, 1]."""
+        self.result.write(quantise(with_alpha(picture, frame, self.result), self.result), frame)
+        if self.pair:
+            self.pair.write(quantise(torch.cat([enlarged(low_res[None]), picture], dim=-1), self.pair), frame)
 
 
 def take_in(
@@ -164,18 +207,19 @@ def sample(
     progress: OnProgress | None,
     tell: Tell,
     options: dict[str, object],
+    outputs: list[Output],
 ) -> StoredLatents:
     """Flows and all frame-steps, from where the workspace stands; returns the final latents."""
     n, (_, height, width) = len(frames), frames[0].shape
     steps, half_flow = options["steps"], options["guidance"].half_flow
-    phase, done, x0 = workspace.state()
+    phase, done, x0 = workspace.state(model.device)
     if done or phase == "denoise":
         tell(f"going on: {done} of {n - 1 if phase == 'flow' else n * steps} in phase {phase} are done")
     elif cuts:
         tell(f"{len(cuts)} scene cuts found, at frames {', '.join(str(cut) for cut in cuts)}")
     shape = (model.config.vae.latent_channels, height, width)
-    keeps_x0 = sampler_by_name(options.get("sampler", "ddpm"), options.get("eta", 0.0)).keeps_x0
-    plan = Plan.make(workspace, n, shape, keeps_x0, phase == "flow" and done == 0)
+    keeps_x0 = sampler_by_name(options["sampler"], options["eta"]).keeps_x0
+    plan = Plan.make(workspace, n, shape, keeps_x0, phase == "flow" and done == 0, outputs)
     state = SamplingState(done, x0) if phase == "denoise" else START
 
     def stored(name: str) -> StoredLatents:
@@ -214,28 +258,6 @@ def sample(
             tell(sentence)
         fallback.before(i)
     return latents
-
-
-def fingerprint(model: StableVSR, clip: Reader, settings: dict[str, object]) -> dict[str, object]:
-    """What two runs must share for one to go on with the other."""
-    weights = hashlib.sha256(json.dumps(to_dict(model.config)).encode())
-    for name, value in sorted(model.state_dict().items()):
-        weights.update(name.encode())
-        weights.update(value.reshape(-1).view(torch.uint8).cpu().numpy().data)
-    files = sorted(path for path in clip.path.iterdir() if path.is_file()) if clip.path.is_dir() else [clip.path]
-    content = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as file:
-            content.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
-    return {
-        "version of stablevsr": version("stablevsr"),
-        "input": content.hexdigest()[:16],
-        "weights": weights.hexdigest()[:16],
-        "device": model.device.type,
-        "compilation": model.unet._compiled_call_impl is not None,
-        "part": clip.part,
-        **settings,
-    }
 
 
 def quantise(picture: Tensor, writer: Writer) -> np.ndarray:

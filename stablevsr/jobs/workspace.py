@@ -3,29 +3,33 @@
     job.json         fingerprint of input, weights and settings
     frames.raw       LR frames, uint8, or uint16 of a deep clip
     clip.json        how many they are and where scenes begin; written when all frames are there
+    plan.json        whether flows are kept; written before the first flow
     flows.raw        both flows of each pair, float32
     latents.raw      two slots a frame: what a step starts from outlives the step
     estimates.raw    the same for the clean estimates, where the sampler wants them
     state.safetensors    how far the run is, and the last clean estimate
     tiles.json       from which unit on decoding fell back to tiles; only there if it did
     output           what is being written; renamed to the final name when whole
+    outside.json     temporary files that had to lie elsewhere, to be removed after a crash
 
 Plain reads and writes instead of memory maps: a full disk is then an error that can be told, not a crash.
 """
 
+import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from stablevsr.atomic import remove, replacing
+from stablevsr.atomic import hidden_sibling, remove, replacing
 from stablevsr.errors import UserError
 
 try:
@@ -33,50 +37,79 @@ try:
 except ImportError:  # not on Windows, where nobody stops two runs at one output
     fcntl = None
 
+FORMAT = 2  # of the folder; counts up when a run could not go on with what an older one left
 FILES = (
     "lock",
     "job.json",
     "frames.raw",
     "clip.json",
+    "plan.json",
     "flows.raw",
     "latents.raw",
     "estimates.raw",
     "state.safetensors",
     "tiles.json",
     "output",
+    "outside.json",
 )
 PHASES = ("flow", "denoise")
 NUMPY = {torch.uint8: np.uint8, torch.uint16: np.uint16, torch.float32: np.float32}
+CANNOT_LOCK = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)  # as some network file systems answer
+
+
+@contextmanager
+def using(path: Path) -> Iterator[None]:
+    """Tell the disk's errors as what they are, for work on `path` in the workspace."""
+    try:
+        yield
+    except OSError as error:
+        advice = "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "check the disk"
+        raise UserError(
+            f"{path}, part of the unfinished run, cannot be used ({error.strerror or error}); "
+            f"{advice}, then run the same command again"
+        ) from error
 
 
 class ArrayFile:
-    """A file of equally shaped arrays, read and written one at a time; grows by writing behind its end."""
+    """A file of equally shaped arrays, read and written one at a time; grows by writing past its end.
+
+    Raises UserError when the disk fails or is full.
+    """
 
     def __init__(self, path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> None:
         self.path, self.shape, self.dtype = path, shape, NUMPY[dtype]
         self.bytes = int(np.prod(shape)) * np.dtype(self.dtype).itemsize
-        path.touch()
-        self._file = path.open("r+b")
+        with using(path):
+            path.touch()
+            self._file = path.open("r+b")
 
     def read(self, index: int) -> Tensor:
-        self._file.seek(index * self.bytes)
-        data = self._file.read(self.bytes)
+        with using(self.path):
+            data = self._get(index)
         if len(data) != self.bytes:
             raise UserError(f"{self.path} is shorter than it should be; start again with --restart")
         return torch.from_numpy(np.frombuffer(bytearray(data), self.dtype).reshape(self.shape))
 
     def write(self, index: int, value: Tensor) -> None:
-        """Raises OSError when the disk is full."""
-        self._file.seek(index * self.bytes)
-        self._file.write(np.ascontiguousarray(value.cpu().numpy(), dtype=self.dtype).data)
-        self._file.flush()
+        with using(self.path):
+            self._put(index, np.ascontiguousarray(value.cpu().numpy(), dtype=self.dtype).data)
 
     def sync(self) -> None:
-        os.fsync(self._file.fileno())
+        with using(self.path):
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         with suppress(OSError):  # only what was not flushed, which somebody has been told of
             self._file.close()
+
+    def _get(self, index: int) -> bytes:
+        self._file.seek(index * self.bytes)
+        return self._file.read(self.bytes)
+
+    def _put(self, index: int, data: memoryview) -> None:
+        self._file.seek(index * self.bytes)
+        self._file.write(data)
+        self._file.flush()
 
 
 class Workspace:
@@ -84,7 +117,34 @@ class Workspace:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.is_ours = False  # whether the run in it is the one at hand
         self._arrays: dict[str, ArrayFile] = {}
+
+    def begin(self, fingerprint: dict[str, object], restart: bool = False) -> None:
+        """Take up the run that is here, or begin a new one.
+
+        Args:
+            fingerprint: what an unfinished run must agree with to be gone on with.
+            restart: throw away what is here.
+
+        Raises:
+            UserError: when the unfinished run differs, naming how.
+        """
+        now = json.loads(json.dumps({"workspace format": FORMAT, **fingerprint}, default=_plain))
+        found = None if restart else self.noted("job")
+        if found is not None:
+            _agree(self.folder, found, now)
+            self.is_ours = True
+            return
+        for name in os.listdir(self.folder):
+            if name not in ("lock", "output", "outside.json"):  # the last two are of the writers just opened
+                remove(self.folder / name)
+        self.note("job", now)
+        self.is_ours = True
+
+    def has_begun(self) -> bool:
+        """Whether a run has begun here."""
+        return (self.folder / "job.json").exists()
 
     def arrays(self, name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> ArrayFile:
         """The file NAME.raw."""
@@ -92,40 +152,68 @@ class Workspace:
             self._arrays[name] = ArrayFile(self.folder / f"{name}.raw", shape, dtype)
         return self._arrays[name]
 
+    def drop(self, name: str) -> None:
+        """Remove the file NAME.raw, if it is there."""
+        if name in self._arrays:
+            self._arrays.pop(name).close()
+        path = self.folder / f"{name}.raw"
+        with using(path):
+            remove(path)
+
+    def outside(self, path: Path) -> Path:
+        """A hidden name beside `path`, for a temporary on another disk; the next run removes what a crash left there.
+
+        It cannot be guessed, so that nobody can have put something else there.
+        """
+        part = hidden_sibling(Path(os.path.realpath(path)))
+        self.note("outside", {"part": str(part)})
+        return part
+
     def note(self, name: str, values: dict) -> None:
         """Write NAME.json, whole or not at all."""
-        with replacing(self.folder / f"{name}.json") as part:
+        path = self.folder / f"{name}.json"
+        with using(path), replacing(path) as part:
             part.write_text(json.dumps(values, indent=1) + "\n")
 
     def noted(self, name: str) -> dict | None:
         """What NAME.json says; None if it is not there."""
         path = self.folder / f"{name}.json"
         try:
-            return json.loads(path.read_text())
-        except FileNotFoundError:
-            return None
+            with using(path):
+                values = json.loads(path.read_text()) if path.exists() else None
         except ValueError as error:
-            raise UserError(f"{path} is damaged; start again with --restart") from error
+            raise _damaged(path) from error
+        if not isinstance(values, dict | None):
+            raise _damaged(path)
+        return values
 
     def save_state(self, phase: str, done: int, x0: Tensor | None) -> None:
         """Record that `done` units of a phase are on disk; whole or not at all."""
         tensors = {"done": torch.tensor([PHASES.index(phase), done])}
         if x0 is not None:
             tensors["x0"] = x0.cpu().contiguous()
-        with replacing(self.folder / "state.safetensors") as part:
+        path = self.folder / "state.safetensors"
+        with using(path), replacing(path) as part:
             part.write_bytes(save(tensors))
 
-    def state(self) -> tuple[str, int, Tensor | None]:
-        """The phase a run is in, "flow" or "denoise", how many units of it are done, and the last clean estimate."""
+    def state(self, device: torch.device) -> tuple[str, int, Tensor | None]:
+        """The phase a run is in, "flow" or "denoise", how many units of it are done, and the last clean estimate.
+
+        Args:
+            device: where the estimate goes.
+        """
         path = self.folder / "state.safetensors"
-        try:
-            tensors = load(path.read_bytes())
-        except FileNotFoundError:
+        if not self.has_state():
             return "flow", 0, None
+        with using(path):
+            data = path.read_bytes()
+        try:
+            tensors = load(data)
+            phase, done = tensors["done"].tolist()
+            x0 = tensors.get("x0")
+            return PHASES[phase], done, None if x0 is None else x0.to(device)
         except Exception as error:
-            raise UserError(f"{path} is damaged; start again with --restart") from error
-        phase, done = tensors["done"].tolist()
-        return PHASES[phase], done, tensors.get("x0")
+            raise _damaged(path) from error
 
     def has_state(self) -> bool:
         """Whether any work has been recorded."""
@@ -143,68 +231,116 @@ class Workspace:
     def remove(self) -> None:
         """The work is done, or nothing worth keeping was begun."""
         self.close()
-        shutil.rmtree(self.folder)
+        with using(self.folder):
+            shutil.rmtree(self.folder)
+
+    def clean(self) -> None:
+        """Remove what a process killed while writing has left, here and outside."""
+        for stale in self.folder.glob(".stablevsr-*.part"):
+            remove(stale)
+        with suppress(UserError):  # a list that cannot be read is of no use, and no reason to stop
+            part = Path(str((self.noted("outside") or {}).get("part", "")))
+            if part.name.startswith(".stablevsr-") and part.suffix == ".part":
+                remove(part)
+        remove(self.folder / "outside.json")
 
 
 def workspace_path(output: Path) -> Path:
     """The folder beside `output` that holds its unfinished run."""
-    output = output.resolve()
+    output = Path(os.path.realpath(output))  # Path.resolve fails for links in a circle
     return output.with_name(output.name + ".unfinished")
 
 
 @contextmanager
-def open_workspace(output: Path, fingerprint: dict[str, object], restart: bool = False) -> Iterator[Workspace]:
+def open_workspace(output: Path, tell: Callable[[str], None] = lambda sentence: None) -> Iterator[Workspace]:
     """The workspace of the run that makes `output`, new or found; nobody else may have it meanwhile.
 
+    If the block ends before a run has begun in it, it is removed. Whatever the block raises passes through.
+
     Args:
-        fingerprint: what an unfinished run must agree with to be gone on with.
-        restart: throw away what is there.
+        tell: called with a note where the file system cannot lock.
 
     Raises:
-        UserError: when an unfinished run differs, naming how; when another process has it; when the folder is
-            something else or cannot be made.
+        UserError: when another process has it, when the folder is something else, a link or another user's, or
+            cannot be made.
     """
     folder = workspace_path(output)
     try:
-        folder.mkdir(exist_ok=True)
-        with (folder / "lock").open("w") as lock:
-            if fcntl is not None:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            workspace = Workspace(folder)
-            _agree(workspace, fingerprint, restart)
-            try:
-                yield workspace
-            finally:
-                workspace.close()
-    except BlockingIOError as error:
-        raise UserError(f"another run is making {output}: {folder} is in use") from error
+        _make(folder)
+        lock = (folder / "lock").open("w")
     except OSError as error:
         raise UserError(
             f"{folder}, where the unfinished run is kept, cannot be used ({error.strerror}); "
-            "make room, then run the same command again"
+            "make room, or choose another output"
         ) from error
+    with closing(lock):
+        _lock(lock, output, folder, tell)
+        _refuse_strangers(folder)
+        workspace = Workspace(folder)
+        try:
+            with using(folder):
+                workspace.clean()
+            yield workspace
+        finally:
+            workspace.close()
+            if folder.exists() and not workspace.has_begun():
+                shutil.rmtree(folder, ignore_errors=True)
 
 
-def _agree(workspace: Workspace, fingerprint: dict[str, object], restart: bool) -> None:
-    """Take up what is there, or begin, or refuse."""
-    folder = workspace.folder
-    strangers = [
-        name for name in sorted(os.listdir(folder)) if name not in FILES and not name.startswith(".stablevsr-")
-    ]
-    if strangers:
-        raise UserError(f"{folder} holds {strangers[0]}, which no unfinished run has: move it away")
-    found = None if restart else workspace.noted("job")
-    if found is None:
-        for name in os.listdir(folder):
-            if name != "lock":
-                remove(folder / name)
-        workspace.note("job", fingerprint)
+def _make(folder: Path) -> None:
+    """Make the folder, for this user only, unless it is there; `UserError` when it is not what this user made."""
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    if folder.is_symlink() or not folder.is_dir():
+        raise UserError(f"{folder} is {'a link' if folder.is_symlink() else 'a file'}, expected a folder: move it away")
+    found = folder.stat()
+    if hasattr(os, "getuid") and found.st_uid != os.getuid():
+        raise UserError(f"{folder} belongs to another user (number {found.st_uid}): choose another output")
+    if found.st_mode & 0o077:  # made by an older version
+        with suppress(OSError):
+            folder.chmod(0o700)
+
+
+def _lock(lock: TextIO, output: Path, folder: Path, tell: Callable[[str], None]) -> None:
+    if fcntl is None:
+        lock.close()  # Windows does not delete files that are open
         return
-    for name, now in fingerprint.items():
-        if found.get(name) != now:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise UserError(f"another run is making {output}: {folder} is in use") from error
+    except OSError as error:
+        if error.errno not in CANNOT_LOCK:
+            raise UserError(f"{folder} cannot be locked ({error.strerror}); choose another output") from error
+        tell(f"note: {folder} is on a file system without locks: start no second run for the same output")
+
+
+def _refuse_strangers(folder: Path) -> None:
+    for name in sorted(os.listdir(folder)):
+        if name not in FILES and not name.startswith(".stablevsr-"):
+            raise UserError(f"{folder} holds {name}, which no unfinished run has: move it away")
+
+
+def _agree(folder: Path, found: dict[str, object], now: dict[str, object]) -> None:
+    """`UserError` for the first thing in which an unfinished run differs from this one, in either direction."""
+    version = "version of stablevsr"
+    if any(found.get(name) != now.get(name) for name in ("workspace format", version)):
+        raise UserError(
+            f"{folder} was begun by another version of stablevsr ({found.get(version, 'unknown')}, "
+            f"now {now.get(version)}): finish it with that one, or start again with --restart"
+        )
+    for name in now | found:
+        if name not in found or name not in now or found[name] != now[name]:
             raise UserError(
-                f"{folder} was begun with another {name} ({found.get(name)}, now {now}): "
+                f"{folder} was begun with another {name} ({found.get(name)}, now {now.get(name)}): "
                 "give the same again, or start again with --restart"
             )
-    for stale in folder.glob(".stablevsr-*.part"):  # of a process killed while writing
-        remove(stale)
+
+
+def _plain(value: object) -> object:
+    # numpy's numbers, which JSON does not know
+    return value.item() if isinstance(value, np.generic) else str(value)
+
+
+def _damaged(path: Path) -> UserError:
+    return UserError(f"{path} is damaged; start again with --restart")

@@ -51,8 +51,8 @@ class FlowSource(Protocol):
 class Flows:
     """The flows of a clip of n frames, in pixels at HR size; entry i belongs to the pair (i, i + 1)."""
 
-    forward: Tensor  # (n - 1, 2, 4h, 4w): where frame i shows what frame i + 1 shows here
-    backward: Tensor  # (n - 1, 2, 4h, 4w): where frame i + 1 shows what frame i shows here
+    forward: Tensor  # (n - 1, 2, 4h, 4w): from the pixels of frame i + 1 to their places in frame i
+    backward: Tensor  # (n - 1, 2, 4h, 4w): from the pixels of frame i to their places in frame i + 1
 
     def between(self, target: int, source: int) -> Tensor:
         pair = slice(min(target, source), min(target, source) + 1)

@@ -13,10 +13,10 @@ from stablevsr.sampling.schedule import Step
 
 @dataclass(frozen=True)
 class Guidance:
-    """What is done of the guidance (paper, section 4.2). The default is all of it, as published.
+    """How much of the guidance (paper, section 4.2) is done. The default is all of it, as published.
 
-    Three quarters of all work is to decode the neighbour's clean estimate: what is left out here is what saves time,
-    and what it costs in steadiness is in the README.
+    Decoding the neighbour's clean estimate is about three quarters of the compute. These options trade temporal
+    consistency for speed; see the README.
     """
 
     every: int = 1  # guide one step in so many; in the others the UNet is alone

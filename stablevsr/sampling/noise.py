@@ -37,7 +37,7 @@ def as_draw(value: object, shape: tuple[int, ...], what: str) -> Tensor:
 class SeededNoise:
     """Draws that are a pure function of (seed, frame, step): the same in any order, batch, device and restart.
 
-    Philox counts, it does not advance: frame and step are part of its counter, so every draw has a stream of its own.
+    Philox is counter-based: frame and step are part of its counter, so every draw has a stream of its own.
     """
 
     seed: int

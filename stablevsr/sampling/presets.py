@@ -1,4 +1,4 @@
-"""Named settings of `sample_video`, from the published ones to fast ones; what each costs is in the README."""
+"""Named settings of `sample_video`, from the published ones to fast ones; the README compares them."""
 
 from stablevsr.sampling.guidance import PUBLISHED, Guidance
 

@@ -1,5 +1,6 @@
 """A clip through the whole model: flows, the bidirectional loop, and the final decode."""
 
+import inspect
 import math
 import warnings
 from collections.abc import Callable, Collection, Iterator
@@ -20,7 +21,7 @@ from stablevsr.sampling.networks import Networks
 from stablevsr.sampling.noise import NoiseSource, SeededNoise, as_draw
 from stablevsr.sampling.pictures import Clip, ClipKind, Frames
 from stablevsr.sampling.samplers import sampler_by_name
-from stablevsr.sampling.schedule import alphas_cumprod, run_steps
+from stablevsr.sampling.schedule import alphas_cumprod, run_steps, timesteps
 from stablevsr.sampling.tiles import PictureDecoder
 from stablevsr.sampling.transfer import send
 
@@ -39,12 +40,12 @@ class Stopped(Exception):
     """The progress callback returned False."""
 
 
-# Called behind each unit of work; returning False (not None) stops the run with `Stopped`.
+# Called after each unit of work; returning False (not None) stops the run with `Stopped`.
 OnProgress = Callable[[Progress], bool | None]
 
 
 def report(progress: OnProgress | None, phase: str, done: int, total: int) -> None:
-    """Tell the callback, if there is one; raises `Stopped` if it says so."""
+    """Call `progress`, if there is one; raises `Stopped` when it returns False."""
     if progress is not None and progress(Progress(phase, done, total)) is False:
         raise Stopped(f"stopped in phase {phase}, {done} of {total} done")
 
@@ -84,14 +85,83 @@ class NoisyFrames:
         return add_noise(frame, draw.to(frame), self.alpha_bar.to(frame))
 
 
-def noisy_low_res(model: Networks, low_res: Frames, noise_level: int, noise: NoiseSource) -> NoisyFrames:
-    """The LR clip noised to `noise_level`, as stock SD x4 models were trained."""
+def used_noise_level(model: Networks, noise_level: int | None) -> int | None:
+    """The noise level of the LR frames: the usual one for None, None for models that have none."""
+    if model.config.unet.encoder.num_noise_levels is None:
+        if noise_level is not None:
+            raise UserError("a noise level has no effect with these weights, which know none: leave it out")
+        return None
+    noise_level = USUAL_NOISE_LEVEL if noise_level is None else noise_level
     limit = model.config.max_noise_level
     if not isinstance(noise_level, int) or not 0 <= noise_level <= limit:
         raise UserError(f"got noise level {noise_level}, expected 0 to {limit} for these weights")
+    return noise_level
+
+
+def noisy_low_res(model: Networks, low_res: Frames, noise_level: int, noise: NoiseSource) -> NoisyFrames:
+    """The LR clip noised to `noise_level`, as stock SD x4 models were trained."""
+    noise_level = used_noise_level(model, noise_level)
     if not hasattr(noise, "low_res"):
         raise UserError("these weights noise the LR frames: the noise source needs a method low_res(frame)")
     return NoisyFrames(low_res, noise, alphas_cumprod(model.config.low_res_schedule)[noise_level])
+
+
+def check_options(
+    model: Networks,
+    num_frames: int | None,
+    *,
+    seed: int = 0,
+    steps: int = 50,
+    sampler: str = "ddpm",
+    eta: float = 0.0,
+    prompt: str | None = None,
+    negative_prompt: str | None = None,
+    guidance_scale: float = 1.0,
+    conditioning_scale: float = 1.0,
+    noise_level: int | None = None,
+    guidance: Guidance = PUBLISHED,
+    tile: int | str = "auto",
+    color_fix: str | None = None,
+) -> None:
+    """Refuse, before any work, options that make no sense or that these weights cannot serve.
+
+    Args:
+        num_frames: of the clip, None where that is not known yet.
+        seed, ...: as in `sample_video`.
+
+    Raises:
+        UserError: for the first of them.
+    """
+    if num_frames is not None and num_frames > 1 and model.flow is None:
+        raise UserError("these weights hold no flow network, which a clip of several frames needs: convert with --flow")
+    if guidance.tiny and model.tiny is None:
+        raise UserError(
+            "these weights hold no tiny decoder for guidance: convert with --tiny, or go without: --no-guide-tiny"
+        )
+    for name, scale in (("guidance", guidance_scale), ("conditioning", conditioning_scale)):
+        if not math.isfinite(scale):
+            raise UserError(f"got {name} scale {scale}, expected a finite number")
+    if guidance_scale <= 1.0 and negative_prompt is not None:
+        raise UserError(f"a negative prompt has no effect with guidance scale {guidance_scale:g}: set it above 1")
+    timesteps(model.config.schedule, steps)
+    sampler_by_name(sampler, eta)
+    used_noise_level(model, noise_level)
+    check_colour_fix(color_fix)
+    PictureDecoder(model, tile)
+    seeded_noise(model, seed, 1, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about a prompt that is too long: given when it is used
+        prompt_context(model, prompt, negative_prompt, guidance_scale)
+
+
+def prompt_context(
+    model: Networks, prompt: str | None, negative_prompt: str | None = None, guidance_scale: float = 1.0
+) -> Tensor:
+    """What the UNet reads: (1, tokens, width), or (2, tokens, width) with classifier-free guidance, negative first."""
+    context = model.encode_prompt(prompt)
+    if guidance_scale <= 1.0:  # 1 and below mean none, as in the reference
+        return context
+    return torch.cat([model.encode_prompt(negative_prompt), context])
 
 
 @torch.no_grad()
@@ -130,29 +200,27 @@ def sampling_steps(
         estimates: where the last x0 of every frame is kept, for samplers that want it; None keeps it on the device.
     """
     n, (_, h, w) = len(low_res), low_res[0].shape
-    if n > 1 and model.flow is None:
-        raise UserError("these weights hold no flow network, which a clip of several frames needs: convert with --flow")
-    if guidance.tiny and model.tiny is None:
-        raise UserError(
-            "these weights hold no tiny decoder for guidance: convert with --tiny, or go without: --no-guide-tiny"
-        )
-    for name, scale in (("guidance", guidance_scale), ("conditioning", conditioning_scale)):
-        if not math.isfinite(scale):
-            raise UserError(f"got {name} scale {scale}, expected a finite number")
-    context = model.encode_prompt(prompt)
-    if guidance_scale > 1.0:  # 1 and below mean none, as in the reference
-        context = torch.cat([model.encode_prompt(negative_prompt), context])
-    elif negative_prompt is not None:
-        raise UserError(f"a negative prompt has no effect with guidance scale {guidance_scale:g}: set it above 1")
-    elif guidance_scale != 1.0:
+    check_options(
+        model,
+        n,
+        steps=steps,
+        sampler=sampler,
+        eta=eta,
+        prompt=prompt,
+        negative_prompt=negative_prompt,
+        guidance_scale=guidance_scale,
+        conditioning_scale=conditioning_scale,
+        noise_level=noise_level,
+        guidance=guidance,
+    )
+    if guidance_scale < 1.0:
         warnings.warn(f"guidance scale {guidance_scale:g} means no guidance, which begins above 1", stacklevel=2)
     if n == 1 and conditioning_scale != 1.0:
         warnings.warn("the conditioning scale has no effect on a single frame", stacklevel=2)
-    if model.config.unet.encoder.num_noise_levels is not None:
-        noise_level = USUAL_NOISE_LEVEL if noise_level is None else noise_level
+    context = prompt_context(model, prompt, negative_prompt, guidance_scale)
+    noise_level = used_noise_level(model, noise_level)
+    if noise_level is not None:
         low_res = noisy_low_res(model, low_res, noise_level, noise)
-    elif noise_level is not None:
-        raise UserError("a noise level has no effect with these weights, which know none: leave it out")
     denoiser = Denoiser(
         model,
         low_res,
@@ -179,6 +247,14 @@ def sampling_steps(
         sampler_by_name(sampler, eta),
         estimates,
     )
+
+
+# What the sampling options are where they are left out.
+DEFAULTS = {
+    name: parameter.default
+    for name, parameter in inspect.signature(sampling_steps).parameters.items()
+    if parameter.kind is parameter.KEYWORD_ONLY and name != "cuts"
+}
 
 
 def initial_latents(model: Networks, noise: NoiseSource, num_frames: int, height: int, width: int) -> Tensor:
@@ -227,7 +303,7 @@ def sample_video(
     Args:
         model: from `build_model`.
         frames: (n, h, w, 3) uint8 or (n, 3, h, w) float in [0, 1]; numpy or torch; any n and any size.
-        steps: noise levels to visit, 1 to 999 for the released model.
+        steps: denoising steps, 1 to 999 for the released model.
         seed: of the noise; the same seed gives the same draws on every device.
         prompt: what the picture shows; None is the empty prompt. Anything else needs weights with a text encoder.
         sampler: "ddpm", as published; "ddim" or "dpm++" for fewer steps.
@@ -244,7 +320,7 @@ def sample_video(
         color_fix: "wavelet" or "adain" draw the colours of each frame back to those of its LR frame; see
             `sampling.colour_fix.fix_colours`. None leaves them, as published.
         noise: draws of your own instead of `seed`: any object like `sampling.noise.NoiseSource`.
-        progress: called with a `Progress` behind each unit of work; return False to stop.
+        progress: called with a `Progress` after each unit of work; return False to stop.
 
     Returns:
         The clip at (4h, 4w), of the same kind as `frames`.
