@@ -23,8 +23,9 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import flex_attention
 
-from stablevsr.model import DTYPES, pick_device
+from stablevsr.model import DTYPES
 from stablevsr.nn.attention import attend_in_chunks
+from stablevsr.runtime import pick_device
 
 WIDTH = 512
 

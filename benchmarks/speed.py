@@ -40,10 +40,11 @@ from references import randomise
 from stablevsr import __version__, build_model
 from stablevsr.config import TinyDecoderConfig
 from stablevsr.media import open_reader
-from stablevsr.model import DTYPES, StableVSR, pick_device
+from stablevsr.model import DTYPES, StableVSR
 from stablevsr.nn.tiny import TinyDecoder
 from stablevsr.offload import Offloaded
 from stablevsr.presets import STABLEVSR
+from stablevsr.runtime import pick_device
 from stablevsr.sampling import denoiser
 from stablevsr.sampling.flow import empty_flows
 from stablevsr.sampling.guidance import Guidance

@@ -29,7 +29,8 @@ from stablevsr.jobs.fingerprint import hash_weights
 from stablevsr.jobs.upscale import upscale
 from stablevsr.jobs.workspace import workspace_path
 from stablevsr.media import Encoding, PartReader, Reader, check_output, open_reader, output_for
-from stablevsr.model import StableVSR, build_model, pick_device
+from stablevsr.model import StableVSR, build_model
+from stablevsr.runtime import pick_device
 from stablevsr.sampling.presets import PRESETS
 from stablevsr.sampling.video import Progress
 from stablevsr.training.train import train

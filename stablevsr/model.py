@@ -1,7 +1,6 @@
 """The parts together, and how a model comes from a file."""
 
 import os
-import shutil
 import warnings
 from importlib import resources
 from pathlib import Path
@@ -19,6 +18,7 @@ from stablevsr.nn.unet import UNet
 from stablevsr.nn.vae import VAE
 from stablevsr.offload import Offloaded
 from stablevsr.prompt import Tokenizer
+from stablevsr.runtime import check_dtype, pick_device, require_compiler
 from stablevsr.weights import Header, check_finite, check_tensors
 from stablevsr.weights import read as read_weights
 
@@ -87,11 +87,9 @@ class StableVSR(nn.Module):
         The UNet's halves are two, so that they serve with the TCM in between and without. Flow is left out: as a
         rule it is computed once a pair of frames, and would need hundreds of them to make up for its compilation.
         """
-        # Every size of clip is a graph of its own: the usual limit is reached at the ninth.
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
         for part in (self.unet.encoder, self.unet.decoder, self.tcm, self.vae.decoder, self.tiny):
             if part is not None:
-                part.compile(fullgraph=True, dynamic=False)
+                part.compile(dynamic=False)
 
 
 def empty_model(header: Header) -> StableVSR:
@@ -127,6 +125,7 @@ def build_model(
     target = pick_device(device)
     if dtype not in (None, *DTYPES):
         raise UserError(f"got dtype {dtype!r}, expected one of {', '.join(DTYPES)}")
+    check_dtype(target, DTYPES[dtype or "fp32"])
     if compile:
         require_compiler(target)
     if offload and target.type != "cuda":
@@ -146,29 +145,3 @@ def build_model(
 def bundled_weights() -> Path:
     """The weights file inside the package."""
     return Path(str(resources.files("stablevsr") / "assets" / "small.safetensors"))
-
-
-def pick_device(device: str | torch.device | None) -> torch.device:
-    """The device of that name, or the best there is; `UserError` if it is not there."""
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    names = [name for name, there in available.items() if there]
-    if device is None:
-        return torch.device(names[-1])
-    try:
-        target = torch.device(device)
-    except RuntimeError:
-        target = None
-    if target is None or not available.get(target.type, False):
-        raise UserError(f"device {str(device)!r} is not there, this machine has {', '.join(names)}")
-    if target.type == "cuda" and (target.index or 0) >= torch.cuda.device_count():
-        raise UserError(
-            f"device {str(device)!r} is not there, this machine has {torch.cuda.device_count()} CUDA devices"
-        )
-    return target
-
-
-def require_compiler(device: torch.device) -> None:
-    """`UserError` where `torch.compile` has nothing to compile with."""
-    compilers = [name for name in (os.environ.get("CXX"), "c++", "g++", "clang++") if name]
-    if device.type == "cpu" and not any(shutil.which(name) for name in compilers):
-        raise UserError("compile=True needs a C++ compiler on the CPU, none of c++, g++, clang++ is there: install one")

@@ -13,26 +13,27 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "stablevsr"
 
 # Each room may import those in the set, itself, and nothing else of ours.
-BASE = {"errors", "atomic"}
+BASE = {"errors", "atomic", "runtime"}
 ROOMS = {
     "errors": set(),
     "atomic": {"errors"},
+    "runtime": {"errors"},
     "config": BASE,
     "presets": BASE | {"config"},
     "nn": BASE | {"config"},
     "sampling": BASE | {"config", "nn"},
     "prompt": BASE,
     "weights": BASE | {"config", "prompt"},
-    "offload": set(),
+    "offload": BASE,
     "model": BASE | {"config", "presets", "nn", "sampling", "prompt", "weights", "offload"},
     "convert": BASE | {"config", "presets", "nn", "sampling", "prompt", "weights", "model"},
     "media": BASE,
     "training": BASE | {"media", "config", "presets", "nn", "sampling", "prompt", "weights", "model"},
-    "jobs": BASE | {"config", "nn", "sampling", "prompt", "weights", "model", "media"},
+    "jobs": BASE | {"__init__", "config", "nn", "sampling", "prompt", "weights", "model", "media"},
     "evaluation": BASE | {"config", "media", "model", "nn", "sampling", "weights"},
     "__init__": {"model", "sampling"},
     "__main__": {"cli"},
-    "arguments": {"__init__", "evaluation", "media", "model", "sampling"},
+    "arguments": BASE | {"__init__", "evaluation", "media", "model", "sampling"},
     "cli": BASE | {"__init__", "arguments", "config", "evaluation", "jobs", "media", "model", "sampling", "training"},
 }
 FORBIDDEN = {"diffusers", "transformers", "accelerate"}

@@ -51,7 +51,8 @@ def means(rows: Iterable[Row]) -> Row:
     for name in NAMES:
         values = [row[name] for row in rows if name in row]
         if values:
-            found[name] = math.fsum(values) / len(values) if all(map(math.isfinite, values)) else math.inf
+            add = math.fsum if all(map(math.isfinite, values)) else sum  # which knows infinity and NaN
+            found[name] = add(values) / len(values)
     return found
 
 

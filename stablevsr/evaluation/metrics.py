@@ -11,9 +11,15 @@ WINDOW, SIGMA = 11, 1.5  # of SSIM's Gaussian
 C1, C2 = 0.01**2, 0.03**2
 
 
+def in_double(pictures: Tensor) -> Tensor:
+    """In float64: on the CPU where the device has none, which is so on a Mac."""
+    return (pictures.cpu() if pictures.device.type == "mps" else pictures).double()
+
+
 def psnr(result: Tensor, truth: Tensor) -> Tensor:
     """Peak signal-to-noise ratio of each picture in dB, (n,); infinite for equal pictures."""
-    return -10 * torch.log10((result.double() - truth.double()).square().mean((1, 2, 3)))
+    result, truth = in_double(result), in_double(truth)
+    return -10 * torch.log10((result - truth).square().mean((1, 2, 3)))
 
 
 def ssim(result: Tensor, truth: Tensor) -> Tensor:
@@ -22,7 +28,7 @@ def ssim(result: Tensor, truth: Tensor) -> Tensor:
     Sides must be at least 6 pixels, for the reflection.
     """
     border = [WINDOW // 2] * 4
-    result, truth = (F.pad(picture.double(), border, mode="reflect") for picture in (result, truth))
+    result, truth = (F.pad(in_double(picture), border, mode="reflect") for picture in (result, truth))
     offsets = torch.arange(WINDOW, dtype=torch.float64, device=result.device) - WINDOW // 2
     weights = torch.exp(-((offsets / SIGMA) ** 2) / 2)
     weights = (weights / weights.sum()).expand(3, 1, 1, -1)

@@ -14,16 +14,8 @@ from stablevsr.errors import UserError
 from stablevsr.media import Reader
 from stablevsr.media.paths import IMAGE_SUFFIXES
 from stablevsr.model import StableVSR
+from stablevsr.runtime import describe
 from stablevsr.sampling.video import used_noise_level
-
-try:
-    from stablevsr.runtime import describe
-except ImportError:  # until that module is there
-
-    def describe(model: StableVSR) -> dict[str, str]:
-        parts = {"unet": model.unet.encoder, "tcm": model.tcm, "vae": model.vae.decoder, "tiny": model.tiny}
-        compiled = [name for name, part in parts.items() if part and part._compiled_call_impl]
-        return {"device": model.device.type, "dtype": str(model.dtype), "compilation": " ".join(compiled) or "none"}
 
 
 def fingerprint(

@@ -4,11 +4,11 @@ import torch
 from torch import Tensor
 
 from stablevsr.jobs.workspace import ArrayFile
+from stablevsr.runtime import send
 from stablevsr.sampling.bidirectional import pass_order
 from stablevsr.sampling.networks import Networks
 from stablevsr.sampling.noise import NoiseSource, as_draw
 from stablevsr.sampling.pictures import Frames, normalise
-from stablevsr.sampling.transfer import send
 from stablevsr.sampling.video import flow_between
 
 

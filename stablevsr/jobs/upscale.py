@@ -20,7 +20,7 @@ from stablevsr.jobs.stores import EstimatedFlows, StoredFlows, StoredFrames, Sto
 from stablevsr.jobs.workspace import Workspace, open_workspace
 from stablevsr.media import Encoding, Frame, Reader, Writer, check_output, open_writer
 from stablevsr.model import StableVSR
-from stablevsr.sampling.bidirectional import START, SamplingState
+from stablevsr.sampling.bidirectional import START, OverflowWatch, SamplingState
 from stablevsr.sampling.colour_fix import fix_colours
 from stablevsr.sampling.cuts import changes, find_cuts
 from stablevsr.sampling.flow import FlowSource
@@ -247,9 +247,10 @@ def sample(
             save("flow", i + 1, None, now=False)
             report(progress, "flow", i + 1, n - 1)
         save("denoise", 0, None, now=True)
-    clock = Clock(n * steps - state.done)
+    clock, watch = Clock(n * steps - state.done), OverflowWatch(n)
     fallback.before(state.done)
     for i, result in enumerate(frame_steps, start=state.done + 1):
+        watch.check(i, result)
         fallback.after(i - 1)
         # At the end of a pass always: the next one overwrites what this one started from.
         save("denoise", i, result.x0, now=i % n == 0)

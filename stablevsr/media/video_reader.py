@@ -24,11 +24,15 @@ _UNKNOWN_RATE = Fraction(25)
 HDR = (ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67)
 
 
+# Old files have tags that are not UTF-8. PyAV 19 keeps their bytes; before, it raised unless told otherwise.
+_TAG_OPTIONS = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "replace"}
+
+
 def open_input(path: Path) -> av.container.InputContainer:
     """Open a file for reading with FFmpeg; raises UserError when it makes no sense of it."""
     try:
-        # Absolute, because FFmpeg would take "a:b.mp4" for a URL; old files have tags that are not UTF-8.
-        return av.open(str(path.absolute()), metadata_errors="replace")
+        # Absolute, because FFmpeg would take "a:b.mp4" for a URL.
+        return av.open(str(path.absolute()), **_TAG_OPTIONS)
     except av.FFmpegError as error:
         raise UserError(f"{path} cannot be opened as a video ({error.strerror}); {_HELP}.") from error
 

@@ -10,13 +10,15 @@ NORM_EPS = 1e-6
 HALF = (torch.float16, torch.bfloat16)
 WIDEST_FLASH_HEAD = 256  # flash kernels stop there
 CHUNK = 2048  # queries at a time; their scores take less memory than the decoder's largest level does
+MAX_MPS_SCORES = 2**28  # numbers: MPS holds all scores at once, and aborts where they are very many
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(d)) v, all (n, heads, tokens, d), by what suits the device."""
-    too_wide = q.is_cuda and q.dtype in HALF and q.shape[-1] > WIDEST_FLASH_HEAD
+    too_wide = q.is_cuda and q.dtype in HALF and q.shape[-1] > WIDEST_FLASH_HEAD and torch.version.hip is None
+    too_many = q.device.type == "mps" and q.shape[:3].numel() * k.shape[2] > MAX_MPS_SCORES
     learns = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (q, k, v))
-    if too_wide and not learns and torch.version.hip is None:
+    if (too_wide or too_many) and not learns:
         return attend_in_chunks(q, k, v)
     return F.scaled_dot_product_attention(q, k, v)
 

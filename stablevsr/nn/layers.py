@@ -68,8 +68,11 @@ def double_and_convolve(x: Tensor, conv: nn.Conv2d) -> Tensor:
     rounding, with 16 products for each input where the two steps need 36.
     """
     # The kernel at each of the four places where an input pixel now stands twice.
-    weight = sum(F.pad(conv.weight, (right, 1 - right, down, 1 - down)) for down in (0, 1) for right in (0, 1))
-    return F.conv_transpose2d(x, weight.transpose(0, 1).flip(-1, -2), conv.bias, stride=2, padding=1)
+    # Summed in float32, for half precision would round a weight that the two steps only multiply.
+    wide = conv.weight.float()
+    weight = sum(F.pad(wide, (right, 1 - right, down, 1 - down)) for down in (0, 1) for right in (0, 1))
+    weight = weight.to(conv.weight.dtype).transpose(0, 1).flip(-1, -2)
+    return F.conv_transpose2d(x, weight, conv.bias, stride=2, padding=1)
 
 
 class Upsample(nn.Module):

@@ -117,8 +117,9 @@ def lookup_window(radius: int, like: Tensor) -> Tensor:
 
 def to_grid(points: Tensor, picture: Tensor) -> Tensor:
     """Positions (..., 2) in pixels of a picture (..., h, w) as grid_sample wants them, corners aligned."""
-    height, width = picture.shape[-2:]
-    return 2 * points / torch.tensor([width - 1, height - 1], device=points.device, dtype=points.dtype) - 1
+    # Filled there, for a copy would have the host wait.
+    size = torch.cat([points.new_full((1,), side - 1) for side in reversed(picture.shape[-2:])])
+    return 2 * points / size - 1
 
 
 class CorrelationPyramid:

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from stablevsr.config import ScheduleConfig
+from stablevsr.errors import UserError
+from stablevsr.runtime import send
 from stablevsr.sampling.noise import NoiseSource, as_draw
 from stablevsr.sampling.samplers import DDPM, Sampler
 from stablevsr.sampling.schedule import Step
-from stablevsr.sampling.transfer import send
 
 # (frame, x_t, step, guidance or None) -> prediction
 Predict = Callable[[int, Tensor, Step, Tensor | None], Tensor]
@@ -49,6 +50,29 @@ class FrameStep(NamedTuple):
     prediction: Tensor  # (c, h, w), the network's output
     x0: Tensor  # (c, h, w), the clean estimate
     latent: Tensor  # (c, h, w), x at the next timestep
+
+
+class OverflowWatch:
+    """Stops a run whose numbers have overflowed: on the CPU at once, elsewhere at the end of the pass.
+
+    To ask a GPU for the answer is to wait for it, so that it is asked once a pass.
+    """
+
+    def __init__(self, num_frames: int) -> None:
+        self._num_frames = num_frames
+        self._finite: list[tuple[int, Tensor]] = []
+
+    def check(self, done: int, result: FrameStep) -> None:
+        """To be called after each frame-step, before it is recorded; `done` counts it. Raises `UserError`."""
+        self._finite.append((result.frame, result.x0.isfinite().all()))
+        if done % self._num_frames and result.x0.device.type != "cpu":
+            return
+        overflowed = [frame for frame, finite in self._finite if not finite]
+        self._finite.clear()
+        if overflowed:
+            raise UserError(
+                f"the numbers of frame {overflowed[0]} overflowed in step {result.step.index}: use bf16 or fp32"
+            )
 
 
 def pass_order(index: int, num_frames: int) -> range:
@@ -91,8 +115,9 @@ def bidirectional_sampling(
         order = pass_order(step.index, n)
         for position in range(begun, n):
             frame = order[position]
-            guidance = None if position == 0 else guide(x0, order[position - 1], frame, step)
             x = latents[frame]
+            # A run that goes on has its x0 from a file.
+            guidance = None if position == 0 else guide(send(x0, x.device), order[position - 1], frame, step)
             prediction = predict(frame, x, step, guidance)
             draw = as_draw(noise.step(step.index, frame), x.shape, f"step {step.index} of frame {frame}")
             before = estimates[frame] if sampler.keeps_x0 and step.index > 0 else None

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from stablevsr.nn.warp import warp_published
+from stablevsr.runtime import send
 from stablevsr.sampling.flow import FlowSource
 from stablevsr.sampling.guidance import PUBLISHED, Guidance
 from stablevsr.sampling.networks import Networks
 from stablevsr.sampling.pictures import Frames
 from stablevsr.sampling.schedule import Step
 from stablevsr.sampling.tiles import PictureDecoder
-from stablevsr.sampling.transfer import send
 
 
 @dataclass(frozen=True)

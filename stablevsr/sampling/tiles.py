@@ -9,6 +9,7 @@ from torch import Tensor
 
 from stablevsr.config import SCALE
 from stablevsr.errors import UserError
+from stablevsr.runtime import out_of_memory
 from stablevsr.sampling.networks import Networks
 
 AUTO_TILE = 64  # latent pixels: what "auto" falls back to
@@ -80,8 +81,8 @@ class PictureDecoder:
         latent = latent.to(self._model.device, self._vae.dtype) / self._vae.scaling_factor
         try:
             return self._decode(latent)
-        except torch.OutOfMemoryError:
-            if not self._automatic or self.has_fallen_back:
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error) or not self._automatic or self.has_fallen_back:
                 raise
         # Outside of the handler, for its traceback holds on to what filled the memory.
         self.fall_back()

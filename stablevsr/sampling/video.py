@@ -11,7 +11,15 @@ import torch
 from torch import Tensor
 
 from stablevsr.errors import UserError
-from stablevsr.sampling.bidirectional import START, FrameStep, Latents, SamplingState, bidirectional_sampling
+from stablevsr.runtime import numerics, send, under_numerics
+from stablevsr.sampling.bidirectional import (
+    START,
+    FrameStep,
+    Latents,
+    OverflowWatch,
+    SamplingState,
+    bidirectional_sampling,
+)
 from stablevsr.sampling.colour_fix import check_colour_fix, fix_colours
 from stablevsr.sampling.ddpm import add_noise
 from stablevsr.sampling.denoiser import Denoiser
@@ -23,7 +31,6 @@ from stablevsr.sampling.pictures import Clip, ClipKind, Frames
 from stablevsr.sampling.samplers import sampler_by_name
 from stablevsr.sampling.schedule import alphas_cumprod, run_steps, timesteps
 from stablevsr.sampling.tiles import PictureDecoder
-from stablevsr.sampling.transfer import send
 
 USUAL_NOISE_LEVEL = 20
 
@@ -50,6 +57,7 @@ def report(progress: OnProgress | None, phase: str, done: int, total: int) -> No
         raise Stopped(f"stopped in phase {phase}, {done} of {total} done")
 
 
+@numerics()
 @torch.no_grad()
 def flow_between(model: Networks, low_res: Frames, target: int, source: int, half: bool = False) -> Tensor:
     """The flow that fetches frame `source` onto the grid of frame `target`: (1, 2, 4h, 4w) in pixels."""
@@ -236,7 +244,7 @@ def sampling_steps(
     if latents is None:
         latents = initial_latents(model, noise, n, h, w)
     schedule = model.config.schedule
-    return bidirectional_sampling(
+    loop = bidirectional_sampling(
         latents,
         run_steps(schedule, steps),
         schedule,
@@ -247,6 +255,7 @@ def sampling_steps(
         sampler_by_name(sampler, eta),
         estimates,
     )
+    return under_numerics(loop)
 
 
 # What the sampling options are where they are left out.
@@ -265,6 +274,7 @@ def initial_latents(model: Networks, noise: NoiseSource, num_frames: int, height
     return latents
 
 
+@numerics()
 def decode_frame(decode: PictureDecoder, latent: Tensor) -> Tensor:
     """A final latent (c, h, w) to its picture (3, 4h, 4w), float32 in [0, 1] on the CPU."""
     picture = decode(latent[None])[0]
@@ -357,7 +367,9 @@ def sample_video(
         guidance=guidance,
     )
     fill_flows(model, low_res, flows, progress, guidance.half_flow)
-    for done, _ in enumerate(frame_steps, start=1):
+    watch = OverflowWatch(n)
+    for done, result in enumerate(frame_steps, start=1):
+        watch.check(done, result)
         report(progress, "denoise", done, steps * n)
     pictures = []
     for frame, latent in zip(low_res, latents, strict=True):

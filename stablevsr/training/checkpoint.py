@@ -74,7 +74,7 @@ def load_checkpoint(
         learner.load_state_dict(state["weights"])
     except RuntimeError as error:
         raise UserError(f"checkpoint {path} is of another configuration than the weights to start from") from error
-    for name, value in state["average"].items():
-        average[name].copy_(value)
+    for name, value in average.items():  # checkpoints of version 0.1 have one even where the recipe wants none
+        value.copy_(state["average"][name])
     optimiser.load_state_dict(state["optimiser"])
     return state["step"]

@@ -48,9 +48,9 @@ class Trainer:
 
     def __init__(self, recipe: Recipe, loss: StageLoss, windows: Windows, folder: Path, device: torch.device) -> None:
         self.recipe, self.windows, self.folder, self.device = recipe, windows, folder, device
-        for stale in folder.glob(".stablevsr-*.part"):  # of a process killed while saving
-            stale.unlink()
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        for stale in folder.glob(".stablevsr-*.part") if self.rank == 0 else ():  # of a process killed while saving
+            stale.unlink(missing_ok=True)
         self.stage_loss, self.learner = loss, loss.learner
         self.optimiser = torch.optim.AdamW(
             self.learner.parameters(),
@@ -59,7 +59,9 @@ class Trainer:
             weight_decay=recipe.optimiser.weight_decay,
         )
         self.step = 0
-        self.average = {name: value.detach().clone() for name, value in self.learner.state_dict().items()}
+        self.average: dict[str, Tensor] = {}
+        if recipe.optimiser.ema:
+            self.average = {name: value.detach().clone() for name, value in self.learner.state_dict().items()}
         self.loss: nn.Module = DistributedDataParallel(loss) if self.world > 1 else loss
         self.log = Log(folder / "log.csv") if self.rank == 0 else None
 
@@ -69,8 +71,7 @@ class Trainer:
 
     def run(self) -> dict[str, Tensor]:
         """Train to the last step, from the checkpoint if there is one; returns the weights to keep."""
-        if self.checkpoint.exists():
-            self.resume()
+        self.resume()
         if self.log:
             self.log.cut(self.step)
         batches = self.batches()
@@ -144,7 +145,12 @@ class Trainer:
                     yield list(range(first, first + recipe.batch))
 
         try:
-            yield from DataLoader(self.windows, batch_sampler=list(numbers()), num_workers=recipe.workers)
+            yield from DataLoader(
+                self.windows,
+                batch_sampler=numbers(),
+                num_workers=recipe.workers,
+                pin_memory=self.device.type == "cuda",  # without it, copies to the GPU wait
+            )
         except UserError as error:
             # What a worker raised comes with its traceback; the sentence is its last line.
             raise UserError(str(error).splitlines()[-1].split("UserError: ")[-1]) from error
@@ -153,8 +159,11 @@ class Trainer:
         """A picture of what the weights to keep make of the first windows: OUTPUT/samples/STEP.png."""
         windows = [{k: v.to(self.device) for k, v in self.windows[number].items()} for number in range(NUM_SAMPLES)]
         kept = {name: value.clone() for name, value in self.learner.state_dict().items()}
+        trains = self.learner.training
         self.learner.load_state_dict(self.kept_weights())
+        self.learner.eval()  # RAFT large has batch norms
         picture = sample_picture(self.stage_loss.model, self.recipe.stage, windows)
+        self.learner.train(trains)
         self.learner.load_state_dict(kept)
         path = self.folder / "samples" / f"{self.step:07}.png"
         path.parent.mkdir(exist_ok=True)
@@ -169,6 +178,17 @@ class Trainer:
             )
 
     def resume(self) -> None:
+        """Go on from the checkpoint, if there is one: process 0 says whether, or some would begin at another step."""
+        found = [self.checkpoint.exists()]
+        if self.world > 1:
+            dist.broadcast_object_list(found)
+        if not found[0]:
+            return
+        if not self.checkpoint.exists():
+            raise UserError(
+                f"process {self.rank} does not find {self.checkpoint}, from which process 0 goes on: "
+                "give all of them the same disk, or a copy of the folder"
+            )
         self.step = load_checkpoint(
             self.checkpoint, self.recipe, self.world, self.learner, self.average, self.optimiser
         )

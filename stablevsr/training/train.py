@@ -10,9 +10,10 @@ from torch import Tensor
 
 from stablevsr.atomic import replacing
 from stablevsr.errors import UserError
-from stablevsr.model import StableVSR, build_model, require_compiler
+from stablevsr.model import StableVSR, build_model
 from stablevsr.nn.tcm import starting_state
 from stablevsr.presets import PRESETS
+from stablevsr.runtime import require_compiler
 from stablevsr.training.data import ProceduralWindows, Windows
 from stablevsr.training.folders import FolderWindows
 from stablevsr.training.loop import Trainer, checkpoint_blocks, start_processes

@@ -1,0 +1,121 @@
+"""Everything that depends on the device and the libraries below: choice, capabilities, numerics, transfers."""
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from stablevsr.errors import UserError
+
+T = TypeVar("T")
+MAX_GRAPHS = 64  # of a compiled network, one for each size of frame; from the next size on it runs as it is
+
+
+def pick_device(device: str | torch.device | None) -> torch.device:
+    """The device of that name, or the best there is; `UserError` if it is not there."""
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    names = [name for name, there in available.items() if there]
+    if device is None:
+        return torch.device(names[-1])
+    try:
+        target = torch.device(device)
+    except RuntimeError:
+        target = None
+    if target is None or not available.get(target.type, False):
+        raise UserError(f"device {str(device)!r} is not there, this machine has {', '.join(names)}")
+    if target.type == "cuda" and (target.index or 0) >= torch.cuda.device_count():
+        raise UserError(
+            f"device {str(device)!r} is not there, this machine has {torch.cuda.device_count()} CUDA devices"
+        )
+    return target
+
+
+def check_dtype(device: torch.device, dtype: torch.dtype) -> None:
+    """`UserError` for bfloat16 on a GPU that only emulates it, or does not know it."""
+    if device.type == "cuda" and dtype == torch.bfloat16 and torch.cuda.get_device_capability(device) < (8, 0):
+        name = torch.cuda.get_device_name(device)
+        raise UserError(f"{name} has no bfloat16, which came with the Ampere generation: use fp16 or fp32")
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory has run out; only CUDA has a class for it."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    # MPS says the first and the last, the allocator of the CPU, by system, the others.
+    words = ("out of memory", "can't allocate memory", "not enough memory", "invalid buffer size")
+    return isinstance(error, RuntimeError) and any(each in str(error).lower() for each in words)
+
+
+@contextmanager
+def numerics() -> Iterator[None]:
+    """The numerics of a run: cuDNN's deterministic algorithms, chosen without timing, and no TF32 in convolutions.
+
+    The upsampling is a transposed convolution, for which cuDNN also has algorithms that sum in no fixed order. PyTorch
+    lets convolutions in float32 use TF32 by default, which keeps ten bits: here float32 means float32. Products of
+    matrices follow `torch.set_float32_matmul_precision`, whose default is float32 too.
+    """
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+        if "torch._dynamo" not in sys.modules:
+            yield
+            return
+        # Each size of frame is a graph of its own, and the usual limit is reached at the ninth.
+        with torch._dynamo.config.patch(recompile_limit=MAX_GRAPHS):
+            yield
+
+
+def under_numerics(steps: Iterator[T]) -> Iterator[T]:
+    """`steps`, each of them computed under `numerics`; between them, the caller's settings hold."""
+    while True:
+        with numerics():
+            try:
+                step = next(steps)
+            except StopIteration:
+                return
+        yield step
+
+
+def describe(model: nn.Module) -> dict[str, str]:
+    """What, beside weights and options, the bits of a run depend on: a run is gone on with where all of it is equal."""
+    device = model.device
+    found = {
+        "device": device.type,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "compilation": ", ".join(compiled_parts(model)) or "none",
+        "float32 matmul precision": torch.get_float32_matmul_precision(),
+        "version of torch": str(torch.__version__),
+        "version of numpy": np.__version__,  # which does not promise the same random numbers for all times
+    }
+    if device.type == "cuda":
+        found["GPU"] = torch.cuda.get_device_name(device)
+        found["version of cuDNN"] = str(torch.backends.cudnn.version())
+    return found
+
+
+def compiled_parts(model: nn.Module) -> list[str]:
+    """The names of the compiled modules of a model."""
+    return [name for name, part in model.named_modules() if part._compiled_call_impl is not None]
+
+
+def require_compiler(device: torch.device) -> None:
+    """`UserError` where `torch.compile` has nothing to compile with."""
+    language, variable, usual = "C++", "CXX", ("c++", "g++", "clang++")
+    if device.type != "cpu":  # Triton builds its launchers in C
+        language, variable, usual = "C", "CC", ("cc", "gcc", "clang")
+    if not any(shutil.which(name) for name in (os.environ.get(variable), *usual) if name):
+        raise UserError(
+            f"compile=True needs a {language} compiler on the {device.type.upper()}, none of {', '.join(usual)} is "
+            "there: install one"
+        )
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """A copy on the device, without waiting for what the device is at: the host goes on and gives it more to do."""
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)  # from other memory, CUDA makes the host wait
