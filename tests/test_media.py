@@ -986,3 +986,21 @@ def test_encodings_that_make_no_sense(tmp_path, name, encoding, words):
     with open_reader(source) as reader:
         assert words in refusal(open_writer, tmp_path / name, reader, height=32, width=48, encoding=encoding)
     assert os.listdir(tmp_path) == ["a.mp4"]
+
+
+def test_tags_that_are_not_utf_8_do_no_harm(tmp_path: Path) -> None:
+    """As old files have them; PyAV 19 tells their bytes, older ones replace them."""
+    clip, output = tmp_path / "in.avi", tmp_path / "out.mkv"
+    with av.open(str(clip), "w") as container:
+        container.metadata["title"] = "Cafe Muller"
+        stream = container.add_stream("mpeg4", rate=25, width=32, height=32)
+        for packet in [*stream.encode(av.VideoFrame(32, 32, "yuv420p")), *stream.encode(None)]:
+            container.mux(packet)
+    content = clip.read_bytes()
+    assert content.count(b"Cafe Muller") == 1
+    clip.write_bytes(content.replace(b"Cafe Muller", b"Caf\xe9 M\xfcller"))
+    with open_reader(clip) as reader, open_writer(output, reader, height=32, width=32) as writer:
+        for frame in reader:
+            writer.write(frame.image, frame)
+    with open_reader(output) as reader:
+        assert len(list(reader)) == 1

@@ -24,10 +24,10 @@ from stablevsr.errors import UserError
 from stablevsr.model import bundled_weights
 from stablevsr.sampling.flow import estimate_flow
 from stablevsr.training import losses as losses_module
-from stablevsr.training.loop import NUM_SAMPLES, checkpoint_blocks, learning_rate
+from stablevsr.training.loop import NUM_SAMPLES, Trainer, checkpoint_blocks, learning_rate
 from stablevsr.training.recipe import OptimiserRecipe, Recipe, read_recipe
 from stablevsr.training.samples import sample_picture
-from stablevsr.training.stages import STAGES
+from stablevsr.training.stages import STAGES, StageLoss
 from stablevsr.training.train import open_windows, starting_model, train
 from stablevsr.weights import read_header
 
@@ -331,3 +331,38 @@ def test_shipped_recipes_and_the_readme_example_are_valid(tmp_path: Path) -> Non
     recipes = [example, *root.glob("recipes/**/*.toml")]
     assert len(recipes) > 1
     assert all(isinstance(read_recipe(path), Recipe) for path in recipes)
+
+
+def test_without_a_moving_average_no_copy_of_the_weights_is_kept(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path / "run.toml", ema=0.0, steps=3)
+    train(recipe, CPU)
+    checkpoint = tmp_path / "run/checkpoint.pt"
+    state = torch.load(checkpoint, weights_only=True)
+    assert state["average"] == {}
+    # Version 0.1 kept one all the same: its checkpoints go on.
+    torch.save(state | {"average": {name: value + 1 for name, value in state["weights"].items()}}, checkpoint)
+    assert_same_weights(train(recipe, CPU).parent, tmp_path / "run")
+
+
+def test_pictures_are_drawn_in_evaluation_mode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    modes = []
+
+    def sample(model: torch.nn.Module, stage: str, windows: list) -> torch.Tensor:
+        modes.append(model.vae.training)
+        return torch.zeros(1, 1, 3, dtype=torch.uint8)
+
+    monkeypatch.setattr("stablevsr.training.loop.sample_picture", sample)
+    train(write_recipe(tmp_path / "run.toml", "sample_every = 1\n", steps=2), CPU)
+    assert modes == [False, False]
+
+
+def test_a_process_that_does_not_see_the_checkpoint_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Process 0 goes on from a checkpoint on a disk that this one does not share."""
+    recipe = read_recipe(write_recipe(tmp_path / "run.toml"))
+    stage, (_, model) = STAGES["vae"], starting_model(recipe, tmp_path)
+    (tmp_path / "run").mkdir()
+    trainer = Trainer(recipe, StageLoss(model, stage), open_windows(recipe, stage, tmp_path), tmp_path / "run", CPU)
+    trainer.rank, trainer.world = 1, 2
+    monkeypatch.setattr(torch.distributed, "broadcast_object_list", lambda found: found.__setitem__(0, True))
+    with pytest.raises(UserError, match=r"process 1 does not find .*checkpoint.pt, from which process 0 goes on"):
+        trainer.resume()

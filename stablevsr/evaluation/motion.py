@@ -68,7 +68,7 @@ def _picture(image: np.ndarray, device: torch.device) -> Tensor:
 def _fetch(picture: Tensor, flow: Tensor) -> Tensor:
     """Pictures (n, c, h, w) along flows (n, 2, h, w), on the true grid: the sampler's is stretched at the borders."""
     if picture.device.type == "mps":  # whose grid_sample knows neither bicubic interpolation nor this padding
-        return _fetch(picture.cpu(), flow.cpu()).to(picture.device)
+        return _fetch(picture.cpu(), flow.cpu()).to(picture)
     size = torch.tensor([picture.shape[-1], picture.shape[-2]], device=flow.device)[:, None, None]
     grid = 2 * (pixel_grid(flow) + flow + 0.5) / size - 1
     return F.grid_sample(picture, grid.permute(0, 2, 3, 1), mode="bicubic", padding_mode="border", align_corners=False)
