@@ -1004,3 +1004,10 @@ def test_tags_that_are_not_utf_8_do_no_harm(tmp_path: Path) -> None:
             writer.write(frame.image, frame)
     with open_reader(output) as reader:
         assert len(list(reader)) == 1
+
+
+def test_a_video_that_claims_too_many_pixels_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of a few bytes could ask for all memory there is."""
+    monkeypatch.setattr("stablevsr.media.video_reader.MAX_PIXELS", 80 * 60 - 1)
+    with pytest.raises(UserError, match=r"demo\.mp4 is 80x60, but at most 4799 pixels can be read"):
+        open_reader(Path(__file__).parent.parent / "stablevsr/assets/demo.mp4")

@@ -15,7 +15,7 @@ from stablevsr.media.orientation import Orientation
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_MOST_PIXELS = 178_956_970  # what Pillow is ready to decode
+MAX_PIXELS = 178_956_970  # what Pillow is ready to decode
 _MODES_8 = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")  # Pillow's names of the pixel types that can be read
 _MODES_16 = ("I;16", "I;16B", "I;16L", "I;16N")
 
@@ -50,9 +50,9 @@ def read_header(path: Path) -> StillHeader:
         raise
     except Exception as error:  # the decoders raise many types for damaged files
         raise _unreadable(path) from error
-    if header.height * header.width > _MOST_PIXELS:
+    if header.height * header.width > MAX_PIXELS:
         raise UserError(
-            f"{path} is {header.width}x{header.height}, but at most {_MOST_PIXELS} pixels can be read; "
+            f"{path} is {header.width}x{header.height}, but at most {MAX_PIXELS} pixels can be read; "
             "cut it into parts first."
         )
     return header

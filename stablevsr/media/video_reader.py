@@ -17,6 +17,7 @@ from stablevsr.media.colour import bits, is_transparent, to_rgb
 from stablevsr.media.deinterlacing import deinterlaced
 from stablevsr.media.frame import Frame, Reader
 from stablevsr.media.orientation import Orientation
+from stablevsr.media.still import MAX_PIXELS
 from stablevsr.media.truncation import missing_bytes
 
 _HELP = "give a video file, an image or a folder of images"
@@ -103,6 +104,12 @@ class VideoReader(Reader):
                 raise UserError(f"{self.path} has no video stream; {_HELP}.")
             if streams[0].codec_context is None:
                 raise UserError(f"{self.path} is in a video codec that cannot be decoded; convert it to H.264 first.")
+            size = streams[0].codec_context
+            if size.width * size.height > MAX_PIXELS:
+                raise UserError(
+                    f"{self.path} is {size.width}x{size.height}, but at most {MAX_PIXELS} pixels can be read; "
+                    "make it smaller first."
+                )
             yield container, streams[0]
 
     def _decode(self, container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:

@@ -1,4 +1,4 @@
-"""REDS- and Vimeo-style folders: root/{hr,lr}/clip/frame."""
+"""Folders of clips in the layout of REDS: root/{hr,lr}/clip/frame."""
 
 from pathlib import Path
 
