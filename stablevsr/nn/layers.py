@@ -69,7 +69,7 @@ def double_and_convolve(x: Tensor, conv: nn.Conv2d) -> Tensor:
     """
     # The kernel at each of the four places where an input pixel now stands twice.
     # Summed in float32, for half precision would round a weight that the two steps only multiply.
-    wide = conv.weight.float()
+    wide = conv.weight.to(torch.promote_types(conv.weight.dtype, torch.float32))
     weight = sum(F.pad(wide, (right, 1 - right, down, 1 - down)) for down in (0, 1) for right in (0, 1))
     weight = weight.to(conv.weight.dtype).transpose(0, 1).flip(-1, -2)
     return F.conv_transpose2d(x, weight, conv.bias, stride=2, padding=1)
