@@ -6,6 +6,9 @@ in steps, so that a few are enough:
 
     seconds a frame  =  steps of a whole run (50, or the preset's)  x  frame-step  +  flows  +  final decode
 
+The columns by part are of a frame-step too, in every row, from one more run in which each part waits for the device;
+so they need not add up to the median.
+
 `TFLOP/s` counts the operations of the published algorithm, for all rows: one that does with fewer shows more.
 Needs `pip install '.[test]'`. Prints tables and writes JSON.
 """
@@ -45,12 +48,13 @@ from stablevsr.nn.tiny import TinyDecoder
 from stablevsr.offload import Offloaded
 from stablevsr.presets import STABLEVSR
 from stablevsr.runtime import pick_device
-from stablevsr.sampling import denoiser
+from stablevsr.sampling import denoiser, video
 from stablevsr.sampling.flow import empty_flows
 from stablevsr.sampling.guidance import Guidance
 from stablevsr.sampling.networks import Networks
 from stablevsr.sampling.pictures import normalise
 from stablevsr.sampling.presets import PRESETS
+from stablevsr.sampling.samplers import Sampler, sampler_by_name
 from stablevsr.sampling.tiles import PictureDecoder
 from stablevsr.sampling.video import decode_frame, fill_flows, initial_latents, sampling_steps, seeded_noise
 
@@ -130,7 +134,13 @@ def run_ours(
     n, _, *size = low_res.shape
     noise, flows, decode = seeded_noise(model, 0, *size), empty_flows(n, *size), PictureDecoder(model, tile)
     latents = initial_latents(model, noise, n, *size)
-    with patch.object(denoiser, "warp_published", watch.timed("warp", denoiser.warp_published)):
+
+    def timed_sampler(name: str, eta: float = 0.0) -> Sampler:
+        sampler = sampler_by_name(name, eta)
+        return sampler._replace(step=watch.timed("schedule", sampler.step))
+
+    timed_warp = watch.timed("warp", denoiser.warp_published)
+    with patch.object(denoiser, "warp_published", timed_warp), patch.object(video, "sampler_by_name", timed_sampler):
         with watch.part("flow"):
             fill_flows(model, low_res, flows, half=guidance.half_flow)
         with watch.part("denoise"):
@@ -267,19 +277,24 @@ def measure(options: argparse.Namespace, width: int, height: int) -> dict[str, o
     return summary(options, rows, counter.operations)
 
 
+def by_part(row: Row, frame_steps: int) -> dict[str, float]:
+    """Seconds a frame-step by part, alike for all rows; what no part took is "other"."""
+    seconds = {part: row.parts.get(part, 0.0) for part in PARTS}
+    seconds["other"] = row.parts["denoise"] - sum(seconds.values())
+    return {part: total / frame_steps for part, total in seconds.items()}
+
+
 def summary(options: argparse.Namespace, rows: dict[str, Row], operations: int) -> dict[str, object]:
     """What is written and printed of the rows at one size."""
     n, frame_steps = options.frames, options.frames * options.steps
     baseline, result = next(iter(rows.values())), {}
     for name, row in rows.items():
         per_step = row.phase("denoise") / frame_steps
-        detail = {part: row.parts.get(part, 0.0) / frame_steps for part in PARTS}
-        detail["other"] = row.parts["denoise"] / frame_steps - sum(detail.values())
         peak = matmul_peak(options.device, DTYPES[name.rsplit(" ", 1)[1]])
         error = (row.frames - baseline.frames).square().mean().item()
         result[name] = {
             "seconds a frame-step": per_step,
-            "of which": detail,
+            "of which": by_part(row, frame_steps),
             "seconds a pair's flows": row.phase("flow") / (n - 1),
             "seconds a final decode": row.phase("final decode") / n,
             "steps": row.total_steps,
@@ -299,10 +314,12 @@ def summary(options: argparse.Namespace, rows: dict[str, Row], operations: int) 
 def show(size: str, result: dict[str, dict]) -> None:
     """A table for people."""
     first = next(iter(result.values()))["seconds a frame-step"]
-    print(f"\n{size:22}  s/frame-step  speed-up  steps   s/frame   " + "".join(f"{p:>9}" for p in (*PARTS, "other")))
+    parts = (*PARTS, "other")
+    print(f"\n{'':22}{'':43}   {'milliseconds a frame-step':^{9 * len(parts)}}")
+    print(f"{size:22}  s/frame-step  speed-up  steps   s/frame   " + "".join(f"{part:>9}" for part in parts))
     for name, row in result.items():
         step = row["seconds a frame-step"]
-        cells = "".join(f"{row['of which'][part]:9.4f}" for part in (*PARTS, "other"))
+        cells = "".join(f"{1000 * row['of which'][part]:9.2f}" for part in parts)
         total = row["seconds a frame"]
         extra = f"  {row['PSNR against the first row, dB']:.1f} dB" if row["PSNR against the first row, dB"] else ""
         print(f"{name:22} {step:13.4f} {first / step:9.2f} {row['steps']:6} {total:9.2f}   {cells}{extra}")

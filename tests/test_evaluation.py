@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,9 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 
 from stablevsr.cli import main
 from stablevsr.evaluation import perceptual
+from stablevsr.evaluation.evaluate import Report
 from stablevsr.evaluation.metrics import psnr, ssim, tof
+from stablevsr.evaluation.report import as_csv, as_json, table
 from stablevsr.model import StableVSR
 
 CPU = torch.device("cpu")
@@ -143,6 +146,21 @@ def test_equal_clips(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert means["PSNR"] is None
     assert means["SSIM"] == pytest.approx(1)
     assert means["tOF"] == 0
+
+
+def test_reports_keep_infinity_and_nan_apart() -> None:
+    """NaN is not passed off as perfect; JSON, which has neither, says null."""
+    report = Report("none")
+    report.clips = {"equal": [{"PSNR": math.inf}, {"PSNR": 30.0}], "broken": [{"PSNR": math.nan}, {"PSNR": 30.0}]}
+    means = report.clip_means()
+    assert means["equal"]["PSNR"] == math.inf
+    assert math.isnan(means["broken"]["PSNR"])
+    assert math.isnan(report.overall()["PSNR"])
+    assert [line.split()[-1] for line in table(report).splitlines()[1:]] == ["inf", "nan", "nan"]
+    assert [row["PSNR"] for row in csv.DictReader(as_csv(report).splitlines())] == ["inf", "30.0", "nan", "30.0"]
+    written = json.loads(as_json(report))
+    assert written["mean"]["PSNR"] is None
+    assert [frame["PSNR"] for frame in written["clips"]["broken"]["frames"]] == [None, 30.0]
 
 
 def test_depth_does_not_matter(tmp_path: Path) -> None:

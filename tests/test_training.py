@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +18,8 @@ import pytest
 import torch
 from models import random_model
 from safetensors.torch import load_file, save_file
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from stablevsr import build_model, sample_video
 from stablevsr.cli import main
@@ -345,24 +349,173 @@ def test_without_a_moving_average_no_copy_of_the_weights_is_kept(tmp_path: Path)
 
 
 def test_pictures_are_drawn_in_evaluation_mode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    modes = []
+    """And training goes on in training mode."""
+    modes, forward = [], StageLoss.forward
 
     def sample(model: torch.nn.Module, stage: str, windows: list) -> torch.Tensor:
-        modes.append(model.vae.training)
+        modes.append(("picture", model.vae.training))
         return torch.zeros(1, 1, 3, dtype=torch.uint8)
 
+    def learn(loss: StageLoss, *batch: object) -> torch.Tensor:
+        modes.append(("step", loss.learner.training))
+        return forward(loss, *batch)
+
     monkeypatch.setattr("stablevsr.training.loop.sample_picture", sample)
+    monkeypatch.setattr(StageLoss, "forward", learn)
     train(write_recipe(tmp_path / "run.toml", "sample_every = 1\n", steps=2), CPU)
-    assert modes == [False, False]
+    assert modes == 2 * [("step", True), ("picture", False)]
 
 
-def test_a_process_that_does_not_see_the_checkpoint_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Process 0 goes on from a checkpoint on a disk that this one does not share."""
-    recipe = read_recipe(write_recipe(tmp_path / "run.toml"))
-    stage, (_, model) = STAGES["vae"], starting_model(recipe, tmp_path)
+def make_trainer(folder: Path, more: str = "", **values: object) -> Trainer:
+    recipe = read_recipe(write_recipe(folder / "run.toml", more, **values))
+    stage, (_, model) = STAGES[recipe.stage], starting_model(recipe, folder)
+    (folder / "run").mkdir(exist_ok=True)
+    return Trainer(recipe, StageLoss(model, stage), open_windows(recipe, stage, folder), folder / "run", CPU)
+
+
+class NoFloat64(TorchDispatchMode):
+    """Refuses float64, as MPS does."""
+
+    def __torch_dispatch__(
+        self, function: Callable, types: object, args: tuple = (), kwargs: dict | None = None
+    ) -> object:
+        result = function(*args, **(kwargs or {}))
+        if any(isinstance(each, torch.Tensor) and each.dtype == torch.float64 for each in tree_leaves(result)):
+            raise TypeError(f"the MPS framework doesn't support float64, which {function} gave")
+        return result
+
+
+@pytest.mark.parametrize(("stage", "crop"), [("vae", 16), ("unet", 16), ("flow", 128), ("tcm", 32), ("tiny", 16)])
+def test_a_step_needs_no_float64(tmp_path: Path, stage: str, crop: int) -> None:
+    """Neither do loss, gradients, optimiser and moving average, nor the batches, which are sent as they are."""
+    trainer = make_trainer(tmp_path, stage=stage, crop=crop)
+    batch = next(trainer.batches())
+    assert all(value.dtype in (torch.float32, torch.bool) for value in batch.values())
+    with NoFloat64():
+        trainer.one_step(iter([batch]))
+    assert trainer.step == 1
+
+
+@pytest.mark.parametrize(("device", "pinned"), [("cpu", False), ("mps", False), ("cuda", True)])
+def test_only_pinned_batches_are_sent_without_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, pinned: bool
+) -> None:
+    loaders, sent = [], []
+
+    class Batch:
+        def to(self, device: torch.device, non_blocking: bool) -> "Batch":
+            sent.append((device.type, non_blocking))
+            return self
+
+    def loader(windows: object, **options: object) -> list:
+        loaders.append(options)
+        return [{"hr": Batch()}]
+
+    monkeypatch.setattr("stablevsr.training.loop.DataLoader", loader)
+    trainer = make_trainer(tmp_path)
+    trainer.device = torch.device(device)
+    trainer.to_device(next(trainer.batches()))
+    assert loaders[0]["pin_memory"] is pinned
+    assert sent == [(device, pinned)]
+
+
+def test_the_batches_of_a_long_run_are_not_counted_out_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = []
+    monkeypatch.setattr(
+        "stablevsr.training.loop.DataLoader",
+        lambda windows, batch_sampler, **options: taken.append(batch_sampler) or batch_sampler,
+    )
+    trainer = make_trainer(tmp_path, steps=1000, accumulate=2)
+    trainer.step = 5
+    batches = trainer.batches()
+    assert [next(batches) for _ in range(3)] == [[20, 21], [22, 23], [24, 25]]
+    assert isinstance(taken[0], Iterator)
+    assert len(list(taken[0])) == 2 * 995 - 3
+
+
+def test_batches_are_the_same_with_workers_and_from_any_step(tmp_path: Path) -> None:
+    whole = list(make_trainer(tmp_path).batches())
+    trainer = make_trainer(tmp_path, "workers = 2\n")
+    trainer.step = 1
+    assert len(whole) == 4
+    for ours, theirs in zip(trainer.batches(), whole[1:], strict=True):
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def as_process(monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
+    """Pose as one of two processes."""
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: rank)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr("stablevsr.training.loop.DistributedDataParallel", lambda loss: loss)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_process_0_alone_removes_what_a_killed_one_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int
+) -> None:
+    """Two that both do so race: the slower one finds nothing to remove."""
     (tmp_path / "run").mkdir()
-    trainer = Trainer(recipe, StageLoss(model, stage), open_windows(recipe, stage, tmp_path), tmp_path / "run", CPU)
-    trainer.rank, trainer.world = 1, 2
-    monkeypatch.setattr(torch.distributed, "broadcast_object_list", lambda found: found.__setitem__(0, True))
-    with pytest.raises(UserError, match=r"process 1 does not find .*checkpoint.pt, from which process 0 goes on"):
+    stale = tmp_path / "run/.stablevsr-0123.part"
+    stale.touch()
+    as_process(monkeypatch, rank)
+    make_trainer(tmp_path)
+    assert stale.exists() == (rank == 1)
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        ([3, 0], r"process 1 finds no checkpoint at .*checkpoint.pt, process 0 finds a checkpoint of step 3: put"),
+        ([0, 3], r"process 1 finds a checkpoint of step 3 at .*checkpoint.pt, process 0 finds no checkpoint: put"),
+        ([6, 3], r"process 1 finds a checkpoint of step 3 at .*, process 0 finds a checkpoint of step 6: put"),
+        ([3, 3], None),
+    ],
+)
+@pytest.mark.parametrize("rank", [0, 1])
+def test_processes_that_find_different_checkpoints_stop_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: list[int], message: str | None, rank: int
+) -> None:
+    as_process(monkeypatch, rank)
+    trainer, asked = make_trainer(tmp_path), []
+
+    def gather(found: list[int], mine: int) -> None:
+        asked.append(mine)
+        found[:] = steps
+
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+    with pytest.raises(UserError, match=message) if message else nullcontext():
         trainer.resume()
+    assert asked == [0]  # this folder holds no checkpoint
+
+
+def test_two_processes_without_a_shared_disk_do_not_hang(tmp_path: Path) -> None:
+    """Each in a folder of its own; process 0 alone finds a checkpoint, and both what a killed run left."""
+    for rank in ("0", "1"):
+        (tmp_path / rank / "run").mkdir(parents=True)
+        (tmp_path / rank / "run/.stablevsr-0123.part").touch()
+        recipe = write_recipe(tmp_path / rank / "run.toml", steps=3)
+    train(tmp_path / "0/run.toml", CPU)
+    checkpoint = tmp_path / "0/run/checkpoint.pt"
+    state = torch.load(checkpoint, weights_only=True)
+    torch.save(state | {"recipe": state["recipe"] | {"processes": "2"}}, checkpoint)
+    (tmp_path / "run.py").write_text("import os; os.chdir(os.environ['RANK'])\n" + RUN)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
+    command += [str(tmp_path / "run.py"), "train", recipe.name, "--device", "cpu"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=300)
+    assert done.returncode != 0
+    assert "process 1 finds no checkpoint at run/checkpoint.pt, process 0 finds a checkpoint of step 3" in done.stderr
+
+
+def test_bfloat16_is_refused_before_the_work_by_a_gpu_without_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(device: torch.device, dtype: torch.dtype) -> None:
+        raise UserError(f"{device} has no {dtype}")
+
+    monkeypatch.setattr("stablevsr.training.train.check_dtype", refuse)
+    with pytest.raises(UserError, match=r"cpu has no torch.bfloat16"):
+        train(write_recipe(tmp_path / "run.toml", 'dtype = "bf16"\n'), CPU)
+    assert not (tmp_path / "run").exists()
+    train(write_recipe(tmp_path / "run.toml", steps=1), CPU)

@@ -102,7 +102,7 @@ class Trainer:
             group["lr"] = learning_rate(recipe.optimiser, self.step, recipe.steps)
         total = 0.0
         for part in range(recipe.accumulate):
-            window = {name: value.to(self.device, non_blocking=True) for name, value in next(batches).items()}
+            window = self.to_device(next(batches))
             last = part == recipe.accumulate - 1
             quiet = nullcontext() if last or self.world == 1 else self.loss.no_sync()
             autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.dtype == "bf16")
@@ -121,6 +121,14 @@ class Trainer:
         self.step += 1
         self.update_average()
         return total, norm.item()
+
+    @property
+    def pins(self) -> bool:
+        """Whether batches lie in pinned memory: only from there can a copy run beside the work, and only to CUDA."""
+        return self.device.type == "cuda"
+
+    def to_device(self, window: Window) -> Window:
+        return {name: value.to(self.device, non_blocking=self.pins) for name, value in window.items()}
 
     @torch.no_grad()
     def update_average(self) -> None:
@@ -149,7 +157,7 @@ class Trainer:
                 self.windows,
                 batch_sampler=numbers(),
                 num_workers=recipe.workers,
-                pin_memory=self.device.type == "cuda",  # without it, copies to the GPU wait
+                pin_memory=self.pins,
             )
         except UserError as error:
             # What a worker raised comes with its traceback; the sentence is its last line.
@@ -178,20 +186,26 @@ class Trainer:
             )
 
     def resume(self) -> None:
-        """Go on from the checkpoint, if there is one: process 0 says whether, or some would begin at another step."""
-        found = [self.checkpoint.exists()]
-        if self.world > 1:
-            dist.broadcast_object_list(found)
-        if not found[0]:
-            return
-        if not self.checkpoint.exists():
-            raise UserError(
-                f"process {self.rank} does not find {self.checkpoint}, from which process 0 goes on: "
-                "give all of them the same disk, or a copy of the folder"
+        """Go on from the checkpoint, if there is one.
+
+        Processes on machines that do not share a disk may find different ones. Training would then mix their weights
+        and hang in the end, so all of them compare their steps and, if these differ, stop together.
+        """
+        if self.checkpoint.exists():
+            self.step = load_checkpoint(
+                self.checkpoint, self.recipe, self.world, self.learner, self.average, self.optimiser
             )
-        self.step = load_checkpoint(
-            self.checkpoint, self.recipe, self.world, self.learner, self.average, self.optimiser
-        )
+        if self.world == 1:
+            return
+        steps: list[int] = [0] * self.world
+        dist.all_gather_object(steps, self.step)
+        for rank, step in enumerate(steps):
+            if step != steps[0]:
+                found = [f"a checkpoint of step {each}" if each else "no checkpoint" for each in (step, steps[0])]
+                raise UserError(
+                    f"process {rank} finds {found[0]} at {self.checkpoint}, process 0 finds {found[1]}: "
+                    "put the output on a disk that they share, or copy that of process 0 to all machines"
+                )
 
 
 class Log:

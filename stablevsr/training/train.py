@@ -13,7 +13,7 @@ from stablevsr.errors import UserError
 from stablevsr.model import StableVSR, build_model
 from stablevsr.nn.tcm import starting_state
 from stablevsr.presets import PRESETS
-from stablevsr.runtime import require_compiler
+from stablevsr.runtime import check_dtype, require_compiler
 from stablevsr.training.data import ProceduralWindows, Windows
 from stablevsr.training.folders import FolderWindows
 from stablevsr.training.loop import Trainer, checkpoint_blocks, start_processes
@@ -36,6 +36,8 @@ def train(path: Path, device: torch.device) -> Path:
     if recipe.stage == "tiny" and model.tiny is None:
         raise UserError(f"{recipe.init} holds no tiny decoder: convert with --tiny, or start from preset small")
     device = start_processes(device)
+    if recipe.dtype == "bf16":
+        check_dtype(device, torch.bfloat16)
     folder = path.parent / recipe.output
     try:
         folder.mkdir(parents=True, exist_ok=True)
