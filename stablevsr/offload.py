@@ -1,5 +1,6 @@
 """A model that waits in the computer's memory, with one part at a time on the GPU."""
 
+from collections.abc import Iterator
 from itertools import chain
 
 import torch
@@ -61,6 +62,11 @@ class OffloadedPart:
         """Of the VAE."""
         self._owner.bring(self._network)
         return self._network.decode(latent)
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Brings the network first, because callers ask its parameters for the device that it works on."""
+        self._owner.bring(self._network)
+        return self._network.parameters()
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._network, name)

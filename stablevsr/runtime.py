@@ -4,7 +4,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 import numpy as np
@@ -60,13 +60,41 @@ def numerics() -> Iterator[None]:
     lets convolutions in float32 use TF32 by default, which keeps ten bits: here float32 means float32. Products of
     matrices follow `torch.set_float32_matmul_precision`, whose default is float32 too.
     """
-    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+    with _set(_cudnn_settings()):
         if "torch._dynamo" not in sys.modules:
             yield
             return
         # Each size of frame is a graph of its own, and the usual limit is reached at the ninth.
         with torch._dynamo.config.patch(recompile_limit=MAX_GRAPHS):
             yield
+
+
+def _cudnn_settings() -> list[tuple[object, str, object]]:
+    """Owner, name and value of each of cuDNN's settings under `numerics`, in the order in which they are made."""
+    cudnn = torch.backends.cudnn
+    # PyTorch 2.9 has a second interface to TF32: the first fails where a program has used it, and is overruled by it.
+    newer = [kind for kind in (getattr(cudnn, "conv", None), getattr(cudnn, "rnn", None)) if kind is not None]
+    return [
+        (cudnn, "deterministic", True),
+        (cudnn, "benchmark", False),
+        (cudnn, "allow_tf32", False),
+        *((kind, "fp32_precision", "ieee") for kind in newer if hasattr(kind, "fp32_precision")),
+    ]
+
+
+@contextmanager
+def _set(settings: list[tuple[object, str, object]]) -> Iterator[None]:
+    before = []
+    for owner, name, _ in settings:
+        with suppress(RuntimeError):  # a program that has used the newer interface cannot ask by the older one
+            before.append((owner, name, getattr(owner, name)))
+    for owner, name, value in settings:
+        setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        for owner, name, value in before:
+            setattr(owner, name, value)
 
 
 def under_numerics(steps: Iterator[T]) -> Iterator[T]:
@@ -87,7 +115,7 @@ def describe(model: nn.Module) -> dict[str, str]:
         "device": device.type,
         "dtype": str(model.dtype).removeprefix("torch."),
         "compilation": ", ".join(compiled_parts(model)) or "none",
-        "float32 matmul precision": torch.get_float32_matmul_precision(),
+        "float32 matmul precision": _matmul_precision(device),
         "version of torch": str(torch.__version__),
         "version of numpy": np.__version__,  # which does not promise the same random numbers for all times
     }
@@ -95,6 +123,14 @@ def describe(model: nn.Module) -> dict[str, str]:
         found["GPU"] = torch.cuda.get_device_name(device)
         found["version of cuDNN"] = str(torch.backends.cudnn.version())
     return found
+
+
+def _matmul_precision(device: torch.device) -> str:
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:  # as above
+        backend = torch.backends.cuda if device.type == "cuda" else torch.backends.mkldnn
+        return backend.matmul.fp32_precision
 
 
 def compiled_parts(model: nn.Module) -> list[str]:

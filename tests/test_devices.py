@@ -1,5 +1,7 @@
 """Devices that are not here, imitated: what CUDA and MPS lack or do differently."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -122,8 +124,6 @@ def test_numerics_hold_within_a_step_and_nowhere_else() -> None:
         return cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32
 
     before = settings()
-    steps = runtime.under_numerics(iter([settings() for _ in range(1)]))
-    assert list(steps) == [before]  # what was computed earlier is not touched
 
     def work() -> object:
         yield settings()
@@ -134,7 +134,36 @@ def test_numerics_hold_within_a_step_and_nowhere_else() -> None:
         assert settings() == before
 
 
-def test_every_network_of_a_run_works_under_the_numerics(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="this PyTorch has the older interface only")
+@pytest.mark.parametrize("used", ["conv.fp32_precision = 'ieee'", "rnn.fp32_precision = 'ieee'", "allow_tf32 = False"])
+def test_numerics_hold_in_a_program_that_has_set_its_own(used: str) -> None:
+    """In a process of its own, because what the newer interface has set cannot all be set back."""
+    code = f"""
+import numpy as np, torch
+torch.backends.cudnn.{used}
+torch.backends.cuda.matmul.fp32_precision = "tf32"
+from stablevsr import build_model, runtime, sample_video
+conv = torch.backends.cudnn.conv
+before, rnn = conv.fp32_precision, torch.backends.cudnn.rnn.fp32_precision
+with runtime.numerics():
+    assert conv.fp32_precision == "ieee" and torch.backends.cudnn.allow_tf32 is False
+assert (conv.fp32_precision, torch.backends.cudnn.rnn.fp32_precision) == (before, rnn)
+model = build_model(device="cpu")
+assert runtime.describe(model)["float32 matmul precision"]
+sample_video(model, np.zeros((2, 4, 4, 3), np.uint8), steps=1)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+def test_an_offloaded_network_is_brought_before_it_is_asked_for_its_device() -> None:
+    offloaded, brought = Offloaded(random_model(), torch.device("cpu")), []
+    offloaded.bring = brought.append
+    assert next(offloaded.flow.parameters()).device.type == "cpu"
+    assert brought == [offloaded._model.flow]
+
+
+def test_every_network_of_a_run_works_under_the_numerics() -> None:
     model, seen = random_model(), set()
     for name, part in (("unet", model.unet), ("tcm", model.tcm), ("vae", model.vae.decoder), ("flow", model.flow)):
         part.register_forward_pre_hook(lambda *_, name=name: seen.add((name, torch.backends.cudnn.deterministic)))
@@ -202,7 +231,7 @@ def test_half_precision_upsampling_sums_its_weights_in_float32() -> None:
     assert torch.equal(double_and_convolve(x.bfloat16(), conv).float(), exact.bfloat16().float())
 
 
-def test_overflow_is_told_at_the_frame_step_that_it_happens_in(tmp_path: object) -> None:
+def test_overflow_is_told_at_the_frame_step_that_it_happens_in() -> None:
     model, calls = random_model(), 0
 
     def overflow(module: nn.Module, inputs: object, output: Tensor) -> Tensor:

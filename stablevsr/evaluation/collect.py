@@ -68,7 +68,8 @@ class Collector:
         self.labels += [side.label for side in sides.results] + (["truth"] if sides.truth else [])
         self.size = sides.results[0].reader.height, sides.results[0].reader.width
         settings.check(*self.size, self.count)
-        self.model = model if model is None or hasattr(model, "flow") else model()  # type: ignore[operator]
+        # A model is callable too, and an offloaded one is no `StableVSR`.
+        self.model = model if model is None or hasattr(model, "flow") else model()
         self.cut: dict[Crop, list[np.ndarray]] = {}
         self.wanted = [replace(crop, frame=crop.middle(self.count)) for crop in settings.crops or ()]
         self.found = FoundCrops() if settings.crops is None else None

@@ -104,10 +104,10 @@ class VideoReader(Reader):
                 raise UserError(f"{self.path} has no video stream; {_HELP}.")
             if streams[0].codec_context is None:
                 raise UserError(f"{self.path} is in a video codec that cannot be decoded; convert it to H.264 first.")
-            size = streams[0].codec_context
-            if size.width * size.height > MAX_PIXELS:
+            context = streams[0].codec_context
+            if context.width * context.height > MAX_PIXELS:
                 raise UserError(
-                    f"{self.path} is {size.width}x{size.height}, but at most {MAX_PIXELS} pixels can be read; "
+                    f"{self.path} is {context.width}x{context.height}, but at most {MAX_PIXELS} pixels can be read; "
                     "make it smaller first."
                 )
             yield container, streams[0]

@@ -107,8 +107,7 @@ def used_noise_level(model: Networks, noise_level: int | None) -> int | None:
 
 
 def noisy_low_res(model: Networks, low_res: Frames, noise_level: int, noise: NoiseSource) -> NoisyFrames:
-    """The LR clip noised to `noise_level`, as stock SD x4 models were trained."""
-    noise_level = used_noise_level(model, noise_level)
+    """The LR clip noised to `noise_level`, from `used_noise_level`, as stock SD x4 models were trained."""
     if not hasattr(noise, "low_res"):
         raise UserError("these weights noise the LR frames: the noise source needs a method low_res(frame)")
     return NoisyFrames(low_res, noise, alphas_cumprod(model.config.low_res_schedule)[noise_level])
