@@ -16,10 +16,10 @@ import torch
 from clips import PHOTOGRAPHS, photograph
 from torch import Tensor
 
-from stablevsr.evaluation.metrics import psnr
+from stablevsr.architectures import ARCHITECTURES
+from stablevsr.metrics.fidelity import psnr
 from stablevsr.model import StableVSR
 from stablevsr.nn.vae import VAE
-from stablevsr.presets import PRESETS
 from stablevsr.sampling.pictures import bicubic
 from stablevsr.training.data import downscale
 from stablevsr.training.train import read_part
@@ -44,11 +44,11 @@ def measure(vae: VAE, picture: Tensor) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("weights", type=Path, help="a weights file, or one that holds the vae alone")
-    parser.add_argument("--preset", default="small", choices=PRESETS)
+    parser.add_argument("--preset", default="small", choices=ARCHITECTURES)
     parser.add_argument("-o", "--output", type=Path, help="write the results as JSON")
     options = parser.parse_args()
     with torch.device("meta"):  # of which the autoencoder alone is filled
-        model = StableVSR(PRESETS[options.preset])
+        model = StableVSR(ARCHITECTURES[options.preset])
     model.load_state_dict(read_part(options.weights, "vae", model), strict=False, assign=True)
     vae = model.vae.float().eval()
     results = {name: measure(vae, middle(photograph(name))) for name in PHOTOGRAPHS}

@@ -23,10 +23,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from stablevsr.architectures import STABLEVSR
 from stablevsr.config import SCALE
 from stablevsr.model import StableVSR
 from stablevsr.nn.raft import RAFT
-from stablevsr.presets import STABLEVSR
 from stablevsr.sampling.flow import Padding
 
 

@@ -37,18 +37,19 @@ from torch import Tensor
 from tqdm import tqdm
 
 from stablevsr import build_model
-from stablevsr.evaluation.metrics import psnr, ssim, tof
+from stablevsr.engine.run import decode_frame
+from stablevsr.metrics.fidelity import psnr, ssim, tof
 from stablevsr.model import StableVSR
 from stablevsr.nn.warp import pixel_grid
 from stablevsr.sampling.bidirectional import bidirectional_sampling
+from stablevsr.sampling.config import PRESETS, SAMPLERS, SamplingConfig
 from stablevsr.sampling.denoiser import Denoiser
-from stablevsr.sampling.flow import Flows, empty_flows, estimate_flow
-from stablevsr.sampling.guidance import PUBLISHED, Guidance
+from stablevsr.sampling.flow import EstimatedFlows, FlowSource, estimate_flow
+from stablevsr.sampling.noise import SeededNoise
 from stablevsr.sampling.pictures import bicubic
-from stablevsr.sampling.samplers import SAMPLERS, sampler_by_name
+from stablevsr.sampling.samplers import sampler_by_name
 from stablevsr.sampling.schedule import run_steps
 from stablevsr.sampling.tiles import PictureDecoder
-from stablevsr.sampling.video import decode_frame, fill_flows, seeded_noise
 from stablevsr.training.data import downscale
 
 try:
@@ -56,15 +57,16 @@ try:
 except ImportError:
     sys.exit("the metrics come with piq: pip install '.[bench]'")
 
+EXACT = PRESETS["exact"]
 METRICS = ("PSNR", "SSIM", "HaarPSI", "GMSD", "warp", "tOF")
 VARIANTS = ("per frame", "one-way", "no motion comp.", "two-way")
 SHORTCUTS = {  # two-way, with less guidance
-    "half flow": Guidance(half_flow=True),
-    "tiny": Guidance(tiny=True),
-    "half size": Guidance(half_size=True),
-    "tiny, half size": Guidance(tiny=True, half_size=True),
-    "every 2nd": Guidance(every=2),
-    "every 3rd": Guidance(every=3),
+    "half flow": {"flow.half_size": True},
+    "tiny": {"temporal.tiny": True},
+    "half size": {"temporal.half_size": True},
+    "tiny, half size": {"temporal.tiny": True, "temporal.half_size": True},
+    "every 2nd": {"temporal.every": 2},
+    "every 3rd": {"temporal.every": 3},
 }
 Row = dict[str, float]
 
@@ -98,6 +100,30 @@ def measure(model: StableVSR, frames: Tensor, clip: HeldOutClip) -> Row:
     }
 
 
+class KeptFlows:
+    """All flows of a clip, estimated once for all variants."""
+
+    def __init__(self, flows: dict[tuple[int, int], Tensor]) -> None:
+        self.flows = flows
+
+    def between(self, target: int, source: int) -> Tensor:
+        return self.flows[target, source]
+
+
+class NoMotion(KeptFlows):
+    """In their place: nothing moves."""
+
+    def between(self, target: int, source: int) -> Tensor:
+        return torch.zeros_like(self.flows[target, source])
+
+
+def kept_flows(model: StableVSR, low_res: Tensor, half: bool) -> KeptFlows:
+    """The flows between neighbours of a clip (n, 3, h, w) in [-1, 1]."""
+    estimated = EstimatedFlows(model.flow, low_res, model.device, half)
+    ways = [way for i in range(len(low_res) - 1) for way in ((i + 1, i), (i, i + 1))]
+    return KeptFlows({way: estimated.between(*way) for way in ways})
+
+
 def without_guidance(*_: object) -> None:
     """Every frame on its own."""
     return None
@@ -109,23 +135,19 @@ def variants(model: StableVSR, low_res: Tensor) -> dict[str, Callable[[int, str]
 
     One-way is the same loop over steps with even indices only, for these go forwards.
     """
-    flows, coarse, still = (empty_flows(len(low_res), *low_res.shape[2:]) for _ in range(3))
-    fill_flows(model, low_res, flows)
-    fill_flows(model, low_res, coarse, half=True)
-    still.forward.zero_()
-    still.backward.zero_()
+    flows, coarse = (kept_flows(model, low_res, half) for half in (False, True))
     decode = PictureDecoder(model, "off")
-    noise = seeded_noise(model, 0, *low_res.shape[2:])
+    noise = SeededNoise(0, (model.config.vae.latent_channels, *low_res.shape[2:]))
 
     def sample(
         num_steps: int,
         sampler: str,
-        flows: Flows,
+        flows: FlowSource,
         with_tcm: bool = True,
         one_way: bool = False,
-        guidance: Guidance = PUBLISHED,
+        config: SamplingConfig = EXACT,
     ) -> Tensor:
-        denoiser = Denoiser(model, low_res, flows, model.encode_prompt(None), guidance=guidance)
+        denoiser = Denoiser(model, low_res, flows, config, model.encode_prompt(None))
         steps = run_steps(model.config.schedule, num_steps)
         if one_way:
             steps = [replace(step, index=2 * step.index) for step in steps]
@@ -143,16 +165,17 @@ def variants(model: StableVSR, low_res: Tensor) -> dict[str, Callable[[int, str]
             pass
         return torch.stack([decode_frame(decode, latent) for latent in latents])
 
-    def shortcut(guidance: Guidance) -> Callable[[int, str], Tensor]:
-        chosen = coarse if guidance.half_flow else flows
-        return lambda steps, sampler: sample(steps, sampler, chosen, guidance=guidance)
+    def shortcut(fields: dict[str, object]) -> Callable[[int, str], Tensor]:
+        config = EXACT.with_fields(fields)
+        chosen = coarse if config.flow.half_size else flows
+        return lambda steps, sampler: sample(steps, sampler, chosen, config=config)
 
     return {
         "per frame": lambda steps, sampler: sample(steps, sampler, flows, with_tcm=False),
         "one-way": lambda steps, sampler: sample(steps, sampler, flows, one_way=True),
-        "no motion comp.": lambda steps, sampler: sample(steps, sampler, still),
+        "no motion comp.": lambda steps, sampler: sample(steps, sampler, NoMotion(flows)),
         "two-way": lambda steps, sampler: sample(steps, sampler, flows),
-        **{name: shortcut(guidance) for name, guidance in SHORTCUTS.items()},
+        **{name: shortcut(fields) for name, fields in SHORTCUTS.items()},
     }
 
 

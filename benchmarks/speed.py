@@ -20,7 +20,7 @@ import shlex
 import statistics
 import sys
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -40,23 +40,22 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # the published ne
 from reference_loop import ReferenceLoop
 from references import randomise
 
-from stablevsr import __version__, build_model
+from stablevsr import PRESETS, SamplingConfig, __version__, build_model
+from stablevsr.architectures import STABLEVSR
 from stablevsr.config import TinyDecoderConfig
+from stablevsr.engine import run
+from stablevsr.engine.arrays import LowResFrames
+from stablevsr.engine.store import MemoryStore
 from stablevsr.media import open_reader
 from stablevsr.model import DTYPES, StableVSR
 from stablevsr.nn.tiny import TinyDecoder
-from stablevsr.offload import Offloaded
-from stablevsr.presets import STABLEVSR
-from stablevsr.runtime import pick_device
-from stablevsr.sampling import denoiser, video
-from stablevsr.sampling.flow import empty_flows
-from stablevsr.sampling.guidance import Guidance
+from stablevsr.nn.vae import VAE
+from stablevsr.runtime import Offloaded, pick_device
+from stablevsr.sampling import denoiser
 from stablevsr.sampling.networks import Networks
-from stablevsr.sampling.pictures import normalise
-from stablevsr.sampling.presets import PRESETS
+from stablevsr.sampling.noise import SeededNoise
+from stablevsr.sampling.pictures import PictureFormat, normalise
 from stablevsr.sampling.samplers import Sampler, sampler_by_name
-from stablevsr.sampling.tiles import PictureDecoder
-from stablevsr.sampling.video import decode_frame, fill_flows, initial_latents, sampling_steps, seeded_noise
 
 ASSETS = Path(__file__).parents[1] / "stablevsr/assets"
 WAYS = (
@@ -112,6 +111,7 @@ class Timed:
         self._model = model
         self.unet, self.tcm = watch.timed("UNet", model.unet), watch.timed("TCM", model.tcm)
         self.tiny = model.tiny and TimedTiny(model.tiny, watch)
+        self.vae = TimedVAE(model.vae, watch)
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._model, name)
@@ -127,36 +127,45 @@ class TimedTiny:
         return self._decode(latent)
 
 
-def run_ours(
-    model: Networks, guidance: Guidance, tile: int | str, low_res: Tensor, steps: int, watch: Stopwatch
-) -> Tensor:
+class TimedVAE:
+    """The VAE, whose time is told apart in the phase "denoise" only: the final decode is a phase of its own."""
+
+    def __init__(self, vae: VAE, watch: Stopwatch) -> None:
+        self._vae, self._timed, self.denoising = vae, watch.timed("decode", vae.decode), True
+
+    def decode(self, latent: Tensor) -> Tensor:
+        return self._timed(latent) if self.denoising else self._vae.decode(latent)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._vae, name)
+
+
+def run_ours(model: Networks, config: SamplingConfig, low_res: Tensor, steps: int, watch: Stopwatch) -> Tensor:
     """Our sampler, in the three phases of `sample_video`."""
-    n, _, *size = low_res.shape
-    noise, flows, decode = seeded_noise(model, 0, *size), empty_flows(n, *size), PictureDecoder(model, tile)
-    latents = initial_latents(model, noise, n, *size)
+    store, timed = MemoryStore(), Timed(model, watch)
+    frames = LowResFrames(store.hold("frames", low_res / 2 + 0.5), len(low_res), tuple(low_res.shape[2:]))
 
     def timed_sampler(name: str, eta: float = 0.0) -> Sampler:
         sampler = sampler_by_name(name, eta)
         return sampler._replace(step=watch.timed("schedule", sampler.step))
 
     timed_warp = watch.timed("warp", denoiser.warp_published)
-    with patch.object(denoiser, "warp_published", timed_warp), patch.object(video, "sampler_by_name", timed_sampler):
+    with patch.object(denoiser, "warp_published", timed_warp), patch.object(run, "sampler_by_name", timed_sampler):
+        job = run.Run(timed, store, replace(config, steps=steps), frames, format=PictureFormat(torch.float32))
         with watch.part("flow"):
-            fill_flows(model, low_res, flows, half=guidance.half_flow)
+            deque(job.estimate_flows(), maxlen=0)
         with watch.part("denoise"):
-            timed_decode = watch.timed("decode", decode)
-            for _ in sampling_steps(
-                Timed(model, watch), low_res, flows, noise, latents, decode=timed_decode, steps=steps, guidance=guidance
-            ):
-                pass
+            deque(job.frame_steps(), maxlen=0)
+    timed.vae.denoising = False
     with watch.part("final decode"):
-        return torch.stack([decode_frame(decode, latent) for latent in latents])
+        deque(job.events(), maxlen=0)
+    return torch.stack(list(job.pictures()))
 
 
 def run_baseline(loop: ReferenceLoop, context: Tensor, low_res: Tensor, steps: int, watch: Stopwatch) -> Tensor:
     """The published loop."""
     loop.part = watch.part
-    return loop.run(low_res, seeded_noise(loop, 0, *low_res.shape[-2:]), steps, context)
+    return loop.run(low_res, SeededNoise(0, (loop.config.vae.latent_channels, *low_res.shape[-2:])), steps, context)
 
 
 @dataclass
@@ -192,19 +201,21 @@ def load(options: argparse.Namespace, dtype: str, compiled: bool, offloaded: boo
         model.place(device, DTYPES[dtype])
     if compiled:
         model.compile_parts()
-    return Offloaded(model, options.device) if offloaded else model
+    names = [name for name, _, part in model.parts() if part.offloaded]
+    return Offloaded(model, options.device, names) if offloaded else model
 
 
 def make_row(options: argparse.Namespace, name: str) -> Row:
     """The row of that name, with a model of its own."""
     who, dtype = name.rsplit(" ", 1)
     model = load(options, dtype, "compiled" in who, "offloaded" in who)
-    preset = PRESETS.get(who.split()[0], PRESETS["exact"])
+    config = PRESETS.get(who.split()[0], PRESETS["exact"])
+    config = replace(config, scene_cuts="off", tile=TILE if "tiled" in who else "off")
     if who == "baseline":
-        run = partial(run_baseline, ReferenceLoop(model), model.encode_prompt(None))
+        work = partial(run_baseline, ReferenceLoop(model), model.encode_prompt(None))
     else:
-        run = partial(run_ours, model, preset["guidance"], TILE if "tiled" in who else "off")
-    return Row(run, model, preset["steps"])
+        work = partial(run_ours, model, config)
+    return Row(work, model, config.steps)
 
 
 def frames_of_size(width: int, height: int, count: int) -> Tensor:

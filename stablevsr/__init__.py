@@ -1,23 +1,53 @@
 """StableVSR video super-resolution in pure PyTorch."""
 
+import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from stablevsr.engine.memory import sample_video
+    from stablevsr.engine.progress import Progress, Stopped
+    from stablevsr.engine.upscale import upscale
+    from stablevsr.errors import UserError
     from stablevsr.model import build_model
-    from stablevsr.sampling.video import sample_video
+    from stablevsr.sampling.config import PRESETS, FlowOptions, SamplingConfig, TemporalGuidance
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "build_model", "sample_video"]
+
+# Imported when asked for: `import stablevsr` and the command's --help need no PyTorch.
+_PLACES = {
+    "build_model": "model",
+    "sample_video": "engine.memory",
+    "upscale": "engine.upscale",
+    "SamplingConfig": "sampling.config",
+    "TemporalGuidance": "sampling.config",
+    "FlowOptions": "sampling.config",
+    "PRESETS": "sampling.config",
+    "Progress": "engine.progress",
+    "Stopped": "engine.progress",
+    "UserError": "errors",
+}
+__all__ = [
+    "PRESETS",
+    "FlowOptions",
+    "Progress",
+    "SamplingConfig",
+    "Stopped",
+    "TemporalGuidance",
+    "UserError",
+    "__version__",
+    "build_model",
+    "sample_video",
+    "upscale",
+]
 
 
 def __getattr__(name: str) -> object:
-    # Only when asked for: they import PyTorch, and the command wants to be able to say something before.
-    if name == "build_model":
-        from stablevsr.model import build_model
+    if name not in _PLACES:
+        raise AttributeError(f"module 'stablevsr' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"stablevsr.{_PLACES[name]}"), name)
+    globals()[name] = value
+    return value
 
-        return build_model
-    if name == "sample_video":
-        from stablevsr.sampling.video import sample_video
 
-        return sample_video
-    raise AttributeError(f"module 'stablevsr' has no attribute {name!r}")
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PLACES})

@@ -12,6 +12,9 @@ from typing import Any
 
 from stablevsr.errors import UserError
 
+# What --dtype takes, and PyTorch's names for it.
+DTYPE_NAMES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+
 SCALE = 4  # StableVSR upscales by four: the VAE's latent grid is the low-resolution grid
 
 # Bounds on what a file may ask for, far above any published network: a damaged or hostile configuration is refused

@@ -1,14 +1,16 @@
 """The parts together, and how a model comes from a file."""
 
+import logging
 import os
-import warnings
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from stablevsr.config import ModelConfig
+from stablevsr.config import DTYPE_NAMES, ModelConfig
 from stablevsr.errors import UserError
 from stablevsr.nn.raft import RAFT
 from stablevsr.nn.tcm import TCM
@@ -16,29 +18,60 @@ from stablevsr.nn.text import TextEncoder
 from stablevsr.nn.tiny import TinyDecoder
 from stablevsr.nn.unet import UNet
 from stablevsr.nn.vae import VAE
-from stablevsr.offload import Offloaded
 from stablevsr.prompt import Tokenizer
-from stablevsr.runtime import check_dtype, pick_device, require_compiler
+from stablevsr.runtime import Offloaded, check_dtype, pick_device, place, require_compiler
+from stablevsr.sampling.config import SamplingConfig
 from stablevsr.weights import Header, check_finite, check_tensors
 from stablevsr.weights import read as read_weights
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+log = logging.getLogger(__name__)
+
+DTYPES = {name: getattr(torch, dtype) for name, dtype in DTYPE_NAMES.items()}
+
+
+class Part(NamedTuple):
+    """A network of the model: how it is built, placed and compiled. Its name is that of its field in `ModelConfig`."""
+
+    network: type[nn.Module]
+    compiled: tuple[str, ...] = ()  # which of its modules `compile` compiles, "" for the whole
+    float32_for: tuple[torch.dtype, ...] = ()  # the dtypes of a model for which it stays in float32
+    channels_last: bool = True
+    offloaded: bool = True  # whether it takes turns on the GPU; the text tower works on the CPU, once a run
+
+
+PARTS = {
+    # Two halves, so that they serve with the TCM in between and without.
+    "unet": Part(UNet, compiled=("encoder", "decoder")),
+    "tcm": Part(TCM, compiled=("",)),
+    # The published weights overflow in float16; bfloat16 has the range.
+    "vae": Part(VAE, compiled=("decoder",), float32_for=(torch.float16,)),
+    # Half precision rounds pixel coordinates. Computed once a pair of frames, which does not pay for its compilation.
+    "flow": Part(RAFT, float32_for=(torch.float16, torch.bfloat16), channels_last=False),
+    "tiny": Part(TinyDecoder, compiled=("",)),
+    "text": Part(TextEncoder, offloaded=False),
+}
 
 
 class StableVSR(nn.Module):
-    """UNet, TCM, VAE, flow, tiny decoder and text, with the empty prompt's embedding. `sample_video` runs them."""
+    """The networks of `PARTS`, None for those that the weights do not hold, with the empty prompt's embedding."""
+
+    unet: UNet
+    tcm: TCM
+    vae: VAE
+    flow: RAFT | None
+    tiny: TinyDecoder | None
+    text: TextEncoder | None
+    empty_prompt: Tensor
 
     def __init__(self, config: ModelConfig, tokenizer: Tokenizer | None = None) -> None:
         super().__init__()
         self.config = config
         self.tokenizer = tokenizer
         self.provenance: dict[str, str] = {}
-        self.unet = UNet(config.unet)
-        self.tcm = TCM(config.tcm)
-        self.vae = VAE(config.vae)
-        self.flow = RAFT(config.flow) if config.flow else None
-        self.tiny = TinyDecoder(config.tiny) if config.tiny else None
-        self.text = TextEncoder(config.text) if config.text else None
+        self.sampling = SamplingConfig()  # what the weights were made for
+        for name, part in PARTS.items():
+            own = getattr(config, name)
+            setattr(self, name, part.network(own) if own else None)
         self.register_buffer("empty_prompt", torch.zeros(config.context_tokens, config.unet.encoder.context_dim))
 
     @property
@@ -62,34 +95,27 @@ class StableVSR(nn.Module):
             raise UserError(f"got the prompt {prompt!r}, but these weights hold no text encoder: convert --with-text")
         tokens, truncated = self.tokenizer.encode(prompt)
         if truncated:
-            warnings.warn(f"the prompt is longer than {len(tokens)} tokens, its end is cut off", stacklevel=2)
+            log.warning("the prompt is longer than %d tokens, its end is cut off", len(tokens))
         return self.text(torch.tensor([tokens], device=self.device))
 
-    def place(self, device: torch.device, dtype: torch.dtype) -> None:
-        """Move to a device; all networks get `dtype`, but for those that need more.
+    def parts(self) -> Iterator[tuple[str, nn.Module, Part]]:
+        """Those of `PARTS` that the weights hold: name, network, how it is treated."""
+        for name, part in PARTS.items():
+            network = getattr(self, name)
+            if network is not None:
+                yield name, network, part
 
-        Flow stays in float32, for half precision would round positions in the picture. The VAE does for float16,
-        in which the published one overflows; bfloat16 has the range. Weights that are copied anyway come to lie
-        channels last, which convolutions like; those that can stay in the mapped file do, for memory's sake.
-        """
-        for name, part in self.named_children():
-            wide = name == "flow" or (name == "vae" and dtype == torch.float16)
-            kind = torch.float32 if wide else dtype
-            copied = any(tensor.device != device or tensor.dtype != kind for tensor in part.parameters())
-            part.to(device, kind)
-            if copied and name != "flow":  # which it does not help
-                part.to(memory_format=torch.channels_last)
+    def place(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Move to a device; all networks get `dtype`, except those that stay in float32 (`Part.float32_for`)."""
+        for _, network, part in self.parts():
+            place(network, device, torch.float32 if dtype in part.float32_for else dtype, part.channels_last)
         self.empty_prompt = self.empty_prompt.to(device, dtype)
 
     def compile_parts(self) -> None:
-        """Compile the networks of the denoising loop, one graph each; the first call of each new size is slow.
-
-        The UNet's halves are two, so that they serve with the TCM in between and without. Flow is left out: as a
-        rule it is computed once a pair of frames, and would need hundreds of them to make up for its compilation.
-        """
-        for part in (self.unet.encoder, self.unet.decoder, self.tcm, self.vae.decoder, self.tiny):
-            if part is not None:
-                part.compile(dynamic=False)
+        """Compile the networks of the denoising loop, one graph each; the first call of each new size is slow."""
+        for _, network, part in self.parts():
+            for name in part.compiled:
+                network.get_submodule(name).compile(dynamic=False)
 
 
 def empty_model(header: Header) -> StableVSR:
@@ -97,7 +123,7 @@ def empty_model(header: Header) -> StableVSR:
     tokenizer = Tokenizer(header.tokenizer, header.config.context_tokens) if header.tokenizer else None
     with torch.device("meta"):
         model = StableVSR(header.config, tokenizer)
-    model.provenance = header.provenance
+    model.provenance, model.sampling = header.provenance, header.sampling
     return model.requires_grad_(False).eval()
 
 
@@ -114,7 +140,7 @@ def build_model(
         weights: a file made by `tools/convert_weights.py`; None is the small model that comes with the package.
         device: "cpu", "cuda", "cuda:1", "mps"; None takes the best one there is.
         dtype: "fp32", "fp16" or "bf16", see `StableVSR.place`; None is fp32.
-        compile: run the networks through `torch.compile`: faster behind a slow first call.
+        compile: run the networks through `torch.compile`: faster after a slow first call.
         offload: keep the networks in the computer's memory, with one at a time on the GPU: less of its memory, and
             slower for the copies.
 
@@ -139,7 +165,12 @@ def build_model(
     model.place(torch.device("cpu") if offload else target, DTYPES[dtype or "fp32"])
     if compile:
         model.compile_parts()
-    return Offloaded(model, target) if offload else model
+    if not offload:
+        return model
+    for _, network, part in model.parts():
+        if part.channels_last:  # also where `place` found nothing to copy
+            network.to(memory_format=torch.channels_last)
+    return Offloaded(model, target, [name for name, _, part in model.parts() if part.offloaded])
 
 
 def bundled_weights() -> Path:

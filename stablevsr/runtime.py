@@ -1,11 +1,13 @@
-"""Everything that depends on the device and the libraries below: choice, capabilities, numerics, transfers."""
+"""Everything that depends on the device: choice, capabilities, numerics, transfers, placement, offloading."""
 
+import inspect
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from typing import TypeVar
+from itertools import chain
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -150,8 +152,83 @@ def require_compiler(device: torch.device) -> None:
         )
 
 
-def send(tensor: Tensor, device: torch.device) -> Tensor:
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """A copy on the device, without waiting for what the device is at: the host goes on and gives it more to do."""
     if device.type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)  # from other memory, CUDA makes the host wait
+
+
+def place(network: nn.Module, device: torch.device, dtype: torch.dtype, channels_last: bool) -> None:
+    """Move a network to a device and dtype.
+
+    Copied weights become channels_last, if that helps the network; matching ones stay memory-mapped.
+    """
+    copied = any(tensor.device != device or tensor.dtype != dtype for tensor in network.parameters())
+    network.to(device, dtype)
+    if copied and channels_last:
+        network.to(memory_format=torch.channels_last)
+
+
+class Offloaded:
+    """A model on the CPU whose networks come to the GPU when they are called.
+
+    At most one network is on the GPU, with what it computes. The pinned CPU weights are kept, so evicting a network
+    just drops its GPU copy.
+
+    Args:
+        model: whose other attributes and methods are served as they are.
+        names: of the networks that take turns.
+    """
+
+    def __init__(self, model: nn.Module, device: torch.device, names: Iterable[str]) -> None:
+        self._model, self.device = model, device
+        self._resident: nn.Module | None = None
+        self._originals: list[tuple[Tensor, Tensor]] = []
+        for name in names:
+            network = getattr(model, name)
+            if device.type == "cuda":
+                for tensor in chain(network.parameters(), network.buffers()):
+                    tensor.data = tensor.data.pin_memory()  # copied several times as fast
+            setattr(self, name, OffloadedNetwork(network, self))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def encode_prompt(self, prompt: str | None) -> Tensor:
+        """As `StableVSR.encode_prompt`, on the CPU; the result is on the GPU."""
+        return self._model.encode_prompt(prompt).to(self.device)
+
+    def load(self, network: nn.Module) -> None:
+        """Have this network, and no other, on the GPU."""
+        if network is self._resident:
+            return
+        for tensor, original in self._originals:
+            tensor.data = original
+        self._resident = network
+        self._originals = [(tensor, tensor.data) for tensor in chain(network.parameters(), network.buffers())]
+        for tensor, original in self._originals:
+            tensor.data = original.to(self.device, non_blocking=True, copy=True)
+
+
+class OffloadedNetwork:
+    """A network that comes to the GPU when it, or a method of it, is called."""
+
+    def __init__(self, network: nn.Module, owner: Offloaded) -> None:
+        self._network, self._owner = network, owner
+
+    def __call__(self, *arguments: object) -> Any:
+        self._owner.load(self._network)
+        return self._network(*arguments)
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._network, name)
+        if not inspect.ismethod(value):
+            return value
+
+        def method(*arguments: object) -> Any:
+            # `parameters` too: callers ask them for the device that the network works on.
+            self._owner.load(self._network)
+            return value(*arguments)
+
+        return method

@@ -2,8 +2,9 @@
 
 Tensors are named `part.parameter` (parts: unet, tcm, vae, flow, tiny, text), plus `empty_prompt`, the text tower's
 output for the empty prompt, (tokens, width). The metadata holds, as JSON: `config` (`ModelConfig`), `provenance`
-(where each part came from), `naming` (which published spelling was read, so that it can be written back) and, with a
-text tower, `tokenizer` (the texts of the vocabulary files).
+(where each part came from), `naming` (which published spelling was read, so that it can be written back), with a text
+tower `tokenizer` (the texts of the vocabulary files), and `sampling` (the `SamplingConfig` that the weights were made
+for; files of earlier versions have none, and get the default).
 """
 
 import json
@@ -22,6 +23,7 @@ from stablevsr.atomic import replacing
 from stablevsr.config import ModelConfig, from_dict, to_dict
 from stablevsr.errors import UserError
 from stablevsr.prompt import VOCABULARY_FILES
+from stablevsr.sampling.config import SamplingConfig
 
 FORMAT = "stablevsr-1"
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -36,6 +38,7 @@ class Header:
     provenance: dict[str, str] = field(default_factory=dict)
     naming: dict[str, str] = field(default_factory=dict)
     tokenizer: dict[str, str] | None = None
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
     def to_metadata(self) -> dict[str, str]:
         return {
@@ -44,6 +47,7 @@ class Header:
             "provenance": json.dumps(self.provenance),
             "naming": json.dumps(self.naming),
             "tokenizer": json.dumps(self.tokenizer),
+            "sampling": json.dumps(to_dict(self.sampling)),
         }
 
     @classmethod
@@ -61,7 +65,10 @@ class Header:
                     raise ValueError(f"{key} is not an object of texts")
             if not set(parts["tokenizer"] or ()) <= set(VOCABULARY_FILES):
                 raise ValueError(f"tokenizer holds other files than {', '.join(VOCABULARY_FILES)}")
-            return cls(from_dict(ModelConfig, parts.pop("config")), **parts)
+            sampling = from_dict(SamplingConfig, json.loads(metadata.get("sampling", "{}")))
+            config = from_dict(ModelConfig, parts.pop("config"))
+            sampling.check(config)
+            return cls(config, **parts, sampling=sampling)
         except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
             raise UserError(f"{path} has damaged metadata ({error!r}): {CONVERT_HINT}") from error
         except UserError as error:

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import pytest
-from models import DATA, random_model
+from models import DATA, TINY, random_model
 
+from stablevsr import PRESETS
 from stablevsr.convert.assemble import Sources, convert
 from stablevsr.model import StableVSR
-from stablevsr.presets import TINY
 from stablevsr.weights import Header, write
 
 
@@ -21,7 +21,7 @@ def tiny_model() -> StableVSR:
 def tiny_weights(tmp_path_factory: pytest.TempPathFactory, tiny_model: StableVSR) -> Path:
     """The same model as a file."""
     path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
-    write(path, Header(TINY, {"note": "random"}), tiny_model.state_dict())
+    write(path, Header(TINY, {"note": "random"}, sampling=PRESETS["exact"]), tiny_model.state_dict())
     return path
 
 

@@ -32,9 +32,7 @@ class ReferenceLoop:
         self.config, self.device, self.dtype, self.part = config, model.device, model.dtype, part
 
     @torch.no_grad()
-    def run(
-        self, low_res: Tensor, noise: NoiseSource, steps: int, context: Tensor, conditioning_scale: float = 1.0
-    ) -> Tensor:
+    def run(self, low_res: Tensor, noise: NoiseSource, steps: int, context: Tensor, tcm_scale: float = 1.0) -> Tensor:
         """
         Args:
             low_res: (n, 3, h, w) in [-1, 1].
@@ -69,7 +67,7 @@ class ReferenceLoop:
                         guidance,
                         noise.step(index, frame),
                         context,
-                        conditioning_scale,
+                        tcm_scale,
                     )
         with self.part("final decode"):
             return torch.cat([(self._decode(latent) / 2 + 0.5).clamp(0, 1).float().cpu() for latent in latents])

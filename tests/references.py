@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torchvision.models.optical_flow import raft_large, raft_small
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from stablevsr.architectures import RAFT_LARGE, RAFT_SMALL
 from stablevsr.config import FlowConfig, TCMConfig, TextConfig, UNetConfig, VAEConfig
 from stablevsr.config import UNetEncoderConfig as EncoderConfig
 from stablevsr.convert import keys
@@ -24,7 +25,6 @@ from stablevsr.nn.tcm import TCM
 from stablevsr.nn.text import TextEncoder
 from stablevsr.nn.unet import UNet
 from stablevsr.nn.vae import VAE
-from stablevsr.presets import RAFT_LARGE, RAFT_SMALL
 
 
 def _encoder_options(config: EncoderConfig) -> dict[str, Any]:

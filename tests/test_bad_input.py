@@ -20,12 +20,12 @@ import pytest
 from clips_made import TICKS, picture, write_video
 
 from stablevsr.cli import main
-from stablevsr.jobs.workspace import ArrayFile
+from stablevsr.engine.workspace import ArrayFile
 from stablevsr.media import open_reader
 
 # What the command prints on its way, beside the one line that says how it ended.
 ON_THE_WAY = re.compile(
-    r"(read|flow|denoise|decode): |stablevsr: (note: |.* steps on cpu, |\d+ frames, \d+ frame-steps)"
+    r"(read|flow|denoise|decode|write): |stablevsr: (note: |.* steps on cpu, |\d+ frames, \d+ frame-steps)"
 )
 
 

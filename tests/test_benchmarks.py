@@ -9,7 +9,7 @@ import pytest
 import torch
 from models import random_model
 
-from stablevsr.sampling.guidance import PUBLISHED
+from stablevsr import PRESETS
 
 CPU = torch.device("cpu")
 
@@ -35,7 +35,7 @@ def measured(speed, num_frames: int, steps: int) -> dict[str, dict]:
     model, low_res = random_model(), torch.rand(num_frames, 3, 8, 8)
     rows = {
         "baseline fp32": partial(speed.run_baseline, speed.ReferenceLoop(model), model.encode_prompt(None)),
-        "ours fp32": partial(speed.run_ours, model, PUBLISHED, "off"),
+        "ours fp32": partial(speed.run_ours, model, PRESETS["exact"]),
     }
     rows = {name: speed.Row(run, model, 50) for name, run in rows.items()}
     for row in rows.values():

@@ -1,6 +1,7 @@
 """The commands as their users meet them: files in, files out, one sentence for bad input."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -13,19 +14,19 @@ import imageio.v3 as iio
 import numpy as np
 import pytest
 import torch
-from models import random_model
+from models import TINY, random_model
 
 import stablevsr
 import stablevsr.cli
-from stablevsr import build_model, sample_video
-from stablevsr.cli import build_parser, main, sampling_settings
+from stablevsr import PRESETS, SamplingConfig, build_model, sample_video, upscale
+from stablevsr.cli import main
+from stablevsr.cli.parser import build_parser
+from stablevsr.cli.upscale import sampling_config
+from stablevsr.engine import fingerprint
 from stablevsr.errors import UserError
 from stablevsr.media import PartReader, open_reader
 from stablevsr.media.alpha import split_alpha
 from stablevsr.model import bundled_weights
-from stablevsr.presets import TINY
-from stablevsr.sampling.guidance import Guidance
-from stablevsr.sampling.presets import PRESETS
 from stablevsr.weights import Header, write
 
 ROOT = Path(__file__).parent.parent
@@ -67,7 +68,8 @@ def run(*arguments: object) -> int:
 @pytest.fixture(autouse=True)
 def _tiny_model(monkeypatch: pytest.MonkeyPatch, tiny_weights: Path) -> None:
     """What is tested here is the command; the bundled model would only take longer."""
-    monkeypatch.setattr("stablevsr.model.bundled_weights", lambda: tiny_weights)
+    for place in ("stablevsr.cli.upscale", "stablevsr.model"):
+        monkeypatch.setattr(f"{place}.bundled_weights", lambda: tiny_weights)
 
 
 @pytest.fixture
@@ -186,12 +188,12 @@ def test_an_existing_output_needs_force(folder: Path, tmp_path: Path, capsys: py
         (["--device", "cuda:99"], "device 'cuda:99' is not there"),
         (["--weights", "none.safetensors"], "none.safetensors does not exist"),
         (["--weights", __file__], "truncated or no safetensors file"),
-        (["--steps", "0"], "got 0 steps"),
+        (["--steps", "0"], "got steps 0, expected 1 or more"),
         (["--seed", "-1"], "got seed -1"),
         (["--prompt", "a cat"], "hold no text encoder"),
-        (["--noise-level", "20"], "a noise level has no effect with these weights"),
-        (["--eta", "0.5"], "eta has no effect with sampler ddpm"),
-        (["--negative-prompt", "blur"], "a negative prompt has no effect"),
+        (["--noise-level", "20"], "got noise_level 20, but these weights have no noise levels"),
+        (["--eta", "0.5"], "got eta 0.5 with sampler ddpm"),
+        (["--negative-prompt", "blur"], "got a negative_prompt with cfg_scale 1"),
     ],
 )
 def test_bad_options(folder: Path, tmp_path: Path, options: list[str], words: str, capsys) -> None:
@@ -206,22 +208,22 @@ def test_interrupted_runs_say_how_to_go_on(folder: Path, tmp_path: Path, monkeyp
         raise KeyboardInterrupt
 
     with monkeypatch.context() as context:
-        context.setattr("stablevsr.jobs.upscale.decode_frame", interrupt)
+        context.setattr("stablevsr.engine.run.decode_frame", interrupt)
         assert run(folder, tmp_path / "out.mp4") == 130
     told = capsys.readouterr().err
-    assert "run the same command again to go on" in told
+    assert "run the same command again to continue" in told
     assert "interrupted" in told
     assert sorted(path.name for path in tmp_path.iterdir()) == ["frames", "out.mp4.unfinished"]
     assert run(folder, tmp_path / "out.mp4") == 0
-    assert "going on: 2 of 2 in phase denoise are done" in capsys.readouterr().err
+    assert "continuing: 0 of 2 in phase decode are done" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["frames", "out.mp4"]
 
 
 def test_options_without_effect_are_told(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    assert run(folder / "0.png", tmp_path / "o.png", "--conditioning-scale", "0.5", "--guidance-scale", "0.5") == 0
+    assert run(folder / "0.png", tmp_path / "o.png", "--tcm-scale", "0.5", "--cfg-scale", "0.5") == 0
     told = capsys.readouterr().err
-    assert "note: the conditioning scale has no effect on a single frame" in told
-    assert "note: guidance scale 0.5 means no guidance" in told
+    assert "note: tcm_scale has no effect on a single frame" in told
+    assert "note: cfg_scale 0.5 means no classifier-free guidance" in told
 
 
 INTERRUPTED_IN_AN_IMPORT = """
@@ -234,8 +236,8 @@ class Finder(MetaPathFinder):
             os.kill(os.getpid(), signal.SIGINT)
 
 sys.meta_path.insert(0, Finder())
-from stablevsr.__main__ import main
-main()
+from stablevsr.cli import main
+main(["inspect"])
 """
 
 
@@ -253,7 +255,7 @@ def test_an_unexpected_error_is_one_line_without_debug(folder: Path, tmp_path: P
     def fail(*_: object) -> None:
         raise torch.OutOfMemoryError("no room")
 
-    monkeypatch.setattr("stablevsr.jobs.upscale.decode_frame", fail)
+    monkeypatch.setattr("stablevsr.engine.run.decode_frame", fail)
     assert run(folder, tmp_path / "out.mp4") == 1
     assert "no room" in capsys.readouterr().err.splitlines()[-1]
     with pytest.raises(torch.OutOfMemoryError):
@@ -286,7 +288,7 @@ def test_convert_tool_says_what_is_wrong(tmp_path: Path) -> None:
         (("--stablevsr", tmp_path / "none", "-o", tmp_path / "a"), "none has no controlnet folder"),
         (("--base", tmp_path / "none", "-o", tmp_path / "a"), "none does not exist"),
         (("--inspect", __file__), "truncated or no safetensors"),
-        (("--base", tmp_path, "-o", tmp_path / "no/a"), "does not exist: make it first"),
+        (("--base", tmp_path, "-o", tmp_path / "no/a"), "is not a folder: create it first"),
     ):
         result = convert(*arguments)
         assert result.returncode == 2
@@ -322,7 +324,7 @@ def test_weights_that_cannot_be_loaded_stop_a_batch_at_once(
         tried += 1
         raise UserError("the weights are damaged")
 
-    monkeypatch.setattr("stablevsr.cli.build_model", fail)
+    monkeypatch.setattr("stablevsr.cli.upscale.build_model", fail)
     (tmp_path / "broken.mp4").write_bytes(b"nothing")
     (tmp_path / "out").mkdir()
     assert run(tmp_path / "broken.mp4", video, folder, "-o", tmp_path / "out") == 2
@@ -334,9 +336,8 @@ def test_the_weights_are_hashed_once_for_a_batch(
     video: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hashed = []
-    real = stablevsr.cli.hash_weights
-    monkeypatch.setattr("stablevsr.cli.hash_weights", lambda model: hashed.append(model) or real(model))
-    monkeypatch.setattr("stablevsr.jobs.fingerprint.hash_weights", None)
+    real = fingerprint._hash
+    monkeypatch.setattr(fingerprint, "_hash", lambda *of: hashed.append(of) or real(*of))
     (tmp_path / "out").mkdir()
     assert run(video, folder, "-o", tmp_path / "out") == 0
     assert len(hashed) == 1
@@ -346,10 +347,10 @@ def test_the_weights_are_hashed_once_for_a_batch(
     ("options", "words"),
     [
         (["--steps", "5000"], "got 5000 steps"),
-        (["--eta", "0.5"], "eta has no effect with sampler ddpm"),
-        (["--guide-tiny"], "hold no tiny decoder"),
+        (["--eta", "0.5"], "got eta 0.5 with sampler ddpm"),
+        (["--temporal-tiny"], "hold no tiny decoder"),
         (["--prompt", "a cat"], "hold no text encoder"),
-        (["--noise-level", "20"], "a noise level has no effect"),
+        (["--noise-level", "20"], "got noise_level 20"),
         (["--tile", "3"], "got tile 3"),
     ],
 )
@@ -361,8 +362,8 @@ def test_options_are_refused_before_a_long_video_is_read(
     (tmp_path / "none").mkdir()
     weights = tmp_path / "none/none.safetensors"
     write(weights, Header(replace(TINY, tiny=None)), random_model(replace(TINY, tiny=None)).state_dict())
-    monkeypatch.setattr("stablevsr.jobs.upscale.fingerprint", None)
-    monkeypatch.setattr("stablevsr.jobs.upscale.take_in", None)
+    monkeypatch.setattr("stablevsr.engine.upscale.fingerprint", None)
+    monkeypatch.setattr("stablevsr.engine.upscale.ingest", None)
     start = time.monotonic()
     arguments = ["upscale", str(tmp_path / "in.mp4"), str(tmp_path / "out.mp4"), "--device", "cpu"]
     assert main([*arguments, "--weights", str(weights), *options]) == 2
@@ -425,11 +426,57 @@ def test_a_part_behind_the_end_of_a_source_that_does_not_say_its_length(folder: 
 
 
 def test_what_is_asked_for_counts_more_than_the_preset() -> None:
-    parse = lambda *words: sampling_settings(build_parser().parse_args(["upscale", "a", "b", *words]))  # noqa: E731
-    assert parse() == {"steps": 50, "sampler": "ddpm", "guidance": Guidance()}
+    parse = lambda *words: sampling_config(build_parser().parse_args(["upscale", "a", "b", *words]))  # noqa: E731
+    assert parse() == PRESETS["exact"]  # what the weights of the tests were made for
     assert parse("--preset", "fast") == PRESETS["fast"]
-    asked = parse("--preset", "fast", "--steps", "7", "--sampler", "ddim", "--no-guide-tiny", "--guide-every", "3")
-    assert asked == {"steps": 7, "sampler": "ddim", "guidance": Guidance(every=3, half_flow=True)}
+    words = "--steps 7 --sampler ddim --eta 0.5 --no-temporal-tiny --temporal-every 3 --tile 32 --scene-cuts 3,9"
+    asked = parse("--preset", "fast", *words.split())
+    fields = {"temporal.tiny": False, "temporal.every": 3, "tile": 32, "scene_cuts": (3, 9)}
+    assert asked == PRESETS["fast"].with_fields({"steps": 7, "sampler": "ddim", "eta": 0.5, **fields})
+
+
+def test_every_sampling_option_is_an_option_of_the_command() -> None:
+    help_text = " ".join(build_parser()._subparsers._group_actions[0].choices["upscale"].format_help().split())
+    for name in SamplingConfig().flat():
+        assert f"--{name.replace('.', '-').replace('_', '-')}" in help_text
+
+
+def test_help_loads_no_torch_and_is_quick() -> None:
+    code = "import sys; sys.argv = ['stablevsr', '--help']\nfrom stablevsr.cli import main\n"
+    code += "try: main()\nexcept SystemExit: print(*sys.modules)"
+    best = min(timed([sys.executable, "-c", code]) for _ in range(3))
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert not {"torch", "numpy", "av", "imageio"} & set(printed.split())
+    assert "inspect" in printed
+    assert best < 0.5
+
+
+def timed(command: list[str]) -> float:
+    before = os.times().children_user + os.times().children_system
+    subprocess.run(command, capture_output=True, check=True)
+    return os.times().children_user + os.times().children_system - before
+
+
+@pytest.mark.parametrize(("words", "said"), [(["-q"], "note: random"), (["-qq"], None)])
+def test_a_quiet_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture, words, said) -> None:
+    assert run(folder, tmp_path / "out", *words) == 0
+    told = capsys.readouterr().err
+    assert told == (f"stablevsr: {said}\n" if said else "")
+
+
+def test_a_library_user_is_told_nothing_unless_asked(folder: Path, tmp_path: Path, capsys, caplog) -> None:
+    upscale(build_model(device="cpu"), folder, tmp_path / "out", steps=1)
+    assert capsys.readouterr().err == ""
+    caplog.set_level(logging.INFO, "stablevsr")
+    upscale(build_model(device="cpu"), folder, tmp_path / "again", steps=1)
+    assert "2 frames, 2 frame-steps" in caplog.text
+
+
+def test_inspect(tiny_weights: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["inspect", str(tiny_weights)]) == 0
+    printed = capsys.readouterr().out
+    assert "sampling: steps 50, scene_cuts off" in printed
+    assert main(["inspect", "none"]) == 2
 
 
 def test_a_frame_range_is_two_numbers(video: Path, capsys: pytest.CaptureFixture) -> None:

@@ -19,15 +19,15 @@ import pytest
 import torch
 
 from stablevsr.cli import main
+from stablevsr.compare import compare
+from stablevsr.compare.clips import eight_bits, labels
+from stablevsr.compare.collect import Settings, enlarged, evenly
+from stablevsr.compare.compare import compare_inline, compare_page
+from stablevsr.compare.curves import chart
+from stablevsr.compare.grid import Grid, reduced
+from stablevsr.compare.motion import HIDDEN, follow
+from stablevsr.compare.places import CROP, Crop, FoundCrops, Line, Profile
 from stablevsr.errors import UserError
-from stablevsr.evaluation import compare
-from stablevsr.evaluation.clips import eight_bits, labels
-from stablevsr.evaluation.collect import Settings, enlarged, evenly
-from stablevsr.evaluation.compare import compare_inline, compare_page
-from stablevsr.evaluation.curves import chart
-from stablevsr.evaluation.grid import Grid, reduced
-from stablevsr.evaluation.motion import HIDDEN, follow
-from stablevsr.evaluation.places import CROP, Crop, FoundCrops, Line, Profile
 from stablevsr.media.colour import to_rgb
 
 

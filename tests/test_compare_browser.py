@@ -12,9 +12,9 @@ import imageio.v3 as iio
 import numpy as np
 import pytest
 
-from stablevsr.evaluation import compare
-from stablevsr.evaluation.collect import Settings
-from stablevsr.evaluation.compare import compare_inline, compare_page
+from stablevsr.compare import compare
+from stablevsr.compare.collect import Settings
+from stablevsr.compare.compare import compare_inline, compare_page
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

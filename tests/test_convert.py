@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, UNet2DConditionModel
-from models import DATA, random_model, with_noise_levels
+from models import DATA, TINY, random_model, with_noise_levels
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
 from stablevsr import weights
+from stablevsr.architectures import SD_X4_UPSCALER, STABLEVSR
 from stablevsr.config import ModelConfig, TextConfig, from_dict, to_dict
 from stablevsr.convert import published_config as published
 from stablevsr.convert.assemble import Sources, convert, describe, to_diffusers
@@ -22,7 +23,6 @@ from stablevsr.convert.keys import DIFFUSERS_VAE, DIFFUSERS_VAE_OLD, rename_all
 from stablevsr.errors import UserError
 from stablevsr.model import build_model
 from stablevsr.nn.vae import VAE
-from stablevsr.presets import SD_X4_UPSCALER, STABLEVSR, TINY
 
 CHECKPOINT = DATA / "checkpoint"
 FLOW = DATA / "golden/raft_small.pth"

@@ -14,7 +14,9 @@ from diffusers.loaders.single_file_utils import (
     infer_diffusers_model_type,
 )
 from ldm_layout import CLIP, FIRST_STAGE, UNET, layout
+from models import TINY
 
+from stablevsr.architectures import LOW_RES_SCHEDULE, SD_X4_UPSCALER
 from stablevsr.config import TextConfig, UNetConfig
 from stablevsr.convert import keys
 from stablevsr.convert.ldm import convert_ldm
@@ -22,7 +24,6 @@ from stablevsr.errors import UserError
 from stablevsr.nn.text import TextEncoder
 from stablevsr.nn.unet import UNet
 from stablevsr.nn.vae import VAE
-from stablevsr.presets import LOW_RES_SCHEDULE, SD_X4_UPSCALER, TINY
 
 
 def schedule_buffers(kind, prefix="", n=1000):

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from stablevsr.architectures import RAFT_LARGE, RAFT_SMALL
 from stablevsr.convert.keys import merge_princeton_names, princeton_raft, rename_all
 from stablevsr.errors import UserError
 from stablevsr.nn.raft import RAFT
-from stablevsr.presets import RAFT_LARGE, RAFT_SMALL
 
 
 class Layout(dict):

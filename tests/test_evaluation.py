@@ -17,10 +17,10 @@ import torchvision
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from stablevsr.cli import main
-from stablevsr.evaluation import perceptual
-from stablevsr.evaluation.evaluate import Report
-from stablevsr.evaluation.metrics import psnr, ssim, tof
-from stablevsr.evaluation.report import as_csv, as_json, table
+from stablevsr.metrics import perceptual
+from stablevsr.metrics.evaluate import Report
+from stablevsr.metrics.fidelity import psnr, ssim, tof
+from stablevsr.metrics.report import as_csv, as_json, table
 from stablevsr.model import StableVSR
 
 CPU = torch.device("cpu")

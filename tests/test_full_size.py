@@ -9,11 +9,11 @@ import pytest
 import torch
 from models import DATA
 
+from stablevsr.architectures import STABLEVSR
 from stablevsr.config import TextConfig
 from stablevsr.convert.diffusers_folder import write_folder
 from stablevsr.convert.keys import TORCHVISION_RAFT, rename
 from stablevsr.model import empty_model
-from stablevsr.presets import STABLEVSR
 from stablevsr.prompt import VOCABULARY_FILES
 from stablevsr.weights import Header
 

@@ -5,18 +5,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from models import DATA
+from models import DATA, memory_run
 from reference_loop import ReferenceLoop
 from safetensors import safe_open
 from torch import Tensor
 
+from stablevsr import PRESETS, sample_video
 from stablevsr.convert.published_config import read_schedule
+from stablevsr.engine.run import decode_frame
 from stablevsr.model import StableVSR, build_model
-from stablevsr.sampling.flow import empty_flows
+from stablevsr.sampling.flow import EstimatedFlows
 from stablevsr.sampling.noise import RecordedNoise
 from stablevsr.sampling.pictures import normalise
 from stablevsr.sampling.tiles import PictureDecoder
-from stablevsr.sampling.video import decode_frame, fill_flows, sample_video, sampling_steps
 
 
 class Case:
@@ -27,6 +28,7 @@ class Case:
             metadata = file.metadata()
             self.tensors: dict[str, Tensor] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         self.model: StableVSR = build_model(weights, device="cpu")
+        self.model.sampling = PRESETS["exact"]
         schedule = read_schedule(json.loads(metadata["scheduler"]), name)
         self.model.config = replace(self.model.config, schedule=schedule)
         self.frames = self.tensors["input"].permute(0, 2, 3, 1)
@@ -34,7 +36,7 @@ class Case:
         self.options = {
             "steps": int(metadata["steps"]),
             "prompt": metadata["prompt"],
-            "conditioning_scale": float(metadata["conditioning_scale"]),
+            "tcm_scale": float(metadata["conditioning_scale"]),
         }
 
 
@@ -54,21 +56,23 @@ def test_prompt_embedding(case: Case) -> None:
 
 def test_every_step(case: Case) -> None:
     recorded = case.tensors
+    run, _ = memory_run(case.model, case.frames, case.noise, **case.options)
     low_res = normalise(case.frames)
-    flows = empty_flows(len(low_res), *low_res.shape[2:])
-    fill_flows(case.model, low_res, flows)
-    assert largest_difference(flows.forward, recorded["flow_forward"]) < 5e-4
-    assert largest_difference(flows.backward, recorded["flow_backward"]) < 5e-4
+    assert len(list(run.estimate_flows())) == len(low_res) - 1
+    estimated = EstimatedFlows(case.model.flow, low_res, case.model.device)
+    for pair, (forward, backward) in enumerate(zip(recorded["flow_forward"], recorded["flow_backward"], strict=True)):
+        assert largest_difference(estimated.between(pair + 1, pair)[0], forward) < 5e-4
+        assert largest_difference(estimated.between(pair, pair + 1)[0], backward) < 5e-4
 
     seen = 0
-    for result in sampling_steps(case.model, low_res, flows, case.noise, **case.options):
+    for result in run.frame_steps():
         step, frame = result.step.index, result.frame
         assert result.step.timestep == recorded["timesteps"][step]
         assert largest_difference(result.prediction, recorded["model_output"][step, frame]) < 1e-4
         assert largest_difference(result.x0, recorded["x0"][step, frame]) < 1e-4
         assert largest_difference(result.latent, recorded["latents"][step, frame]) < 1e-4
         if step == 0 and frame > 0:
-            assert largest_difference(result.guidance, recorded["guidance_first_step"][frame - 1]) < 1e-4
+            assert largest_difference(result.condition, recorded["guidance_first_step"][frame - 1]) < 1e-4
         if result.step.index == case.options["steps"] - 1:
             assert (
                 largest_difference(decode_frame(PictureDecoder(case.model), result.latent), recorded["output"][frame])

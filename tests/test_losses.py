@@ -6,14 +6,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler
-from models import random_model, with_noise_levels
+from models import TINY, random_model, with_noise_levels
 from references import library_twin
 from torch import Tensor, nn
 
+from stablevsr.architectures import RAFT_SMALL, STABLEVSR_SCHEDULE
 from stablevsr.convert import keys
 from stablevsr.model import StableVSR
 from stablevsr.nn.raft import RAFT
-from stablevsr.presets import RAFT_SMALL, STABLEVSR_SCHEDULE, TINY
 from stablevsr.sampling.ddpm import add_noise
 from stablevsr.training.losses import (
     Draws,

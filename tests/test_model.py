@@ -9,18 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from models import random_model
+from models import TINY, memory_run, offloaded, random_model
 from safetensors.torch import load_file, save_file
 from torch._dynamo.utils import counters
 
-from stablevsr import build_model, sample_video, weights
+from stablevsr import PRESETS, build_model, sample_video, weights
 from stablevsr.errors import UserError
 from stablevsr.media import open_reader
 from stablevsr.model import StableVSR, bundled_weights
-from stablevsr.offload import Offloaded
-from stablevsr.presets import TINY
-from stablevsr.sampling.flow import empty_flows
-from stablevsr.sampling.video import fill_flows, sampling_steps, seeded_noise
 
 
 def test_a_file_gives_the_model_back(tiny_model: StableVSR, tiny_weights: Path) -> None:
@@ -56,7 +52,8 @@ def test_half_precision_stays_near_through_a_run(dtype: str, steps: int) -> None
     """On a real clip, with weights that were trained, for errors to add up in."""
     with open_reader(bundled_weights().parent / "demo.mp4") as reader:
         frames = np.stack([frame.image[10:42, 20:60] for frame in reader][:3])
-    half, full = (sample_video(build_model(device="cpu", dtype=kind), frames, steps) for kind in (dtype, "fp32"))
+    models = (build_model(device="cpu", dtype=kind) for kind in (dtype, "fp32"))
+    half, full = (sample_video(model, frames, PRESETS["exact"], steps=steps) for model in models)
     assert 40 < 10 * np.log10(255**2 / np.square(half.astype(float) - full).mean()) < 90  # and half it is
 
 
@@ -236,7 +233,8 @@ def test_compile_without_a_compiler_is_refused(tiny_weights: Path, monkeypatch: 
 def test_an_offloaded_model_has_one_part_on_the_device(tiny_model: StableVSR) -> None:
     """Here the device is the CPU too, but what is brought there is a copy, elsewhere than its original."""
     frames = np.random.default_rng(0).random((3, 3, 8, 8)).astype(np.float32)
-    networks = {name: getattr(tiny_model, name) for name in ("unet", "tcm", "flow")} | {"vae": tiny_model.vae.decoder}
+    networks = {name: getattr(tiny_model, name) for name in ("unet", "tcm")} | {"vae": tiny_model.vae.decoder}
+    networks["flow"] = tiny_model.flow.fnet
     places = {name: tensor.data_ptr() for name, tensor in tiny_model.state_dict().items()}
 
     def moved() -> set[str]:
@@ -247,13 +245,13 @@ def test_an_offloaded_model_has_one_part_on_the_device(tiny_model: StableVSR) ->
         network.register_forward_pre_hook(lambda *_, name=name: seen.append((name, moved())))
         for name, network in networks.items()
     ]
-    offloaded = Offloaded(tiny_model, torch.device("cpu"))
-    result = sample_video(offloaded, frames, steps=2)
+    model = offloaded(tiny_model)
+    result = sample_video(model, frames, steps=2)
     for hook in hooks:
         hook.remove()
     assert {name for name, _ in seen} == set(networks)
     assert all(there == {name} for name, there in seen)
-    offloaded.bring(torch.nn.Identity())
+    model.load(torch.nn.Identity())
     assert moved() == set()
     assert np.array_equal(result, sample_video(tiny_model, frames, steps=2))
 
@@ -268,9 +266,9 @@ def test_offloading_to_a_cpu_is_refused(tiny_weights: Path) -> None:
 def test_the_loop_does_not_wait_for_the_device() -> None:
     model = random_model()
     model.place(torch.device("cuda"), torch.float32)
-    low_res, flows = torch.rand(3, 3, 32, 32), empty_flows(3, 32, 32)
-    fill_flows(model, low_res, flows)
-    frame_steps = sampling_steps(model, low_res, flows, seeded_noise(model, 0, 32, 32), steps=3)
+    run, _ = memory_run(model, torch.rand(3, 3, 32, 32), steps=3)
+    list(run.estimate_flows())
+    frame_steps = run.frame_steps()
     next(frame_steps)
     torch.cuda.set_sync_debug_mode("error")
     try:

@@ -13,6 +13,7 @@ from references import REFERENCES, on_same_weights, pair, randomise, relative_er
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from stablevsr.architectures import LOW_RES_SCHEDULE, RAFT_LARGE, RAFT_SMALL, SD_X4_UPSCALER, STABLEVSR
 from stablevsr.config import (
     FlowConfig,
     ModelConfig,
@@ -34,7 +35,6 @@ from stablevsr.nn.tiny import TinyDecoder
 from stablevsr.nn.unet import Residuals, UNet
 from stablevsr.nn.vae import VAE
 from stablevsr.nn.warp import pixel_grid, warp_published
-from stablevsr.presets import LOW_RES_SCHEDULE, RAFT_LARGE, RAFT_SMALL, SD_X4_UPSCALER, STABLEVSR
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 GRADIENT_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}

@@ -395,7 +395,7 @@ def test_the_tool_prints_one_note_a_config(folder: Path, tmp_path: Path) -> None
     assert result.returncode == 0, result.stderr
     lines = result.stderr.splitlines()
     assert len(lines) == 2
-    assert all(line.startswith(f"convert_weights: note: {folder}") for line in lines)
+    assert all(line.startswith(f"stablevsr: note: {folder}") for line in lines)
     assert all("ignored gizmo, sprocket, which" in line for line in lines)
 
 

@@ -16,12 +16,13 @@ import imageio.v3 as iio
 import numpy as np
 import pytest
 import torch
-from models import random_model
+from models import TINY, random_model
 from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from stablevsr import build_model, sample_video
+from stablevsr.architectures import ARCHITECTURES
 from stablevsr.cli import main
 from stablevsr.convert.assemble import to_diffusers
 from stablevsr.errors import UserError
@@ -36,7 +37,15 @@ from stablevsr.training.train import open_windows, starting_model, train
 from stablevsr.weights import read_header
 
 CPU = torch.device("cpu")
-RUN = "import sys; from stablevsr.cli import main; sys.exit(main(sys.argv[1:]))"
+RUN = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from models import TINY
+from stablevsr.architectures import ARCHITECTURES
+from stablevsr.cli import main
+ARCHITECTURES["tiny"] = TINY
+sys.exit(main(sys.argv[1:]))
+"""
 RECIPE = """
 stage = "{stage}"
 preset = "tiny"
@@ -56,6 +65,11 @@ warmup = 2
 decay = "cosine"
 ema = {ema}
 """
+
+
+@pytest.fixture(autouse=True)
+def _tiny_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ARCHITECTURES, "tiny", TINY)
 
 
 def write_recipe(path: Path, more: str = "", **values: object) -> Path:

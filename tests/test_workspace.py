@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from stablevsr.engine import workspace as room
+from stablevsr.engine.workspace import ArrayFile, Workspace, open_workspace, workspace_path
 from stablevsr.errors import UserError
-from stablevsr.jobs import workspace as room
-from stablevsr.jobs.workspace import ArrayFile, Workspace, open_workspace, workspace_path
 
 fcntl = pytest.importorskip("fcntl")
 

@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from stablevsr import weights
+from stablevsr.architectures import SD_X4_UPSCALER
 from stablevsr.atomic import replacing
 from stablevsr.config import TextConfig
 from stablevsr.convert import checkpoint, diffusers_folder
@@ -17,9 +18,9 @@ from stablevsr.convert.flow import read_flow
 from stablevsr.convert.ldm import convert_ldm
 from stablevsr.convert.published_keys import Notify
 from stablevsr.errors import UserError
-from stablevsr.model import empty_model
-from stablevsr.presets import SD_X4_UPSCALER
+from stablevsr.model import PARTS, empty_model
 from stablevsr.prompt import OPEN_CLIP_EMPTY_PROMPT
+from stablevsr.sampling.config import SamplingConfig
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,7 @@ def _read_ours(path: Path) -> Draft:
     weights.check_finite(tensors, str(path))
     draft = Draft.from_config(header.config)
     draft.provenance, draft.naming, draft.tokenizer = dict(header.provenance), dict(header.naming), header.tokenizer
+    draft.sampling = header.sampling
     draft.empty_prompt = tensors.pop("empty_prompt")
     for name, tensor in tensors.items():
         part, parameter = name.split(".", 1)
@@ -134,7 +136,7 @@ def describe(path: Path) -> str:
     """The parts of a weights file with their parameter counts, dtypes and provenance, as text."""
     header, tensors = read_checked(path)
     lines = [f"{path}: {sum(t.numel() for t in tensors.values()):,} numbers, {path.stat().st_size / 2**20:,.1f} MiB"]
-    for part in ("unet", "tcm", "vae", "flow", "tiny", "text"):
+    for part in PARTS:
         own = [tensor for name, tensor in tensors.items() if name.startswith(part + ".")]
         if own:
             dtypes = ", ".join(sorted({str(t.dtype).removeprefix("torch.") for t in own if t.is_floating_point()}))
@@ -146,4 +148,8 @@ def describe(path: Path) -> str:
     lines.append(
         f"  schedule: {schedule.beta_schedule}, {schedule.prediction_type}, {schedule.timestep_spacing} spacing"
     )
+    plain = SamplingConfig().flat()
+    own = {name: value for name, value in header.sampling.flat().items() if value != plain[name]}
+    settings = ", ".join(f"{name} {value}" for name, value in {"steps": header.sampling.steps, **own}.items())
+    lines.append(f"  sampling: {settings}")
     return "\n".join(lines)

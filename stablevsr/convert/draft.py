@@ -1,7 +1,7 @@
 """A model on its way into a weights file."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,11 @@ from stablevsr.config import (
 from stablevsr.convert.keys import Table, rename_all
 from stablevsr.nn.tcm import starting_state
 from stablevsr.nn.text import TextEncoder
+from stablevsr.sampling.config import SamplingConfig
 from stablevsr.weights import Header, check_finite, check_tensors
+
+# What a draft and a `ModelConfig` share; the length of the prompt is known at the end.
+_CONFIGURED = [each.name for each in fields(ModelConfig) if each.name != "context_tokens"]
 
 
 @dataclass
@@ -40,21 +44,12 @@ class Draft:
     tensors: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     provenance: dict[str, str] = field(default_factory=dict)
     naming: dict[str, str] = field(default_factory=dict)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
     @classmethod
     def from_config(cls, config: ModelConfig) -> "Draft":
         """A draft of all configured parts, without tensors."""
-        return cls(
-            unet=config.unet,
-            vae=config.vae,
-            schedule=config.schedule,
-            low_res_schedule=config.low_res_schedule,
-            max_noise_level=config.max_noise_level,
-            tcm=config.tcm,
-            flow=config.flow,
-            tiny=config.tiny,
-            text=config.text,
-        )
+        return cls(**{name: getattr(config, name) for name in _CONFIGURED})
 
     def drop_text(self) -> None:
         """Keep the empty prompt's embedding only."""
@@ -66,21 +61,11 @@ class Draft:
         """The header and the tensors of the weights file."""
         assert self.tcm is not None
         assert self.empty_prompt is not None
-        config = ModelConfig(
-            unet=self.unet,
-            tcm=self.tcm,
-            vae=self.vae,
-            flow=self.flow,
-            tiny=self.tiny,
-            text=self.text,
-            schedule=self.schedule,
-            low_res_schedule=self.low_res_schedule,
-            max_noise_level=self.max_noise_level,
-            context_tokens=self.empty_prompt.shape[0],
-        )
+        configured = {name: getattr(self, name) for name in _CONFIGURED}
+        config = ModelConfig(**configured, context_tokens=self.empty_prompt.shape[0])
         tensors = {f"{part}.{name}": tensor for part, names in self.tensors.items() for name, tensor in names.items()}
         tensors["empty_prompt"] = self.empty_prompt
-        return Header(config, self.provenance, self.naming, self.tokenizer), tensors
+        return Header(config, self.provenance, self.naming, self.tokenizer, self.sampling), tensors
 
 
 def on_meta(network: type[nn.Module], config: object) -> dict[str, Tensor]:

@@ -4,13 +4,13 @@ from pathlib import Path
 
 from torch import Tensor
 
+from stablevsr.architectures import RAFT_LARGE, RAFT_SMALL
 from stablevsr.config import FlowConfig
 from stablevsr.convert.checkpoint import read_tensors
 from stablevsr.convert.draft import on_meta, to_ours
 from stablevsr.convert.keys import TORCHVISION_RAFT, merge_princeton_names, princeton_raft
 from stablevsr.errors import UserError
 from stablevsr.nn.raft import RAFT
-from stablevsr.presets import RAFT_LARGE, RAFT_SMALL
 
 
 def read_flow(path: Path) -> tuple[FlowConfig, dict[str, Tensor], str]:

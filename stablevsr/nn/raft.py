@@ -215,30 +215,50 @@ class RAFT(nn.Module):
             (n, 2, h, w), x then y, in pixels: `picture2` at p + flow(p) shows what `picture1` shows at p. The last
             of `config.num_updates` predictions.
         """
-        for flow, hidden in self.updates(picture1, picture2):  # noqa: B007 (the last one counts)
-            pass
-        return self.upsample(flow, hidden)
+        return self.upsample(*self.estimate(*self.features(picture1, picture2), self.context(picture1)))
 
     def predictions(self, picture1: Tensor, picture2: Tensor) -> list[Tensor]:
-        """What `forward` returns, behind every update: for training."""
-        return [self.upsample(flow, hidden) for flow, hidden in self.updates(picture1, picture2)]
+        """What `forward` returns, after every update: for training."""
+        updates = self.updates(*self.features(picture1, picture2), self.context(picture1))
+        return [self.upsample(flow, hidden) for flow, hidden in updates]
 
-    def updates(self, picture1: Tensor, picture2: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Flow (n, 2, h / 8, w / 8), in units of 8 pixels, and hidden state behind every update."""
+    def features(self, picture1: Tensor, picture2: Tensor) -> tuple[Tensor, Tensor]:
+        """The features of both pictures that are matched, (n, c, h / 8, w / 8)."""
         features1, features2 = self.fnet(torch.cat([picture1, picture2])).chunk(2)
+        return features1, features2
+
+    def context(self, picture: Tensor) -> tuple[Tensor, Tensor]:
+        """The first hidden state and the context of the picture whose pixels are followed, (n, c, h / 8, w / 8)."""
+        split = [self.config.hidden_dim, self.config.context_widths[-1] - self.config.hidden_dim]
+        hidden, context = self.cnet(picture).split(split, dim=1)
+        return torch.tanh(hidden), F.relu(context)
+
+    def estimate(self, features1: Tensor, features2: Tensor, context: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """The last of `updates`."""
+        for flow, hidden in self.updates(features1, features2, context):  # noqa: B007 (the last one counts)
+            pass
+        return flow, hidden
+
+    def updates(
+        self, features1: Tensor, features2: Tensor, context: tuple[Tensor, Tensor]
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Flow (n, 2, h / 8, w / 8), in units of 8 pixels, and hidden state after every update.
+
+        Args:
+            features1, features2: from `features`.
+            context: from `context`, of the first picture.
+        """
         fits = features1.shape[0] * features1.shape[2:].numel() ** 2 <= self.max_correlations
         correlation = CorrelationPyramid if fits else OnDemandCorrelation
         pyramid = correlation(features1, features2, self.config.corr_levels, self.config.corr_radius)
-        split = [self.config.hidden_dim, self.config.context_widths[-1] - self.config.hidden_dim]
-        hidden, context = self.cnet(picture1).split(split, dim=1)
-        hidden, context = torch.tanh(hidden), F.relu(context)
+        hidden, inputs = context
 
         origin = pixel_grid(hidden)  # (1, 2, h / 8, w / 8)
         coords = origin.expand(hidden.shape[0], -1, -1, -1)
         for _ in range(self.config.num_updates):
             coords = coords.detach()  # no gradient through the lookup's position (section 3.3)
             motion = self.motion_encoder(coords - origin, pyramid.lookup(coords))
-            x = torch.cat([context, motion], dim=1)
+            x = torch.cat([inputs, motion], dim=1)
             for gru in self.grus:
                 hidden = gru(hidden, x)
             coords = coords + self.flow_head(hidden)
@@ -247,10 +267,15 @@ class RAFT(nn.Module):
     def upsample(self, flow: Tensor, hidden: Tensor) -> Tensor:
         """(n, 2, h / 8, w / 8) to (n, 2, h, w)."""
         if self.mask_head is None:
-            size = (STRIDE * flow.shape[-2], STRIDE * flow.shape[-1])
-            return STRIDE * F.interpolate(flow, size=size, mode="bilinear", align_corners=True)
+            return bilinear_upsample(flow)
         # The quarter scaled the mask's gradient in training (appendix B); the weights expect it.
         return convex_upsample(flow, 0.25 * self.mask_head(hidden))
+
+
+def bilinear_upsample(flow: Tensor) -> Tensor:
+    """Eight times as large without a mask, as RAFT small does: (n, 2, h, w) to (n, 2, 8h, 8w), in pixels."""
+    size = (STRIDE * flow.shape[-2], STRIDE * flow.shape[-1])
+    return STRIDE * F.interpolate(flow, size=size, mode="bilinear", align_corners=True)
 
 
 def convex_upsample(flow: Tensor, mask: Tensor) -> Tensor:

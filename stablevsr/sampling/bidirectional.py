@@ -1,4 +1,4 @@
-"""The frame-wise bidirectional loop (paper, section 4.3): each noise level over all frames, to and fro in turn."""
+"""The frame-wise bidirectional loop (paper, section 4.3): each noise level over all frames, alternating direction."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -9,14 +9,14 @@ from torch import Tensor
 
 from stablevsr.config import ScheduleConfig
 from stablevsr.errors import UserError
-from stablevsr.runtime import send
+from stablevsr.runtime import to_device
 from stablevsr.sampling.noise import NoiseSource, as_draw
 from stablevsr.sampling.samplers import DDPM, Sampler
 from stablevsr.sampling.schedule import Step
 
-# (frame, x_t, step, guidance or None) -> prediction
+# (frame, x_t, step, condition or None) -> prediction
 Predict = Callable[[int, Tensor, Step, Tensor | None], Tensor]
-# (x0 estimate of the source frame, source frame, target frame, step) -> guidance for the target frame, or None
+# (x0 estimate of the source frame, source, target, step) -> the TCM's condition for the target frame, or None
 Guide = Callable[[Tensor, int, int, Step], Tensor | None]
 
 
@@ -32,7 +32,7 @@ class Latents(Protocol):
 
 @dataclass(frozen=True)
 class SamplingState:
-    """How far a run is, and what it needs of its past to go on."""
+    """How far a run is, and what it needs of its past to continue."""
 
     done: int  # frame-steps
     x0: Tensor | None  # (c, h, w), the clean estimate of the last frame-step; None before the first
@@ -42,11 +42,11 @@ START = SamplingState(0, None)
 
 
 class FrameStep(NamedTuple):
-    """One frame at one noise level, behind its step."""
+    """The result of one sampler step for one frame."""
 
     step: Step
     frame: int  # in display order
-    guidance: Tensor | None  # what the TCM saw; None for the first frame of a pass or scene, and in unguided steps
+    condition: Tensor | None  # what the TCM saw; None for the first frame of a pass or scene, and in unguided steps
     prediction: Tensor  # (c, h, w), the network's output
     x0: Tensor  # (c, h, w), the clean estimate
     latent: Tensor  # (c, h, w), x at the next timestep
@@ -55,7 +55,7 @@ class FrameStep(NamedTuple):
 class OverflowWatch:
     """Stops a run whose numbers have overflowed: on the CPU at once, elsewhere at the end of the pass.
 
-    To ask a GPU for the answer is to wait for it, so that it is asked once a pass.
+    Reading the answer from a GPU waits for it, so it is read once a pass.
     """
 
     def __init__(self, num_frames: int) -> None:
@@ -63,7 +63,7 @@ class OverflowWatch:
         self._finite: list[tuple[int, Tensor]] = []
 
     def check(self, done: int, result: FrameStep) -> None:
-        """To be called after each frame-step, before it is recorded; `done` counts it. Raises `UserError`."""
+        """Call after each frame-step, before it is recorded; `done` counts it. Raises `UserError`."""
         self._finite.append((result.frame, result.x0.isfinite().all()))
         if done % self._num_frames and result.x0.device.type != "cpu":
             return
@@ -76,7 +76,7 @@ class OverflowWatch:
 
 
 def pass_order(index: int, num_frames: int) -> range:
-    """The frames in the order in which step `index` visits them: first to last, then last to first, and so on."""
+    """The frames in the order in which step `index` visits them: first to last, then last to first, in turn."""
     return range(num_frames) if index % 2 == 0 else range(num_frames - 1, -1, -1)
 
 
@@ -95,14 +95,14 @@ def bidirectional_sampling(
     """Run the loop in place, one frame-step at a time.
 
     Args:
-        latents: hold x_t before a step and x at the next timestep behind it; a tensor will do, or a list.
+        latents: x_t per frame, updated in place to x at the next timestep. Any indexable container works.
         steps: from `run_steps`.
         schedule: what the network predicts, and clipping.
         noise: asked for `step(index, frame)` once a frame-step.
         predict, guide: the networks; a lambda will do.
-        start: where to go on; `latents` are as they were then.
+        start: where to continue; `latents` are as they were then.
         sampler: the step from one noise level to the next.
-        estimates: where the x0 of every frame is kept, for a sampler that wants it; None keeps it in memory.
+        estimates: where the x0 of every frame is kept, for a sampler that needs it; None keeps it in memory.
 
     Yields:
         A `FrameStep` for every frame of every step, in the order of the passes.
@@ -116,14 +116,14 @@ def bidirectional_sampling(
         for position in range(begun, n):
             frame = order[position]
             x = latents[frame]
-            # A run that goes on has its x0 from a file.
-            guidance = None if position == 0 else guide(send(x0, x.device), order[position - 1], frame, step)
-            prediction = predict(frame, x, step, guidance)
+            # A resumed run has its x0 from a file.
+            condition = None if position == 0 else guide(to_device(x0, x.device), order[position - 1], frame, step)
+            prediction = predict(frame, x, step, condition)
             draw = as_draw(noise.step(step.index, frame), x.shape, f"step {step.index} of frame {frame}")
-            before = estimates[frame] if sampler.keeps_x0 and step.index > 0 else None
-            x0, x = sampler.step(x, prediction, send(draw, x.device), step, schedule, before)
+            x0_prev = estimates[frame] if sampler.keeps_x0 and step.index > 0 else None
+            x0, x = sampler.step(x, prediction, to_device(draw, x.device), step, schedule, x0_prev)
             latents[frame] = x
             if sampler.keeps_x0:
                 estimates[frame] = x0
-            yield FrameStep(step, frame, guidance, prediction, x0, x)
+            yield FrameStep(step, frame, condition, prediction, x0, x)
         begun = 0

@@ -46,7 +46,7 @@ def clean_estimate(x: Tensor, prediction: Tensor, step: Step, config: ScheduleCo
 
 
 def ddpm_step(
-    x: Tensor, prediction: Tensor, noise: Tensor, step: Step, config: ScheduleConfig, before: Tensor | None = None
+    x: Tensor, prediction: Tensor, noise: Tensor, step: Step, config: ScheduleConfig, x0_prev: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """One reverse step.
 
@@ -54,7 +54,7 @@ def ddpm_step(
         x: x_t, float32.
         prediction: what the network says of x_t, the same shape.
         noise: fresh unit Gaussian noise, the same shape; unused at timestep 0.
-        before: unused; other samplers look at the x0 estimate of the step before.
+        x0_prev: unused; other samplers look at the x0 estimate of the step before.
 
     Returns:
         The x0 estimate (clipped if the schedule says so), and x at the next timestep.

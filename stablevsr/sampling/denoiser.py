@@ -1,35 +1,37 @@
 """The model bound to one clip: what the bidirectional loop calls `predict` and `guide`."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from stablevsr.config import SCALE
+from stablevsr.errors import UserError
 from stablevsr.nn.warp import warp_published
-from stablevsr.runtime import send
+from stablevsr.runtime import to_device
+from stablevsr.sampling.config import SamplingConfig
+from stablevsr.sampling.ddpm import add_noise
 from stablevsr.sampling.flow import FlowSource
-from stablevsr.sampling.guidance import PUBLISHED, Guidance
 from stablevsr.sampling.networks import Networks
+from stablevsr.sampling.noise import NoiseSource, as_draw
 from stablevsr.sampling.pictures import Frames
-from stablevsr.sampling.schedule import Step
+from stablevsr.sampling.schedule import Step, alphas_cumprod
 from stablevsr.sampling.tiles import PictureDecoder
 
 
 @dataclass(frozen=True)
 class Denoiser:
-    """UNet, TCM and guidance for the frames of a clip."""
+    """UNet, TCM and temporal guidance for the frames of a clip."""
 
     model: Networks
     low_res: Frames  # noised for models that embed the noise level
     flows: FlowSource
-    context: Tensor  # (1, tokens, width), or (2, tokens, width) for guidance: negative prompt, prompt
-    conditioning_scale: float = 1.0  # multiplies what the TCM adds
-    guidance_scale: float = 1.0  # classifier-free guidance, used when `context` has two entries
-    noise_level: int | None = None  # of low_res, for models that embed it
-    decode: PictureDecoder | None = None  # None decodes the whole at once
-    cuts: Collection[int] = ()  # frames that begin a new scene: nothing is fetched across
-    guidance: Guidance = PUBLISHED  # how much of it is done
+    config: SamplingConfig
+    context: Tensor  # (1, tokens, width), or with classifier-free guidance (2, tokens, width): negative prompt, prompt
+    cuts: Collection[int] = ()  # frames that begin a new scene: no guidance crosses
+    decode: PictureDecoder | None = None  # None decodes the whole frame at once
 
     def guide(self, x0: Tensor, source: int, target: int, step: Step) -> Tensor | None:
         """Temporal Texture Guidance (paper, section 4.2): frame `source`'s clean estimate, decoded, on `target`'s grid.
@@ -38,20 +40,21 @@ class Denoiser:
             x0: (c, h, w), the estimate of frame `source` at this noise level.
 
         Returns:
-            (3, 4h, 4w), about [-1, 1], not clamped; None across a cut, and in steps without guidance.
+            The TCM's condition, (3, 4h, 4w), about [-1, 1], not clamped; None across a cut, and in unguided steps.
         """
-        if max(source, target) in self.cuts or not self.guidance.wanted(step):
+        options = self.config.temporal
+        if max(source, target) in self.cuts or not options.applies_to(step.index):
             return None
-        if self.guidance.tiny:
+        if options.tiny:
             decode, x0 = self.model.tiny, x0.to(self.model.tiny.dtype)
         else:
             decode = self.decode or PictureDecoder(self.model, "off")
-        picture = self.guidance.picture(decode, x0[None])
-        flow = send(self.flows.between(target, source), x0.device)
+        picture = decode_at_half_size(decode, x0[None]) if options.half_size else decode(x0[None])
+        flow = to_device(self.flows.between(target, source), x0.device)
         return warp_published(picture, flow)[0]
 
-    def predict(self, frame: int, x: Tensor, step: Step, guidance: Tensor | None) -> Tensor:
-        """The network's output for x_t of `frame`, (c, h, w) float32; without guidance the UNet is alone."""
+    def predict(self, frame: int, x: Tensor, step: Step, condition: Tensor | None) -> Tensor:
+        """The network's output for x_t of `frame`, (c, h, w) float32; without a condition the UNet is alone."""
         model = self.model
         count = self.context.shape[0]
 
@@ -61,16 +64,66 @@ class Denoiser:
         def labels(value: int) -> Tensor:
             return torch.full((count,), value, device=x.device)
 
-        network_input = repeat(torch.cat([x, send(self.low_res[frame], x.device)]))
-        noise_level = None if self.noise_level is None else labels(self.noise_level)
+        network_input = repeat(torch.cat([x, to_device(self.low_res[frame], x.device)]))
+        level = self.config.noise_level_for(model.config)
+        noise_level = None if level is None else labels(level)
         timestep = labels(step.timestep)
         residuals = None
-        if guidance is not None:
+        if condition is not None:
             residuals = model.tcm(
-                network_input, timestep, self.context, repeat(guidance), self.conditioning_scale, noise_level
+                network_input, timestep, self.context, repeat(condition), self.config.tcm_scale, noise_level
             )
         prediction = model.unet(network_input, timestep, self.context, noise_level, residuals).float()
         if count == 1:
             return prediction[0]
         negative, positive = prediction
-        return negative + self.guidance_scale * (positive - negative)
+        return negative + self.config.cfg_scale * (positive - negative)
+
+
+def decode_at_half_size(decode: Callable[[Tensor], Tensor], x0: Tensor) -> Tensor:
+    """The clean estimate (1, c, h, w) as a picture (1, 3, 4h, 4w), decoded at half that size and enlarged."""
+    height, width = x0.shape[-2:]
+    even = F.pad(x0, (0, width % 2, 0, height % 2), mode="replicate")
+    small = decode(F.avg_pool2d(even, 2))
+    large = F.interpolate(small.float(), scale_factor=2, mode="bilinear", align_corners=False).to(small.dtype)
+    return large[..., : SCALE * height, : SCALE * width]
+
+
+@torch.no_grad()
+def prompt_context(model: Networks, config: SamplingConfig) -> Tensor:
+    """What the UNet attends to: (1, tokens, width); with classifier-free guidance (2, tokens, width), negative first.
+
+    Raises:
+        UserError: for a prompt that these weights cannot read.
+    """
+    context = model.encode_prompt(config.prompt)
+    if config.cfg_scale <= 1.0:  # 1 and below mean none, as in the reference
+        return context
+    return torch.cat([model.encode_prompt(config.negative_prompt), context])
+
+
+@dataclass(frozen=True)
+class NoisyFrames:
+    """LR frames with noise added, made anew whenever they are asked for."""
+
+    frames: Frames
+    noise: NoiseSource
+    alpha_bar: Tensor
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, index: int) -> Tensor:
+        frame = self.frames[index]
+        draw = as_draw(self.noise.low_res(index), frame.shape, f"LR frame {index}")
+        return add_noise(frame, draw.to(frame), self.alpha_bar.to(frame))
+
+
+def noisy_low_res(model: Networks, low_res: Frames, config: SamplingConfig, noise: NoiseSource) -> Frames:
+    """The LR frames as the model wants them: noised to the noise level for stock SD x4 models, else as they are."""
+    level = config.noise_level_for(model.config)
+    if level is None:
+        return low_res
+    if not hasattr(noise, "low_res"):
+        raise UserError("these weights noise the LR frames: the noise source needs a method low_res(frame)")
+    return NoisyFrames(low_res, noise, alphas_cumprod(model.config.low_res_schedule)[level])

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stablevsr.config import SCALE
-from stablevsr.nn.raft import STRIDE
-from stablevsr.sampling.pictures import bicubic
+from stablevsr.nn.raft import RAFT, STRIDE, bilinear_upsample
+from stablevsr.runtime import numerics, to_device
+from stablevsr.sampling.pictures import Frames, bicubic
 
 MIN_SIDE = 128  # below, RAFT's coarsest correlation level has a single entry and its lookup divides by zero
 
@@ -40,23 +41,11 @@ class Padding:
 
 
 class FlowSource(Protocol):
-    """The flows of a clip, kept or computed when asked for."""
+    """The flows of a clip, kept or estimated when asked for."""
 
     def between(self, target: int, source: int) -> Tensor:
         """The flow that fetches frame `source` onto the grid of its neighbour `target`: (1, 2, 4h, 4w) in pixels."""
         ...
-
-
-@dataclass(frozen=True)
-class Flows:
-    """The flows of a clip of n frames, in pixels at HR size; entry i belongs to the pair (i, i + 1)."""
-
-    forward: Tensor  # (n - 1, 2, 4h, 4w): from the pixels of frame i + 1 to their places in frame i
-    backward: Tensor  # (n - 1, 2, 4h, 4w): from the pixels of frame i to their places in frame i + 1
-
-    def between(self, target: int, source: int) -> Tensor:
-        pair = slice(min(target, source), min(target, source) + 1)
-        return self.forward[pair] if target > source else self.backward[pair]
 
 
 def estimate_flow(raft: nn.Module, target: Tensor, source: Tensor, half: bool = False) -> Tensor:
@@ -70,16 +59,86 @@ def estimate_flow(raft: nn.Module, target: Tensor, source: Tensor, half: bool = 
     Returns:
         (n, 2, 4h, 4w), in HR pixels.
     """
-    size = [SCALE * side for side in target.shape[-2:]]
-    target, source = bicubic(target), bicubic(source)
-    if half:
-        target, source = (F.avg_pool2d(frame, 2) for frame in (target, source))
+    size = (SCALE * target.shape[-2], SCALE * target.shape[-1])
+    target, source = (_raft_input(frame, half) for frame in (target, source))
     padding = Padding.for_size(*target.shape[-2:])
-    flow = padding.crop(raft(padding.pad(target), padding.pad(source)))
+    return _to_size(padding.crop(raft(padding.pad(target), padding.pad(source))), size, half)
+
+
+def _raft_input(frame: Tensor, half: bool) -> Tensor:
+    return F.avg_pool2d(bicubic(frame), 2) if half else bicubic(frame)
+
+
+def _to_size(flow: Tensor, size: tuple[int, int], half: bool) -> Tensor:
     return 2 * F.interpolate(flow, size, mode="bilinear", align_corners=False) if half else flow
 
 
-def empty_flows(num_frames: int, height: int, width: int) -> Flows:
-    """Room for the flows of a clip of LR size (height, width)."""
-    shape = (max(num_frames - 1, 0), 2, SCALE * height, SCALE * width)
-    return Flows(torch.empty(shape), torch.empty(shape))
+class EstimatedFlows:
+    """The flows of a clip, estimated when asked for.
+
+    `estimate` and `enlarge` are two steps, so that a flow can be kept at the size at which it is estimated: an eighth
+    of HR for RAFT small, half of that with `half_size`. Together they give the bits of `estimate_flow`.
+
+    Args:
+        raft: the flow network, in float32.
+        frames: the LR frames.
+        device: where the network works.
+        half_size: as `half` of `estimate_flow`.
+    """
+
+    def __init__(self, raft: RAFT, frames: Frames, device: torch.device, half_size: bool = False) -> None:
+        self._raft, self._frames, self._device, self._half = raft, frames, device, half_size
+        height, width = (SCALE * side for side in frames[0].shape[-2:])
+        self._size = (height, width)
+        self._input_size = (height // 2, width // 2) if half_size else self._size
+        self._padding = Padding.for_size(*self._input_size)
+        self._features: dict[int, Tensor] = {}  # of the last frames, for each is in two pairs and two directions
+        self._contexts: dict[int, tuple[Tensor, Tensor]] = {}
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """The shape of what `estimate` returns for a pair and direction, (2, h', w')."""
+        height, width = self._input_size
+        if self._raft.config.convex_upsampling:
+            return 2, height, width
+        return 2, (height + self._padding.bottom) // STRIDE, (width + self._padding.right) // STRIDE
+
+    def between(self, target: int, source: int) -> Tensor:
+        return self.enlarge(self.estimate(target, source)[None])
+
+    @numerics()
+    @torch.no_grad()
+    def estimate(self, target: int, source: int) -> Tensor:
+        """The flow that fetches frame `source` onto the grid of its neighbour `target`, of `shape`."""
+        self._encode(target, source)
+        features = self._features[target], self._features[source]
+        flow, hidden = self._raft.estimate(*features, self._contexts[target])
+        if self._raft.config.convex_upsampling:
+            flow = self._padding.crop(self._raft.upsample(flow, hidden))
+        return flow[0]
+
+    @numerics()
+    @torch.no_grad()
+    def enlarge(self, flow: Tensor) -> Tensor:
+        """From `estimate`'s size to HR: (1, *shape) to (1, 2, 4h, 4w), in HR pixels."""
+        if not self._raft.config.convex_upsampling:
+            flow = self._padding.crop(bilinear_upsample(flow))
+        return _to_size(flow, self._size, self._half)
+
+    def _encode(self, target: int, source: int) -> None:
+        """Have the features of two neighbours, and the context of the target."""
+        missing = [frame for frame in sorted((target, source)) if frame not in self._features]
+        if missing:
+            # Always two at a time, in which frame's company does not matter: one alone may round otherwise.
+            first = missing[0] if missing[0] + 1 < len(self._frames) else missing[0] - 1
+            pair = first, first + 1
+            pictures = {frame: self._picture(frame) for frame in pair}
+            for frame, features in zip(pair, self._raft.features(*pictures.values()), strict=True):
+                self._features[frame] = features
+            self._contexts |= {frame: self._raft.context(picture) for frame, picture in pictures.items()}
+        for kept in (self._features, self._contexts):
+            for frame in [frame for frame in kept if abs(frame - target) > 2]:
+                del kept[frame]
+
+    def _picture(self, frame: int) -> Tensor:
+        return self._padding.pad(_raft_input(to_device(self._frames[frame][None], self._device), self._half))

@@ -1,4 +1,4 @@
-"""What the sampler needs of a model. `stablevsr.model.StableVSR` is one; the rooms' order keeps it out of here."""
+"""Structural type of the model that the sampler takes; declared here so that `sampling` need not import `model`."""
 
 from typing import Protocol
 
@@ -11,12 +11,14 @@ from stablevsr.nn.tcm import TCM
 from stablevsr.nn.tiny import TinyDecoder
 from stablevsr.nn.unet import UNet
 from stablevsr.nn.vae import VAE
+from stablevsr.sampling.config import SamplingConfig
 
 
 class Networks(Protocol):
     """The parts of a model, on one device."""
 
     config: ModelConfig
+    sampling: SamplingConfig  # what the weights were made for
     unet: UNet
     tcm: TCM
     vae: VAE

@@ -39,14 +39,27 @@ def normalise(frames: Tensor) -> Tensor:
     return rearrange(frames, "n h w c -> n c h w").contiguous().float() / half - 1.0
 
 
-def to_uint8(frames: Tensor) -> Tensor:
-    """The way back, from the unit range: (n, 3, h, w) in [0, 1] to (n, h, w, 3) uint8, rounded."""
-    return rearrange((frames * 255.0).round(), "n c h w -> n h w c").to(torch.uint8)
+@dataclass(frozen=True)
+class PictureFormat:
+    """How pictures are kept: (h, w, 3) uint8 or uint16 over the whole range, or (3, h, w) float32 in [0, 1]."""
 
+    dtype: torch.dtype
 
-def to_uint16(frames: Tensor) -> Tensor:
-    """The same with 16 bits: (n, 3, h, w) in [0, 1] to (n, h, w, 3) uint16."""
-    return rearrange((frames.double() * 65535.0).round(), "n c h w -> n h w c").to(torch.uint16)
+    @property
+    def name(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
+    def shape(self, height: int, width: int, channels: int = 3) -> tuple[int, int, int]:
+        """Of a picture."""
+        return (channels, height, width) if self.dtype.is_floating_point else (height, width, channels)
+
+    def encode(self, picture: Tensor) -> Tensor:
+        """(1, c, h, w) float32 in [0, 1] to this format, rounded."""
+        if self.dtype.is_floating_point:
+            return picture[0]
+        # A double, for 16 bits are more than float32 can scale without a rounding of its own.
+        levels = picture * 255.0 if self.dtype == torch.uint8 else picture.double() * 65535.0
+        return rearrange(levels[0].round(), "c h w -> h w c").to(self.dtype)
 
 
 def bicubic(low_res: Tensor) -> Tensor:
@@ -59,8 +72,9 @@ class ClipKind:
     """Which of the accepted kinds a clip is, so that the result comes back as the same."""
 
     is_numpy: bool
-    is_uint8: bool
+    format: PictureFormat
     device: torch.device
+    size: tuple[int, int]  # height, width
 
     @classmethod
     def of(cls, frames: Clip) -> "ClipKind":
@@ -78,15 +92,14 @@ class ClipKind:
             low, high = tensor.min().item(), tensor.max().item()
             if not (low >= 0.0 and high <= 1.0):  # also for NaN
                 raise UserError(f"got float frames between {low:g} and {high:g}, expected [0, 1]")
-        return cls(isinstance(frames, np.ndarray), is_uint8, tensor.device)
+        size = shape[1:3] if is_uint8 else shape[2:4]
+        kind = PictureFormat(torch.uint8 if is_uint8 else torch.float32)
+        return cls(isinstance(frames, np.ndarray), kind, tensor.device, size)
 
-    def to_model(self, frames: Clip) -> Tensor:
-        """To (n, 3, h, w) float32 in [-1, 1] on the CPU."""
-        tensor = as_tensor(frames).cpu()
-        # Contiguous, because convolutions round differently for other layouts.
-        return normalise(tensor) if self.is_uint8 else tensor.contiguous().float() * 2.0 - 1.0
+    def to_arrays(self, frames: Clip) -> Tensor:
+        """The same clip as a tensor on the CPU."""
+        return as_tensor(frames).cpu()
 
-    def from_model(self, frames: Tensor) -> Clip:
-        """The inverse, from (n, 3, h, w) float32 in [0, 1]."""
-        frames = to_uint8(frames) if self.is_uint8 else frames
-        return frames.numpy() if self.is_numpy else frames.to(self.device)
+    def finish(self, pictures: Tensor) -> Clip:
+        """Pictures in `format`, on the CPU, as the kind of clip that was given."""
+        return pictures.numpy() if self.is_numpy else pictures.to(self.device)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from stablevsr.config import ScheduleConfig
-from stablevsr.errors import UserError
+from stablevsr.sampling.config import SAMPLERS
 from stablevsr.sampling.ddpm import clean_estimate, ddpm_step, posterior
 from stablevsr.sampling.schedule import Step
 
@@ -20,7 +20,7 @@ class Sampler(NamedTuple):
     """How a latent goes from one noise level to the next."""
 
     step: StepFunction
-    keeps_x0: bool  # whether a frame's clean estimate of the step before is wanted
+    keeps_x0: bool  # whether the step needs the frame's previous clean estimate
 
 
 def predict_noise(x: Tensor, prediction: Tensor, alpha_bar: Tensor, prediction_type: str) -> Tensor:
@@ -38,14 +38,14 @@ def ddim_step(
     noise: Tensor,
     step: Step,
     config: ScheduleConfig,
-    before: Tensor | None = None,
+    x0_prev: Tensor | None = None,
     *,
     eta: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """One step of DDIM (equation 12); the arguments are those of `ddpm_step`.
 
     Args:
-        before: unused.
+        x0_prev: unused.
         eta: 0 adds no noise, 1 as much as DDPM (equation 16).
     """
     x0 = clean_estimate(x, prediction, step, config)
@@ -62,7 +62,7 @@ def dpm_solver_step(
     noise: Tensor,
     step: Step,
     config: ScheduleConfig,
-    before: Tensor | None = None,
+    x0_prev: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One step of DPM-Solver++(2M) (algorithm 2); the arguments are those of `ddpm_step`.
 
@@ -70,7 +70,7 @@ def dpm_solver_step(
 
     Args:
         noise: unused.
-        before: the x0 estimate of the step before, None in the first.
+        x0_prev: the x0 estimate of the step before, None in the first.
     """
     x0 = clean_estimate(x, prediction, step, config)
     if step.alpha_bar_next == 1:
@@ -78,9 +78,9 @@ def dpm_solver_step(
     alpha_next, sigma_next = step.alpha_bar_next**0.5, (1 - step.alpha_bar_next) ** 0.5
     h = log_snr(step.alpha_bar_next) - log_snr(step.alpha_bar)
     estimate = x0
-    if before is not None:
-        ratio = (log_snr(step.alpha_bar) - log_snr(step.alpha_bar_before)) / h
-        estimate = x0 + (x0 - before) / (2 * ratio)
+    if x0_prev is not None:
+        ratio = (log_snr(step.alpha_bar) - log_snr(step.alpha_bar_prev)) / h
+        estimate = x0 + (x0 - x0_prev) / (2 * ratio)
     return x0, sigma_next / (1 - step.alpha_bar) ** 0.5 * x - alpha_next * torch.expm1(-h) * estimate
 
 
@@ -90,17 +90,11 @@ def log_snr(alpha_bar: Tensor) -> Tensor:
 
 
 DDPM = Sampler(ddpm_step, keeps_x0=False)
-SAMPLERS = ("ddpm", "ddim", "dpm++")
 
 
 def sampler_by_name(name: str, eta: float = 0.0) -> Sampler:
-    """One of SAMPLERS; `eta` is DDIM's."""
-    if name not in SAMPLERS:
-        raise UserError(f"got sampler {name!r}, expected one of {', '.join(SAMPLERS)}")
-    if not 0 <= eta <= 1:
-        raise UserError(f"got eta {eta}, expected 0 to 1")
-    if eta and name != "ddim":
-        raise UserError(f"eta has no effect with sampler {name}: use ddim, or leave it out")
+    """One of `config.SAMPLERS`; `eta` is DDIM's."""
+    assert name in SAMPLERS, name
     if name == "ddim":
         return Sampler(partial(ddim_step, eta=eta), keeps_x0=False)
     return DDPM if name == "ddpm" else Sampler(dpm_solver_step, keeps_x0=True)

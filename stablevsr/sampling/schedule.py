@@ -24,7 +24,7 @@ class Step:
     timestep: int  # t, in [0, num_train_timesteps)
     alpha_bar: Tensor  # abar_t
     alpha_bar_next: Tensor  # abar at the next timestep of the run, 1 after the last
-    alpha_bar_before: Tensor | None = None  # abar at the timestep before, None at the first
+    alpha_bar_prev: Tensor | None = None  # abar at the timestep before, None at the first
 
 
 def betas(config: ScheduleConfig) -> Tensor:

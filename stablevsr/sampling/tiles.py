@@ -1,19 +1,19 @@
 """Decoding a large latent in overlapping tiles, where the whole would not fit into memory."""
 
+import logging
 import math
-import warnings
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from stablevsr.config import SCALE
-from stablevsr.errors import UserError
 from stablevsr.runtime import out_of_memory
 from stablevsr.sampling.networks import Networks
 
+log = logging.getLogger(__name__)
+
 AUTO_TILE = 64  # latent pixels: what "auto" falls back to
-LEAST_TILE = 16
 
 
 def starts(size: int, tile: int) -> list[int]:
@@ -60,8 +60,6 @@ class PictureDecoder:
     """
 
     def __init__(self, model: Networks, tile: int | str = "auto") -> None:
-        if not (tile in ("auto", "off") or (isinstance(tile, int) and tile >= LEAST_TILE)):
-            raise UserError(f"got tile {tile}, expected auto, off or a number of at least {LEAST_TILE}")
         self._model, self._vae = model, model.vae
         self._side = tile if isinstance(tile, int) else None
         self._automatic = tile == "auto"
@@ -84,9 +82,9 @@ class PictureDecoder:
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error) or not self._automatic or self.has_fallen_back:
                 raise
-        # Outside of the handler, for its traceback holds on to what filled the memory.
+        # Outside of the handler, whose traceback holds on to what filled the memory.
         self.fall_back()
-        warnings.warn(f"out of memory: decoding in tiles of {AUTO_TILE}x{AUTO_TILE} from here on", stacklevel=2)
+        log.warning("out of memory: decoding in tiles of %dx%d from here on", AUTO_TILE, AUTO_TILE)
         return self._decode(latent)
 
     def _decode(self, latent: Tensor) -> Tensor:

@@ -4,10 +4,11 @@ import torch
 from torch import Tensor
 from torchvision.utils import flow_to_image
 
+from stablevsr.engine.memory import sample_video
 from stablevsr.model import StableVSR
+from stablevsr.sampling.config import PRESETS
 from stablevsr.sampling.flow import estimate_flow
 from stablevsr.sampling.pictures import bicubic
-from stablevsr.sampling.video import sample_video
 from stablevsr.training.data import Window
 
 SAMPLING_STEPS = 20
@@ -22,14 +23,14 @@ def vae_columns(model: StableVSR, window: Window) -> list[Tensor]:
 def unet_columns(model: StableVSR, window: Window) -> list[Tensor]:
     """Bicubic, a sample from the base model, truth."""
     low_res = window["lr"][:1]
-    sample = sample_video(model, low_res / 2 + 0.5, steps=SAMPLING_STEPS)
+    sample = sample_video(model, low_res / 2 + 0.5, PRESETS["exact"], steps=SAMPLING_STEPS)
     return [bicubic(low_res), sample * 2 - 1, window["hr"][:1]]
 
 
 def tcm_columns(model: StableVSR, window: Window) -> list[Tensor]:
     """Bicubic, a sample of the whole window, truth; of the middle frame."""
     low_res, middle = window["lr"], slice(1, 2)
-    sample = sample_video(model, low_res / 2 + 0.5, steps=SAMPLING_STEPS)
+    sample = sample_video(model, low_res / 2 + 0.5, PRESETS["exact"], steps=SAMPLING_STEPS)
     return [bicubic(low_res[middle]), sample[middle] * 2 - 1, window["hr"][middle]]
 
 

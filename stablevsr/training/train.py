@@ -8,11 +8,11 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor
 
+from stablevsr.architectures import ARCHITECTURES
 from stablevsr.atomic import replacing
 from stablevsr.errors import UserError
 from stablevsr.model import StableVSR, build_model
 from stablevsr.nn.tcm import starting_state
-from stablevsr.presets import PRESETS
 from stablevsr.runtime import check_dtype, require_compiler
 from stablevsr.training.data import ProceduralWindows, Windows
 from stablevsr.training.folders import FolderWindows
@@ -84,15 +84,15 @@ def starting_model(recipe: Recipe, base: Path) -> tuple[Header, StableVSR]:
     if recipe.init:
         model = build_model(base / recipe.init, device="cpu")
         header = read_header(base / recipe.init)
-    elif recipe.preset in PRESETS:
+    elif recipe.preset in ARCHITECTURES:
         torch.manual_seed(recipe.seed)
-        model = StableVSR(PRESETS[recipe.preset])
+        model = StableVSR(ARCHITECTURES[recipe.preset])
         torch.nn.init.normal_(model.empty_prompt)
         model.tcm.zero()
         held = [part for part in STAGES if getattr(model, part) is not None]
         header = Header(model.config, dict.fromkeys(held, "untrained, random"))
     else:
-        raise UserError(f"preset is {recipe.preset!r}, expected one of {', '.join(PRESETS)}")
+        raise UserError(f"preset is {recipe.preset!r}, expected one of {', '.join(ARCHITECTURES)}")
     for part, file in recipe.parts.items():
         if part not in STAGES or getattr(model, part) is None:
             raise UserError(f"parts names {part!r}, expected one of {', '.join(STAGES)}, as the model has")

@@ -7,15 +7,15 @@ from fractions import Fraction
 import numpy as np
 import torch
 
+from stablevsr.compare.clips import Sides
+from stablevsr.compare.grid import Grid, reduced
+from stablevsr.compare.motion import Motion, follow
+from stablevsr.compare.page import Findings
+from stablevsr.compare.places import Crop, FoundCrops, Line, Profile
 from stablevsr.errors import UserError
-from stablevsr.evaluation.clips import Sides
-from stablevsr.evaluation.evaluate import Evaluator, Row
-from stablevsr.evaluation.grid import Grid, reduced
-from stablevsr.evaluation.motion import Motion, follow
-from stablevsr.evaluation.page import Findings
-from stablevsr.evaluation.places import Crop, FoundCrops, Line, Profile
+from stablevsr.metrics.evaluate import Evaluator, Row
 from stablevsr.model import StableVSR
-from stablevsr.sampling.pictures import bicubic, to_uint8
+from stablevsr.sampling.pictures import PictureFormat, bicubic
 
 MAP_SIDE = 1280  # pixels; larger maps of flow and errors are reduced
 
@@ -152,7 +152,7 @@ def evenly(count: int, most: int) -> set[int]:
 def enlarged(image: np.ndarray) -> np.ndarray:
     """(h, w, 3) uint8 to (4h, 4w, 3), bicubic."""
     picture = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float() / 255
-    return to_uint8(bicubic(picture).clamp(0, 1))[0].numpy()
+    return PictureFormat(torch.uint8).encode(bicubic(picture).clamp(0, 1)).numpy()
 
 
 def _small(motion: Motion) -> Motion:

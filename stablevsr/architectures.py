@@ -47,19 +47,6 @@ SD_X4_UPSCALER = ModelConfig(
     low_res_schedule=LOW_RES_SCHEDULE,
 )
 
-# The same classes, as small as they go: for tests.
-_TINY_ENCODER = UNetEncoderConfig(
-    channels=(16, 16, 32, 32), blocks_per_level=(1, 1, 1, 1), num_heads=(2, 2, 2, 2), context_dim=32, norm_groups=8
-)
-TINY = ModelConfig(
-    unet=UNetConfig(_TINY_ENCODER),
-    tcm=TCMConfig(_TINY_ENCODER, conditioning_widths=(8, 16, 16)),
-    vae=VAEConfig(channels=(16, 16, 32), blocks_per_level=1, norm_groups=8),
-    flow=RAFT_SMALL,
-    tiny=TinyDecoderConfig(width=8, num_blocks=(1, 1, 1)),
-    schedule=STABLEVSR_SCHEDULE,
-)
-
 # The bundled model, which two CPU cores can train and run: the same classes, a wider latent, RAFT small.
 _SMALL_ENCODER = UNetEncoderConfig(
     in_channels=11,
@@ -77,4 +64,4 @@ SMALL = ModelConfig(
     tiny=TinyDecoderConfig(latent_channels=8, width=16),
     schedule=STABLEVSR_SCHEDULE,
 )
-PRESETS = {"stablevsr": STABLEVSR, "sd_x4_upscaler": SD_X4_UPSCALER, "small": SMALL, "tiny": TINY}
+ARCHITECTURES = {"stablevsr": STABLEVSR, "sd_x4_upscaler": SD_X4_UPSCALER, "small": SMALL}

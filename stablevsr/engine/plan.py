@@ -6,9 +6,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from stablevsr.config import SCALE
+from stablevsr.engine.workspace import Workspace
 from stablevsr.errors import UserError
-from stablevsr.jobs.workspace import Workspace
 from stablevsr.media import Encoding, Reader, Writer
 from stablevsr.media.paths import output_kind
 
@@ -20,6 +19,7 @@ WORTH_TELLING = 60.0  # seconds
 PER_SAMPLE = 1.02  # stills, for each byte of a sample: what cannot be compressed is stored as it is
 LOSSLESS = 3.4  # FFV1
 LOSSY, LOSSY_AT_BEST = 0.9, 1.55  # other codecs at their usual quality, and at --crf 0
+OPTIONAL = frozenset({"flows", "pictures"})  # arrays that a run can do without
 PER_FRAME, PER_FILE = 2_000, 20_000  # headers and indices, in bytes
 
 
@@ -54,53 +54,47 @@ def bytes_a_pixel(writer: Writer, clip: Reader, encoding: Encoding | None) -> fl
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run needs."""
+    """What a run needs of the disk, and which of its arrays there is room for."""
 
-    num_frames: int
-    latents: int  # bytes on disk
-    flows: int  # bytes on disk, were they kept
-    keeps_flows: bool
+    sizes: dict[str, int]  # bytes by array
+    kept: frozenset[str]  # of OPTIONAL
 
     @classmethod
     def make(
-        cls,
-        workspace: Workspace,
-        num_frames: int,
-        shape: tuple[int, int, int],
-        keeps_x0: bool,
-        new: bool,
-        outputs: list[Output],
+        cls, workspace: Workspace, sizes: dict[str, int], new: bool, num_frames: int, outputs: list[Output]
     ) -> "Plan":
-        """Keep the flows on disk if they fit there; `UserError` when even the rest does not.
+        """Keep what fits; `UserError` when not even the rest does.
+
+        Flows go before the pictures come, so that each of them needs room of its own only.
 
         Args:
-            new: decide; else what was decided before holds, for flows may be half written.
+            sizes: from `Run.sizes`.
+            new: decide; else what was decided before holds, for an array may be half written.
         """
-        channels, height, width = shape
-        latents = 2 * 4 * num_frames * channels * height * width * (2 if keeps_x0 else 1)
-        flows = 4 * 4 * (num_frames - 1) * SCALE**2 * height * width
         known = None if new else workspace.noted("plan")
         if known is not None:
-            return cls(num_frames, latents, flows, known["keeps_flows"])
+            return cls(sizes, frozenset(known["kept"]))
         workspace.drop("flows")  # of a run killed before its first flow was safe: it counts as room
-        left = _room_after(workspace.folder, latents, num_frames, outputs)
-        workspace.note("plan", {"keeps_flows": flows <= left})
-        return cls(num_frames, latents, flows, flows <= left)
+        needed = sum(size for name, size in sizes.items() if name not in OPTIONAL)
+        left = _room_after(workspace.folder, needed, num_frames, outputs)
+        kept = sorted(name for name in OPTIONAL if sizes.get(name, left + 1) <= left)
+        workspace.note("plan", {"kept": kept})
+        return cls(sizes, frozenset(kept))
 
-    def sentence(self, steps: int) -> str:
+    def sentence(self, num_frames: int, frame_steps: int) -> str:
         """The plan, for the person who waits."""
-        flows = (
-            f", {size(self.flows)} for flows" if self.keeps_flows else "; flows would not fit and are estimated anew"
-        )
-        return (
-            f"{self.num_frames} frames, {self.num_frames * steps} frame-steps; "
-            f"on disk meanwhile: {size(self.latents)} for latents{flows}"
-        )
+        needed = [f"{size(self.sizes[name])} for {name}" for name in self.sizes if name not in OPTIONAL - self.kept]
+        text = f"{num_frames} frames, {frame_steps} frame-steps; on disk meanwhile: {', '.join(needed)}"
+        if "flows" in self.sizes.keys() - self.kept:
+            text += "; flows would not fit and are estimated when needed"
+        if "pictures" not in self.kept:
+            text += "; pictures would not fit, so that the final decode starts over if it is interrupted"
+        return text
 
 
-def _room_after(folder: Path, latents: int, num_frames: int, outputs: list[Output]) -> int:
+def _room_after(folder: Path, arrays: int, num_frames: int, outputs: list[Output]) -> int:
     """What is left on the disk of `folder` with everything that must be written; `UserError` when it is too small."""
-    needed = {folder.stat().st_dev: (folder, latents)}  # by disk
+    needed = {folder.stat().st_dev: (folder, arrays)}  # by disk
     for output in outputs:
         first, so_far = needed.get(output.folder.stat().st_dev, (output.folder, 0))
         needed[output.folder.stat().st_dev] = first, so_far + output.bytes(num_frames)

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from stablevsr.errors import UserError
-from stablevsr.evaluation.metrics import WINDOW, flow_back, psnr, ssim, tlp, tof
-from stablevsr.evaluation.perceptual import LOADERS, Distance, Unavailable
 from stablevsr.media import Reader, open_reader
+from stablevsr.metrics.fidelity import WINDOW, flow_back, psnr, ssim, tlp, tof
+from stablevsr.metrics.perceptual import LOADERS, Distance, Unavailable
 from stablevsr.nn.raft import RAFT
 
 NAMES = ("PSNR", "SSIM", *LOADERS, "tLP", "tOF")

@@ -1,14 +1,15 @@
-"""What an unfinished run keeps on disk, beside its output: enough to go on after a crash, to the bit.
+"""What an unfinished run keeps on disk, beside its output: enough to continue after a crash, to the bit.
 
     job.json         fingerprint of input, weights and settings
     frames.raw       LR frames, uint8, or uint16 of a deep clip
-    clip.json        how many they are and where scenes begin; written when all frames are there
-    plan.json        whether flows are kept; written before the first flow
-    flows.raw        both flows of each pair, float32
+    alpha.raw        their alpha, where there is any
+    clip.json        the frame table (times, names) and where scenes begin; written when all frames are there
+    plan.json        for which of flows and pictures there is room; written before the first flow
+    flows.raw        both flows of each pair, float32, at the size at which they were estimated; until the loop is done
     latents.raw      two slots a frame: what a step starts from outlives the step
-    estimates.raw    the same for the clean estimates, where the sampler wants them
+    estimates.raw    the same for the clean estimates, where the sampler needs them
+    pictures.raw     decoded frames, uint8 or uint16
     state.safetensors    how far the run is, and the last clean estimate
-    tiles.json       from which unit on decoding fell back to tiles; only there if it did
     output           what is being written; renamed to the final name when whole
     outside.json     temporary files that had to lie elsewhere, to be removed after a crash
 
@@ -26,10 +27,10 @@ from typing import TextIO
 
 import numpy as np
 import torch
-from safetensors.torch import load, save
 from torch import Tensor
 
 from stablevsr.atomic import hidden_sibling, remove, replacing
+from stablevsr.engine.state import RunState
 from stablevsr.errors import UserError
 
 try:
@@ -37,22 +38,22 @@ try:
 except ImportError:  # not on Windows, where nobody stops two runs at one output
     fcntl = None
 
-FORMAT = 2  # of the folder; counts up when a run could not go on with what an older one left
+FORMAT = 3  # of the folder; counts up when a run could not continue with what an older one left
 FILES = (
     "lock",
     "job.json",
     "frames.raw",
+    "alpha.raw",
     "clip.json",
     "plan.json",
     "flows.raw",
     "latents.raw",
     "estimates.raw",
     "state.safetensors",
-    "tiles.json",
+    "pictures.raw",
     "output",
     "outside.json",
 )
-PHASES = ("flow", "denoise")
 NUMPY = {torch.uint8: np.uint8, torch.uint16: np.uint16, torch.float32: np.float32}
 CANNOT_LOCK = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)  # as some network file systems answer
 
@@ -124,7 +125,7 @@ class Workspace:
         """Take up the run that is here, or begin a new one.
 
         Args:
-            fingerprint: what an unfinished run must agree with to be gone on with.
+            fingerprint: what an unfinished run must agree with to be continued.
             restart: throw away what is here.
 
         Raises:
@@ -187,31 +188,25 @@ class Workspace:
             raise _damaged(path)
         return values
 
-    def save_state(self, phase: str, done: int, x0: Tensor | None) -> None:
-        """Record that `done` units of a phase are on disk; whole or not at all."""
-        tensors = {"done": torch.tensor([PHASES.index(phase), done])}
-        if x0 is not None:
-            tensors["x0"] = x0.cpu().contiguous()
+    def save_state(self, state: RunState) -> None:
+        """Record how far the run is; whole or not at all."""
         path = self.folder / "state.safetensors"
         with using(path), replacing(path) as part:
-            part.write_bytes(save(tensors))
+            part.write_bytes(state.to_bytes())
 
-    def state(self, device: torch.device) -> tuple[str, int, Tensor | None]:
-        """The phase a run is in, "flow" or "denoise", how many units of it are done, and the last clean estimate.
+    def state(self, device: torch.device) -> RunState:
+        """How far the run is.
 
         Args:
-            device: where the estimate goes.
+            device: where the run computes.
         """
         path = self.folder / "state.safetensors"
         if not self.has_state():
-            return "flow", 0, None
+            return RunState()
         with using(path):
             data = path.read_bytes()
         try:
-            tensors = load(data)
-            phase, done = tensors["done"].tolist()
-            x0 = tensors.get("x0")
-            return PHASES[phase], done, None if x0 is None else x0.to(device)
+            return RunState.from_bytes(data, device)
         except Exception as error:
             raise _damaged(path) from error
 
@@ -221,7 +216,7 @@ class Workspace:
 
     def sync(self) -> None:
         """Flush the arrays to the disk."""
-        for array in self._arrays.values():
+        for array in list(self._arrays.values()):  # another thread may be opening one
             array.sync()
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""The page of a comparison: what was found, put into the template of `stablevsr/assets`."""
+"""The page of a comparison: what was found, put into the template beside this file."""
 
 import base64
 import hashlib
@@ -14,13 +14,13 @@ from importlib import resources
 import imageio.v3 as iio
 import numpy as np
 
-from stablevsr.evaluation.clips import Side
-from stablevsr.evaluation.curves import COLOURS, chart
-from stablevsr.evaluation.evaluate import NAMES, Row, means
-from stablevsr.evaluation.grid import Grid
-from stablevsr.evaluation.motion import BRIGHTEST, Motion
-from stablevsr.evaluation.places import Crop, Profile
-from stablevsr.evaluation.report import PLACES
+from stablevsr.compare.clips import Side
+from stablevsr.compare.curves import COLOURS, chart
+from stablevsr.compare.grid import Grid
+from stablevsr.compare.motion import BRIGHTEST, Motion
+from stablevsr.compare.places import Crop, Profile
+from stablevsr.metrics.evaluate import NAMES, Row, means
+from stablevsr.metrics.report import PLACES
 
 CROP_SIDE = 192  # CSS pixels that a crop is enlarged to, by a whole number
 PROFILE_SIDE = 160  # the same for the time axis of a profile
@@ -86,7 +86,7 @@ def render(findings: Findings, media: Media, controls_only: bool = False) -> str
 
 def asset(name: str) -> str:
     """A text file of the package."""
-    return (resources.files("stablevsr") / "assets" / name).read_text(encoding="utf-8")
+    return (resources.files("stablevsr.compare") / name).read_text(encoding="utf-8")
 
 
 def png(image: np.ndarray) -> bytes:

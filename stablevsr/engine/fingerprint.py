@@ -1,12 +1,12 @@
-"""What two runs must share for one to go on with the other."""
+"""What two runs must share for one to continue the other."""
 
 import hashlib
 import json
-from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import torch
+from torch import Tensor
 
 from stablevsr import __version__
 from stablevsr.config import to_dict
@@ -15,32 +15,40 @@ from stablevsr.media import Reader
 from stablevsr.media.paths import IMAGE_SUFFIXES
 from stablevsr.model import StableVSR
 from stablevsr.runtime import describe
-from stablevsr.sampling.video import used_noise_level
+from stablevsr.sampling.config import SamplingConfig
 
 
-def fingerprint(
-    model: StableVSR, clip: Reader, settings: dict[str, object], weights: Callable[[], str] | None = None
-) -> dict[str, object]:
-    """Everything that changes the bits of a result, by name.
-
-    Args:
-        settings: all options of the run, those that were left out too.
-        weights: gives `hash_weights` of `model`, from an earlier call; None computes it.
-    """
+def fingerprint(model: StableVSR, clip: Reader, config: SamplingConfig) -> dict[str, object]:
+    """Everything that changes the bits of a result, by name."""
     return {
         "version of stablevsr": __version__,
         "input": hash_input(clip.path),
         "part": clip.part,
-        "weights": weights() if weights else hash_weights(model),
+        "weights": hash_weights(model),
         **describe(model),
-        **normalised(model, settings),
+        **config.flat(),
+        "noise_level": config.noise_level_for(model.config),
     }
 
 
+# Model to the state of its tensors and their digest: a batch of clips hashes gigabytes once.
+_known: WeakKeyDictionary[object, tuple[list[tuple[int, int]], str]] = WeakKeyDictionary()
+
+
 def hash_weights(model: StableVSR) -> str:
-    """A digest of the config and of all weights."""
+    """A digest of the config and of all weights; known for a model whose tensors have not changed since."""
+    tensors = model.state_dict()
+    state = [(value.data_ptr(), value._version) for value in tensors.values()]
+    known_state, known = _known.get(model, (None, ""))
+    if state != known_state:
+        known = _hash(model, tensors)
+        _known[model] = state, known
+    return known
+
+
+def _hash(model: StableVSR, tensors: dict[str, Tensor]) -> str:
     digest = hashlib.sha256(json.dumps(to_dict(model.config)).encode())
-    for name, value in sorted(model.state_dict().items()):
+    for name, value in sorted(tensors.items()):
         digest.update(name.encode())
         digest.update(value.reshape(-1).view(torch.uint8).cpu().numpy().data)
     return digest.hexdigest()[:16]
@@ -57,16 +65,6 @@ def hash_input(path: Path) -> str:
     except OSError as error:
         raise UserError(f"input {error.filename or path} cannot be read ({error.strerror}); check it") from error
     return digest.hexdigest()[:16]
-
-
-def normalised(model: StableVSR, settings: dict[str, object]) -> dict[str, object]:
-    """The same values for settings that mean the same, flat."""
-    flat = {name: value for name, value in settings.items() if name != "guidance"}
-    flat |= {f"guidance {name}": value for name, value in asdict(settings["guidance"]).items()}
-    for name in ("prompt", "negative_prompt"):
-        flat[name] = settings[name] or None  # both are the empty prompt
-    flat["noise_level"] = used_noise_level(model, settings["noise_level"])
-    return flat
 
 
 def _is_read(file: Path) -> bool:

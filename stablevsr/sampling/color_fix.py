@@ -1,4 +1,4 @@
-"""Colours of a result drawn back to those of its LR frame: diffusion models are prone to shift them.
+"""Match the colors of a result to its LR frame: diffusion models tend to shift them.
 
 Both fixes compare at LR size, where a result that is right equals the LR frame and is therefore left alone.
 """
@@ -7,21 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stablevsr.errors import UserError
 from stablevsr.sampling.pictures import bicubic
 
-COLOUR_FIXES = ("wavelet", "adain")
 LEVELS = 3  # of the wavelet: details up to 4 LR pixels wide, the 16 HR pixels of StableSR's five levels, are left alone
 
 
-def check_colour_fix(kind: str | None) -> None:
-    """`UserError` for anything but None and COLOUR_FIXES."""
-    if kind is not None and kind not in COLOUR_FIXES:
-        raise UserError(f"got colour fix {kind!r}, expected one of {', '.join(COLOUR_FIXES)}")
-
-
-def fix_colours(picture: Tensor, low_res: Tensor, kind: str | None) -> Tensor:
-    """`picture` with the colours of its LR frame.
+def fix_colors(picture: Tensor, low_res: Tensor, kind: str | None) -> Tensor:
+    """`picture` with the colors of its LR frame.
 
     Args:
         picture: (n, 3, 4h, 4w) in [0, 1].
@@ -29,7 +21,6 @@ def fix_colours(picture: Tensor, low_res: Tensor, kind: str | None) -> Tensor:
         kind: "wavelet" takes the coarse part of the LR frame (StableSR, Wang et al. 2023); "adain" takes mean and
             spread of each channel (Huang and Belongie 2017); None does nothing.
     """
-    check_colour_fix(kind)
     if kind is None:
         return picture
     small = F.interpolate(picture, size=low_res.shape[-2:], mode="bicubic", antialias=True, align_corners=False)

@@ -12,11 +12,11 @@ from pathlib import Path
 from urllib.parse import quote
 
 from stablevsr.atomic import hidden_sibling, remove, replacing
+from stablevsr.compare.clips import Source, gather
+from stablevsr.compare.collect import Collector, Settings
+from stablevsr.compare.grid import Grid, GridVideo, reporting
+from stablevsr.compare.page import Findings, Media, png, render
 from stablevsr.errors import UserError
-from stablevsr.evaluation.clips import Source, gather
-from stablevsr.evaluation.collect import Collector, Settings
-from stablevsr.evaluation.grid import Grid, GridVideo, reporting
-from stablevsr.evaluation.page import Findings, Media, png, render
 from stablevsr.model import StableVSR
 
 MOST_INLINE = 20_000_000  # bytes of video, as base64, that a page carries itself

@@ -5,7 +5,7 @@ import io
 import json
 import math
 
-from stablevsr.evaluation.evaluate import Report
+from stablevsr.metrics.evaluate import Report
 
 PLACES = {"PSNR": 2, "SSIM": 4, "HaarPSI": 4, "GMSD": 4, "LPIPS": 4, "DISTS": 4}
 PLACES |= {"MUSIQ": 2, "NIQE": 3, "CLIP-IQA": 4, "tLP": 3, "tOF": 3}

@@ -10,12 +10,13 @@ from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from stablevsr.config import SCALE
 from stablevsr.errors import UserError
 from stablevsr.media import Frame, PartReader, Reader, open_reader
 from stablevsr.media.paths import IMAGE_SUFFIXES
-from stablevsr.sampling.pictures import Clip, ClipKind, as_tensor, to_uint8
+from stablevsr.sampling.pictures import Clip, ClipKind, PictureFormat, as_tensor
 
 Source = str | Path | Clip
 
@@ -29,15 +30,16 @@ class ArrayReader(Reader):
     def __init__(self, name: str, frames: Clip, rate: Fraction) -> None:
         super().__init__(Path(name))
         kind = ClipKind.of(frames)
-        self._frames_given, self._is_uint8 = as_tensor(frames), kind.is_uint8
+        self._frames_given, self._is_uint8 = as_tensor(frames), kind.format.dtype == torch.uint8
         self.frame_count = len(frames)
-        self.height, self.width = self._frames_given.shape[1:3] if kind.is_uint8 else self._frames_given.shape[2:]
+        self.height, self.width = kind.size
         self.frame_rate, self.time_base = rate, 1 / rate
 
     def _frames(self) -> Generator[Frame, None, None]:
         for frame in self._frames_given:
             frame = frame.detach().cpu()
-            yield Frame((frame if self._is_uint8 else to_uint8(frame[None].float())[0]).numpy())
+            image = frame if self._is_uint8 else PictureFormat(torch.uint8).encode(frame[None].float())
+            yield Frame(image.numpy())
 
 
 @dataclass(frozen=True)

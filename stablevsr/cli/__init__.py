@@ -1,0 +1,50 @@
+"""The `stablevsr` command: options in, sentences out. The work is done elsewhere, and imported when it begins."""
+
+import argparse
+import importlib
+import logging
+from collections.abc import Callable
+
+from stablevsr.cli.console import (
+    BAD_INPUT,
+    FAILED,
+    INTERRUPTED,
+    close_streams,
+    leaving_when_interrupted,
+    log_to_stderr,
+    stopped_by_signal,
+)
+from stablevsr.cli.parser import build_parser
+from stablevsr.errors import UserError
+
+log = logging.getLogger("stablevsr")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns the exit code: 0 done, 1 a run failed, 2 bad usage or input, 130 interrupted."""
+    options = build_parser().parse_args(arguments)
+    with log_to_stderr(options.quiet - options.verbose):
+        with leaving_when_interrupted():
+            command = importlib.import_module(f"stablevsr.cli.{options.command}")
+        return told_in_a_sentence(command.run, options)
+
+
+def told_in_a_sentence(run: Callable[[argparse.Namespace], int], options: argparse.Namespace) -> int:
+    """Run a command; every error becomes one sentence and an exit code."""
+    try:
+        with stopped_by_signal():
+            return run(options)
+    except KeyboardInterrupt:
+        log.error("interrupted; nothing unfinished is left under the output's name")
+        return INTERRUPTED
+    except BrokenPipeError:  # of `| head`, which has read enough: nobody is left to be told
+        close_streams()
+        return FAILED
+    except UserError as error:
+        log.error("%s", error)
+        return BAD_INPUT
+    except Exception as error:
+        if options.debug:
+            raise
+        log.error("failed: %s: %s (--debug shows where)", type(error).__name__, error)
+        return FAILED

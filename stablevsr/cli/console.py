@@ -1,0 +1,142 @@
+"""What the command says and hears: messages, progress bars, signals."""
+
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING, NoReturn
+
+from stablevsr.errors import UserError
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+    from stablevsr.engine.progress import Progress
+
+DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+UNITS = {"read": "frame", "flow": "pair", "denoise": "frame-step", "decode": "frame", "write": "frame"}
+
+
+class _Handler(logging.Handler):
+    """Each message as a line on stderr, beside whatever a pipe carries; above a progress bar, where there is one."""
+
+    bar: "tqdm | None" = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        note = "note: " if record.levelno == logging.WARNING else ""
+        if _Handler.bar is not None:
+            _Handler.bar.clear()
+        # A name that is no valid text, as file systems allow, is shown with escapes.
+        text = f"stablevsr: {note}{record.getMessage()}".encode(sys.stderr.encoding or "utf-8", "backslashreplace")
+        print(text.decode(sys.stderr.encoding or "utf-8"), file=sys.stderr, flush=True)
+
+
+@contextmanager
+def log_to_stderr(quiet: int) -> Iterator[None]:
+    """Show the package's messages.
+
+    Args:
+        quiet: 0 shows information and notes, 1 notes, 2 errors only; -1 shows details.
+    """
+    logger, handler = logging.getLogger("stablevsr"), _Handler()
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel({-1: logging.DEBUG, 0: logging.INFO, 1: logging.WARNING}.get(quiet, logging.ERROR))
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
+
+
+def shows_progress() -> bool:
+    """Whether progress bars are wanted."""
+    return logging.getLogger("stablevsr").isEnabledFor(logging.INFO)
+
+
+class ProgressBars:
+    """One bar for each phase of a run, with the time that is left."""
+
+    def __init__(self) -> None:
+        self._phase: str | None = None
+        self._bar: tqdm | None = None
+
+    def __enter__(self) -> "ProgressBars":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        self._bar = _Handler.bar = self._phase = None
+
+    def __call__(self, progress: "Progress") -> None:
+        from tqdm import tqdm
+
+        if not shows_progress():
+            return
+        if progress.phase != self._phase:
+            self.__exit__()
+            self._phase = progress.phase
+            before = progress.done - 1  # more than 0 where an unfinished run continues
+            self._bar = tqdm(total=progress.total, initial=before, desc=progress.phase, unit=UNITS[progress.phase])
+            _Handler.bar = self._bar
+        assert self._bar is not None
+        self._bar.total = progress.total
+        self._bar.update(progress.done - self._bar.n)
+
+
+@contextmanager
+def leaving_when_interrupted() -> Iterator[None]:
+    """End the process at Ctrl-C with one line: for imports, where an exception could be taken for a module's error."""
+
+    def leave(number: int, frame: FrameType | None) -> NoReturn:
+        os.write(sys.stderr.fileno(), b"stablevsr: interrupted\n")
+        os._exit(INTERRUPTED)
+
+    if threading.current_thread() is not threading.main_thread():  # only there signals may be handled
+        yield
+        return
+    before = signal.signal(signal.SIGINT, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def stopped_by_signal() -> Iterator[None]:
+    """Let SIGTERM clean up as Ctrl-C does."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # only there signals may be handled
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def close_streams() -> None:
+    """Write to nowhere from here on, so that Python does not fail once more when it flushes at the end."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
+
+
+def require_folder_of(path: "os.PathLike[str]") -> None:
+    """`UserError` unless the folder that `path` is to be written into is there."""
+    folder = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(folder):
+        raise UserError(f"{path} cannot be written because {folder} is not a folder: create it first")

@@ -1,0 +1,176 @@
+"""The command `upscale`: inputs and outputs are looked at before the weights are loaded, once for all inputs."""
+
+import argparse
+import json
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from stablevsr.atomic import restore
+from stablevsr.cli.console import DONE, FAILED, ProgressBars
+from stablevsr.cli.parser import sampling_values
+from stablevsr.config import SCALE
+from stablevsr.engine.upscale import upscale
+from stablevsr.engine.workspace import workspace_path
+from stablevsr.errors import UserError
+from stablevsr.media import Encoding, PartReader, Reader, check_output, open_reader, output_for
+from stablevsr.model import StableVSR, build_model, bundled_weights
+from stablevsr.sampling.config import PRESETS, SamplingConfig
+from stablevsr.weights import read_header
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One clip to upscale, and what became of it."""
+
+    input: Path
+    output: Path
+    frames: int = 0
+    seconds: float = 0.0
+    error: str = ""
+
+
+def run(options: argparse.Namespace) -> int:
+    tasks, done, model = find_tasks(options), [], None
+    config = sampling_config(options)
+    for task in tasks:
+        fatal = len(tasks) == 1 or options.debug
+        try:
+            for path in filter(None, (task.output, options.side_by_side)):
+                restore(path)
+                check_output(path, task.input, options.force)
+            with open_clip(task.input, options) as clip:
+                if model is None:
+                    fatal = True  # what is wrong with the weights or the device is wrong for all inputs
+                    model = load(options)
+                    fatal = len(tasks) == 1 or options.debug
+                done.append(upscale_one(model, clip, task, config, options))
+        except BrokenPipeError:
+            raise
+        except Exception as error:
+            done.append(replace(task, error=str(error) or type(error).__name__))
+            if fatal:
+                print_summary(done, options)
+                raise
+            log.error("%s", done[-1].error)
+    print_summary(done, options)
+    return FAILED if any(task.error for task in done) else DONE
+
+
+def find_tasks(options: argparse.Namespace) -> list[Task]:
+    """What the paths on the command line mean."""
+    paths, output = options.paths, options.output
+    if output is None:
+        if len(paths) != 2:
+            raise UserError(f"got {len(paths)} paths, expected IN OUT, or inputs and -o OUT")
+        tasks = [Task(*paths)]
+    elif len(paths) == 1 and not output.is_dir():
+        tasks = [Task(paths[0], output)]
+    else:
+        if not output.is_dir():
+            raise UserError(f"{output} is not a folder, which several inputs need: create it first")
+        tasks = [Task(path, output_for(path, output)) for path in paths]
+        names = [task.output.name for task in tasks]
+        twice = [name for name in names if names.count(name) > 1]
+        if twice:
+            raise UserError(f"two inputs would both become {output / twice[0]}: rename one, or upscale it by itself")
+    pair = options.side_by_side
+    if pair and len(tasks) > 1:
+        raise UserError("--side-by-side is for one input, got several")
+    if pair and pair.resolve() == tasks[0].output.resolve():
+        raise UserError(f"{pair} is named twice: give --side-by-side a file of its own")
+    return tasks
+
+
+def sampling_config(options: argparse.Namespace) -> SamplingConfig:
+    """How to sample: preset or the weights' own, and the options; checked by what the weights file says of itself."""
+    header = read_header(options.weights or bundled_weights())
+    config = (PRESETS[options.preset] if options.preset else header.sampling).with_fields(sampling_values(options))
+    config.check(header.config)
+    return config
+
+
+@contextmanager
+def open_clip(path: Path, options: argparse.Namespace) -> Iterator[Reader]:
+    """Open the input, optionally a frame range, and log its notices."""
+    with open_reader(path, options.allow_truncated, options.allow_hdr) as clip:
+        part = clip if options.frames == (0, None) else PartReader(clip, *options.frames)
+        for notice in part.notices:
+            log.warning("%s", notice)
+        yield part
+
+
+def load(options: argparse.Namespace) -> StableVSR:
+    """The model that the options ask for; logs what its weights say of themselves."""
+    model = build_model(options.weights, options.device, options.dtype, options.compile, options.offload)
+    for notice in untrained_parts(model.provenance):
+        log.warning("%s", notice)
+    return model
+
+
+def untrained_parts(provenance: dict[str, str]) -> list[str]:
+    """What the weights say of themselves that the user should know before waiting for pictures."""
+    if "note" in provenance:
+        return [provenance["note"]]
+    return [f"{part} is {origin}" for part, origin in provenance.items() if origin.startswith("untrained")]
+
+
+def upscale_one(
+    model: StableVSR, clip: Reader, task: Task, config: SamplingConfig, options: argparse.Namespace
+) -> Task:
+    """Run one task; returns it with what it took."""
+    log.info(
+        "%s (%dx%d) to %s (%dx%d), %d steps on %s, %s",
+        task.input,
+        clip.width,
+        clip.height,
+        task.output,
+        SCALE * clip.width,
+        SCALE * clip.height,
+        config.steps,
+        model.device,
+        options.dtype or "fp32",
+    )
+    start = time.monotonic()
+    with ProgressBars() as bars, pointing_to(workspace_path(task.output)):
+        count = upscale(
+            model,
+            clip,
+            task.output,
+            config,
+            side_by_side=options.side_by_side,
+            encoding=Encoding(options.codec, options.crf),
+            force=options.force,
+            restart=options.restart,
+            keep_workspace=options.keep_workspace,
+            progress=bars,
+        )
+    seconds = time.monotonic() - start
+    log.info("wrote %s: %d frames in %.0f s", task.output, count, seconds)
+    return replace(task, frames=count, seconds=round(seconds, 3))
+
+
+@contextmanager
+def pointing_to(workspace: Path) -> Iterator[None]:
+    """Say, when a run is interrupted, how to continue it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if workspace.exists():
+            log.error("run the same command again to continue, or delete %s", workspace)
+        raise
+
+
+def print_summary(done: list[Task], options: argparse.Namespace) -> None:
+    """A table of several tasks for the person, JSON for the machine."""
+    if len(done) > 1:
+        for task in done:
+            result = f"FAILED: {task.error}" if task.error else f"{task.frames} frames, {task.output}"
+            log.info("%s: %s", task.input, result)
+    if options.json:
+        print(json.dumps([asdict(task) for task in done], default=str, indent=1))

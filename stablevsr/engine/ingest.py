@@ -1,0 +1,87 @@
+"""The source into the workspace, decoded once: frames, alpha, and a table of their times and names."""
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from fractions import Fraction
+
+import torch
+
+from stablevsr.engine.arrays import LowResFrames
+from stablevsr.engine.progress import Progress
+from stablevsr.engine.store import Array, DiskStore
+from stablevsr.engine.workspace import Workspace
+from stablevsr.errors import UserError
+from stablevsr.media import Frame, Reader
+from stablevsr.sampling.config import SamplingConfig
+from stablevsr.sampling.cuts import scene_cuts
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is known of a frame beside its picture; see `media.Frame`."""
+
+    pts: int | None
+    time_base: str | None
+    duration: int | None
+    name: str | None
+    has_alpha: bool
+
+    @classmethod
+    def of(cls, frame: Frame) -> "Row":
+        time_base = None if frame.time_base is None else str(frame.time_base)
+        return cls(frame.pts, time_base, frame.duration, frame.name, frame.alpha is not None)
+
+
+class Footage:
+    """A clip in a store."""
+
+    def __init__(self, frames: LowResFrames, alpha: Array, table: list[Row], cuts: list[int]) -> None:
+        self.frames, self.cuts = frames, cuts
+        self._alpha, self._table = alpha, table
+
+    def frame(self, index: int) -> Frame:
+        """The frame as the reader gave it."""
+        row = self._table[index]
+        return Frame(
+            self.frames.raw(index).numpy(),
+            pts=row.pts,
+            time_base=None if row.time_base is None else Fraction(row.time_base),
+            duration=row.duration,
+            name=row.name,
+            alpha=self._alpha.read(index).numpy() if row.has_alpha else None,
+        )
+
+
+def ingest(
+    store: DiskStore, workspace: Workspace, clip: Reader, config: SamplingConfig
+) -> Generator[Progress, None, Footage]:
+    """Copy a clip to the store unless that is done; returns it.
+
+    Raises:
+        UserError: for a clip without frames, and as the reader does.
+    """
+    dtype = torch.uint16 if clip.is_deep else torch.uint8
+    array = store.array("frames", (clip.height, clip.width, 3), dtype, CPU)
+    alpha = store.array("alpha", (clip.height, clip.width), dtype, CPU)
+    known = workspace.noted("clip")
+    if known is None:
+        table = []
+        for frame in clip:
+            array.write(len(table), torch.from_numpy(frame.image))
+            if frame.alpha is not None:
+                alpha.write(len(table), torch.from_numpy(frame.alpha))
+            table.append(Row.of(frame))
+            yield Progress("read", len(table), max(len(table), clip.frame_count or 0))
+        if not table:
+            raise UserError(f"{clip.path} holds no frame")
+    else:
+        table = [Row(*row) for row in known["table"]]
+    frames = LowResFrames(array, len(table), (clip.height, clip.width))
+    if known is None:
+        store.flush()
+        workspace.sync()
+        known = {"cuts": scene_cuts(config, frames), "table": [list(vars(row).values()) for row in table]}
+        workspace.note("clip", known)
+    return Footage(frames, alpha, table, known["cuts"])

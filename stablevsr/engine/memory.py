@@ -1,0 +1,62 @@
+"""A clip in memory through the whole model: `sample_video`."""
+
+import torch
+
+from stablevsr.engine.arrays import LowResFrames
+from stablevsr.engine.progress import OnProgress, report
+from stablevsr.engine.run import Run
+from stablevsr.engine.store import MemoryStore
+from stablevsr.sampling.config import SamplingConfig, resolve
+from stablevsr.sampling.cuts import scene_cuts
+from stablevsr.sampling.denoiser import prompt_context
+from stablevsr.sampling.networks import Networks
+from stablevsr.sampling.noise import NoiseSource
+from stablevsr.sampling.pictures import Clip, ClipKind
+
+
+def sample_video(
+    model: Networks,
+    frames: Clip,
+    config: SamplingConfig | None = None,
+    *,
+    noise: NoiseSource | None = None,
+    progress: OnProgress | None = None,
+    **fields: object,
+) -> Clip:
+    """Upscale a clip four times (paper, section 4).
+
+    Args:
+        model: from `build_model`.
+        frames: (n, h, w, 3) uint8 or (n, 3, h, w) float in [0, 1]; numpy or torch; any n and any size.
+        config: how to sample; None takes what the weights were made for.
+        noise: draws of your own instead of the config's seed: any object like `sampling.noise.NoiseSource`.
+        progress: called with a `Progress` after each unit of work; return False to stop.
+        fields: fields of `SamplingConfig` by name, which override `config`'s.
+
+    Returns:
+        The clip at (4h, 4w), of the same kind as `frames`.
+
+    Raises:
+        UserError: for frames or options that make no sense or that these weights cannot serve, before any work; for
+            numbers that overflow.
+        Stopped: when `progress` returned False.
+    """
+    config = resolve(config, model.sampling, fields)
+    kind = ClipKind.of(frames)
+    config.check(model.config, len(frames))
+    context = prompt_context(model, config)
+    store = MemoryStore()
+    low_res = LowResFrames(store.hold("frames", kind.to_arrays(frames)), len(frames), kind.size)
+    run = Run(
+        model,
+        store,
+        config,
+        low_res,
+        noise=noise,
+        cuts=scene_cuts(config, low_res),
+        context=context,
+        format=kind.format,
+    )
+    for event in run.events():
+        report(progress, event)
+    return kind.finish(torch.stack(list(run.pictures())))

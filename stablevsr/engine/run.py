@@ -1,0 +1,239 @@
+"""One clip through the model: flows, the bidirectional loop, the final decode. The only orchestration there is."""
+
+import logging
+import math
+from collections.abc import Collection, Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from stablevsr.config import SCALE
+from stablevsr.engine.arrays import KeptFlows, LowResFrames, StepLatents
+from stablevsr.engine.progress import Progress
+from stablevsr.engine.state import RunState
+from stablevsr.engine.store import Array, Store
+from stablevsr.errors import UserError
+from stablevsr.runtime import numerics, under_numerics
+from stablevsr.sampling.bidirectional import (
+    START,
+    FrameStep,
+    OverflowWatch,
+    SamplingState,
+    bidirectional_sampling,
+    pass_order,
+)
+from stablevsr.sampling.color_fix import fix_colors
+from stablevsr.sampling.config import SamplingConfig
+from stablevsr.sampling.denoiser import Denoiser, noisy_low_res, prompt_context
+from stablevsr.sampling.flow import EstimatedFlows
+from stablevsr.sampling.networks import Networks
+from stablevsr.sampling.noise import NoiseSource, SeededNoise
+from stablevsr.sampling.pictures import PictureFormat
+from stablevsr.sampling.samplers import sampler_by_name
+from stablevsr.sampling.schedule import run_steps
+from stablevsr.sampling.tiles import PictureDecoder
+
+log = logging.getLogger(__name__)
+FLOAT = torch.float32
+
+
+class Run:
+    """A run over a store: `events` does the work, then `pictures` gives the result.
+
+    Args:
+        model: on one device.
+        store: where everything is kept; says how far an earlier run came.
+        config: checked against the model.
+        frames: the LR frames.
+        noise: where the randomness comes from; None takes the config's seed.
+        cuts: frames that begin a new scene.
+        context: from `prompt_context`; None encodes the config's prompt.
+        format: of the pictures.
+
+    Raises:
+        UserError: from `events` and `pictures`, for numbers that overflow, and what the store raises.
+    """
+
+    def __init__(
+        self,
+        model: Networks,
+        store: Store,
+        config: SamplingConfig,
+        frames: LowResFrames,
+        *,
+        noise: NoiseSource | None = None,
+        cuts: Collection[int] = (),
+        context: Tensor | None = None,
+        format: PictureFormat,
+    ) -> None:
+        self._model, self._store, self._config, self._frames, self._cuts = model, store, config, frames, cuts
+        height, width = frames.size
+        self._latent_shape = (model.config.vae.latent_channels, height, width)
+        self._noise = noise or SeededNoise(config.seed, self._latent_shape)
+        self._context = prompt_context(model, config) if context is None else context
+        self._format, self._picture_shape = format, format.shape(SCALE * height, SCALE * width)
+        if config.cfg_scale < 1.0:
+            log.warning("cfg_scale %g means no classifier-free guidance, which begins above 1", config.cfg_scale)
+        if len(frames) == 1 and config.tcm_scale != 1.0:
+            log.warning("tcm_scale has no effect on a single frame")
+        self._sampler = sampler_by_name(config.sampler, config.eta)
+        self._decoder = PictureDecoder(model, config.tile)
+        self._estimated = None
+        if model.flow is not None and len(frames) > 1:
+            self._estimated = EstimatedFlows(model.flow, frames, model.device, config.flow.half_size)
+        self.state = store.load()
+        if self.state.phase == "decode" and self.state.depth != format.name:
+            self.state = replace(self.state, done=0)  # the output has another depth than when the run was stopped
+
+    @property
+    def num_frame_steps(self) -> int:
+        return self._config.steps * len(self._frames)
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of the arrays of a run, by name."""
+        n = len(self._frames)
+        latents = self._store.slots * n * math.prod(self._latent_shape) * FLOAT.itemsize
+        sizes = {"latents": latents, "pictures": n * math.prod(self._picture_shape) * self._format.dtype.itemsize}
+        if self._sampler.keeps_x0:
+            sizes["estimates"] = latents
+        if self._estimated is not None:
+            sizes["flows"] = (n - 1) * 2 * math.prod(self._estimated.shape) * FLOAT.itemsize
+        return sizes
+
+    def events(self) -> Iterator[Progress]:
+        """Do what is left of the work, up to the decoded pictures; yields after each unit of it."""
+        if self.state.phase == "flow":
+            yield from self.estimate_flows()
+        if self.state.phase == "denoise":
+            for done, _ in enumerate(self.frame_steps(), self.state.done + 1):
+                yield Progress("denoise", done, self.num_frame_steps)
+        if self._store.keeps("pictures"):
+            yield from self._decode()
+
+    def estimate_flows(self) -> Iterator[Progress]:
+        """Keep the flows of every neighbouring pair, if there is room."""
+        total = len(self._frames) - 1
+        array = self._flow_array()
+        for pair in range(self.state.done, total if array else 0):
+            self._frames.prefetch(min(pair + 2, total))
+            if pair + 1 not in self._cuts:
+                ways = ((pair + 1, pair), (pair, pair + 1))
+                array.write(pair, torch.stack([self._estimated.estimate(*way) for way in ways]))
+            self._save(RunState("flow", pair + 1))
+            yield Progress("flow", pair + 1, total)
+        self._save(RunState("denoise"), now=True)
+
+    def frame_steps(self) -> Iterator[FrameStep]:
+        """The bidirectional loop; yields every frame-step once it is recorded."""
+        model, config, n = self._model, self._config, len(self._frames)
+        start = SamplingState(self.state.done, self.state.x0) if self.state.phase == "denoise" else START
+        array = self._flow_array()
+        flows = KeptFlows(array, self._estimated) if array else self._estimated
+        low_res = noisy_low_res(model, self._frames, config, self._noise)
+        denoiser = Denoiser(model, low_res, flows, config, self._context, self._cuts, self._decoder)
+        latents = self._latents("latents", start.done)
+        estimates = self._latents("estimates", start.done) if self._sampler.keeps_x0 else None
+        loop = bidirectional_sampling(
+            latents,
+            run_steps(model.config.schedule, config.steps),
+            model.config.schedule,
+            self._noise,
+            denoiser.predict,
+            denoiser.guide,
+            start,
+            self._sampler,
+            estimates,
+        )
+        watch = OverflowWatch(n)
+
+        def visit(unit: int) -> int:
+            return pass_order(unit // n, n)[unit % n]
+
+        def prepare(unit: int) -> None:
+            """Before frame-step `unit`: its decoding, and what the one after it will read."""
+            self._tile_from(unit)
+            if unit + 1 < self.num_frame_steps and visit(unit + 1) != visit(unit):
+                frame, source = visit(unit + 1), visit(unit)
+                for kept in (self._frames, latents, estimates):
+                    if kept is not None:
+                        kept.prefetch(frame)
+                if array and max(frame, source) not in self._cuts:
+                    array.prefetch(min(frame, source))
+
+        prepare(start.done)
+        for done, result in enumerate(under_numerics(loop), start.done + 1):
+            watch.check(done, result)
+            # At the end of a pass always: the next one overwrites what this one started from.
+            self._save(RunState("denoise", done, result.x0), unit=done - 1, now=done % n == 0)
+            yield result
+            prepare(done)
+        self._save(RunState("decode"), now=True)
+        for name in ("flows", "estimates"):
+            self._store.drop(name)
+
+    def pictures(self) -> Iterator[Tensor]:
+        """The finished pictures in order, in the run's format; decoded now where there was no room to keep them."""
+        array = self._picture_array() if self._store.keeps("pictures") else None
+        latents = None if array else self._latents("latents", self.num_frame_steps)
+        for frame in range(len(self._frames)):
+            if array:
+                array.prefetch(min(frame + 1, len(self._frames) - 1))
+                yield array.read(frame)
+            else:
+                yield self._picture(frame, latents)
+                self._save(RunState("decode"), unit=self.num_frame_steps + frame)
+
+    def _decode(self) -> Iterator[Progress]:
+        """Keep the decoded pictures, so that this phase can be continued as the others can."""
+        total, array = len(self._frames), self._picture_array()
+        latents = self._latents("latents", self.num_frame_steps)
+        if self.state.done < total:
+            latents.prefetch(self.state.done)
+        for frame in range(self.state.done, total):
+            latents.prefetch(min(frame + 1, total - 1))
+            array.write(frame, self._picture(frame, latents))
+            state = RunState("decode", frame + 1, depth=self._format.name)
+            self._save(state, unit=self.num_frame_steps + frame, now=frame + 1 == total)
+            yield Progress("decode", frame + 1, total)
+
+    def _picture(self, frame: int, latents: StepLatents) -> Tensor:
+        self._tile_from(self.num_frame_steps + frame)
+        picture = decode_frame(self._decoder, latents[frame])[None]
+        low_res = self._frames[frame][None] / 2 + 0.5
+        return self._format.encode(fix_colors(picture, low_res, self._config.color_fix))
+
+    def _tile_from(self, unit: int) -> None:
+        """Before unit `unit`: decode in tiles if an earlier run did here."""
+        if self.state.tiled_since is not None and unit >= self.state.tiled_since:
+            self._decoder.fall_back()
+
+    def _save(self, state: RunState, unit: int | None = None, now: bool = False) -> None:
+        """Record a state, with the unit at which memory ran out, if it did: then at once."""
+        since = self.state.tiled_since
+        if unit is not None and self._decoder.has_fallen_back and (since is None or unit < since):
+            since, now = unit, True
+        self.state = replace(state, tiled_since=since)
+        self._store.save(self.state, now)
+
+    def _latents(self, name: str, done: int) -> StepLatents:
+        array = self._store.array(name, self._latent_shape, FLOAT, self._model.device)
+        shape, device = self._latent_shape, self._model.device
+        return StepLatents(array, len(self._frames), self._noise, shape, device, done, self._store.slots)
+
+    def _flow_array(self) -> Array | None:
+        if self._estimated is None or not self._store.keeps("flows"):
+            return None
+        return self._store.array("flows", (2, *self._estimated.shape), FLOAT, self._model.device)
+
+    def _picture_array(self) -> Array:
+        return self._store.array("pictures", self._picture_shape, self._format.dtype, torch.device("cpu"))
+
+
+@numerics()
+def decode_frame(decode: PictureDecoder, latent: Tensor) -> Tensor:
+    """A final latent (c, h, w) to its picture (3, 4h, 4w), float32 in [0, 1] on the CPU."""
+    picture = decode(latent[None])[0]
+    if not picture.isfinite().all():
+        raise UserError("a decoded frame is not finite: the numbers overflowed, use bf16 or fp32")
+    return (picture.float() / 2 + 0.5).clamp(0, 1).cpu()

@@ -1,0 +1,43 @@
+"""How far a run is, as it is written down."""
+
+import json
+from dataclasses import dataclass
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+PHASES = ("flow", "denoise", "decode")
+
+
+@dataclass(frozen=True)
+class RunState:
+    """Everything that a run needs to continue, beside its arrays.
+
+    Units of work are counted over the whole run: frame-steps, then the frames of the final decode.
+    """
+
+    phase: str = "flow"
+    done: int = 0  # units of the phase: pairs of frames, frame-steps, frames
+    x0: Tensor | None = None  # (c, h, w), the clean estimate of the last frame-step, on the run's device
+    tiled_since: int | None = None  # the unit since which decoding is tiled, because memory ran out
+    depth: str | None = None  # the format of the decoded pictures
+
+    def to_bytes(self) -> bytes:
+        progress = {"phase": self.phase, "done": self.done, "tiled_since": self.tiled_since, "depth": self.depth}
+        tensors = {} if self.x0 is None else {"x0": self.x0.cpu().contiguous()}
+        return save(tensors | {"present": torch.ones(1)}, {"state": json.dumps(progress)})
+
+    @classmethod
+    def from_bytes(cls, data: bytes, device: torch.device) -> "RunState":
+        """The inverse of `to_bytes`; raises ValueError for anything else.
+
+        Args:
+            device: where x0 goes.
+        """
+        size = int.from_bytes(data[:8], "little")
+        progress = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["state"])
+        if progress["phase"] not in PHASES or not all(type(progress[name]) is int for name in ("done",)):
+            raise ValueError("no state of a run")
+        x0 = load(data).get("x0")
+        return cls(**progress, x0=None if x0 is None else x0.to(device))

@@ -1,0 +1,251 @@
+"""Every option of a sampling run, once: `SamplingConfig`.
+
+The Python functions take it, the command's options are made from its fields, a weights file carries the one that its
+weights were made for, and an unfinished run is told from another by it. No torch here, so that `--help` is quick.
+"""
+
+import dataclasses
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
+
+from stablevsr.config import ModelConfig, require_types
+from stablevsr.errors import UserError
+
+SAMPLERS = ("ddpm", "ddim", "dpm++")
+COLOR_FIXES = ("wavelet", "adain")
+DEFAULT_NOISE_LEVEL = 20
+MIN_TILE = 16
+
+
+def option(default: Any, help: str, **more: Any) -> Any:
+    """A field with its help text and, in `more`, what argparse is to know of it: `metavar`, `choices`."""
+    return field(default=default, metadata={"help": help, **more})
+
+
+def _require(ok: bool, message: str) -> None:
+    if not ok:
+        raise UserError(message)
+
+
+@dataclass(frozen=True)
+class TemporalGuidance:
+    """Temporal Texture Guidance (paper, section 4.2). The defaults are the published ones.
+
+    Decoding the neighbour's x0 is about 75% of the compute. These options trade temporal consistency for speed.
+    """
+
+    every: int = option(1, "apply temporal guidance every K steps", metavar="K")
+    first_step: int = option(0, "apply no temporal guidance before this step, counted from 0", metavar="STEP")
+    tiny: bool = option(False, "decode the guidance frame with the tiny decoder (TAESD)")
+    half_size: bool = option(False, "decode the guidance frame at half size")
+
+    def __post_init__(self) -> None:
+        require_types(self)
+        _require(self.every >= 1, f"got temporal.every {self.every}, expected 1 or more")
+        _require(self.first_step >= 0, f"got temporal.first_step {self.first_step}, expected 0 or more")
+
+    def applies_to(self, step: int) -> bool:
+        """Whether step number `step` is guided.
+
+        With an even `every`, the guided steps alternate in direction as all steps do: if they all ran the same way,
+        detail would drift with them.
+        """
+        block, offset = divmod(step, self.every)
+        return step >= self.first_step and offset == (block % 2 if self.every % 2 == 0 else 0)
+
+
+@dataclass(frozen=True)
+class FlowOptions:
+    """How optical flow is estimated. The defaults are the published ones."""
+
+    half_size: bool = option(False, "estimate optical flow at half size")
+
+    def __post_init__(self) -> None:
+        require_types(self)
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How a clip is sampled. The defaults are the published algorithm, plus scene cuts.
+
+    Raises:
+        UserError: for a field of the wrong type, a value out of range, and fields that exclude each other.
+    """
+
+    steps: int = option(50, "denoising steps", metavar="N")
+    sampler: str = option("ddpm", "ddpm as published; the others for fewer steps", choices=SAMPLERS)
+    eta: float = option(0.0, "share of DDPM's noise that the ddim sampler adds, 0 to 1")
+    seed: int = option(0, "seed of the noise; the same on every device")
+    prompt: str | None = option(None, "what the clip shows (default: the empty prompt)")
+    negative_prompt: str | None = option(None, "what it should not show; needs cfg_scale above 1")
+    cfg_scale: float = option(1.0, "classifier-free guidance scale; above 1 every step runs the networks twice")
+    tcm_scale: float = option(1.0, "scale of what the TCM adds to the UNet")
+    noise_level: int | None = option(
+        None, f"noise added to the LR frames, for stock SD x4 weights only (default: {DEFAULT_NOISE_LEVEL})"
+    )
+    scene_cuts: str | tuple[int, ...] = option(
+        "auto", "frames that begin a new scene, where guidance stops: auto finds them", metavar="auto|off|I,J,..."
+    )
+    tile: str | int = option(
+        "auto",
+        "decode in overlapping tiles of N LR pixels to save memory; auto: only after memory has run out",
+        metavar="auto|off|N",
+    )
+    color_fix: str | None = option(
+        None, "match the colors of the result to the input's (default: leave them)", choices=COLOR_FIXES
+    )
+    temporal: TemporalGuidance = field(default_factory=TemporalGuidance)
+    flow: FlowOptions = field(default_factory=FlowOptions)
+
+    def __post_init__(self) -> None:
+        _make_plain(self)
+        require_types(self)
+        _require(self.steps >= 1, f"got steps {self.steps}, expected 1 or more")
+        _require(self.sampler in SAMPLERS, f"got sampler {self.sampler!r}, expected one of {', '.join(SAMPLERS)}")
+        _require(0 <= self.eta <= 1, f"got eta {self.eta}, expected 0 to 1")
+        _require(
+            self.eta == 0 or self.sampler == "ddim",
+            f"got eta {self.eta} with sampler {self.sampler}, which has none: use sampler ddim, or leave eta out",
+        )
+        _require(0 <= self.seed < 2**64, f"got seed {self.seed}, expected 0 to 2^64 - 1")
+        _require(
+            self.negative_prompt is None or self.cfg_scale > 1,
+            f"got a negative_prompt with cfg_scale {self.cfg_scale:g}, where it has no effect: set cfg_scale above 1",
+        )
+        _require(
+            self.noise_level is None or self.noise_level >= 0, f"got noise_level {self.noise_level}, expected >= 0"
+        )
+        cuts = self.scene_cuts
+        _require(
+            cuts in ("auto", "off") or (isinstance(cuts, tuple) and all(cut > 0 for cut in cuts)),
+            f"got scene_cuts {cuts!r}, expected auto, off or frame numbers above 0",
+        )
+        _require(
+            self.tile in ("auto", "off") or (isinstance(self.tile, int) and self.tile >= MIN_TILE),
+            f"got tile {self.tile!r}, expected auto, off or a number of at least {MIN_TILE}",
+        )
+        _require(
+            self.color_fix in (None, *COLOR_FIXES),
+            f"got color_fix {self.color_fix!r}, expected one of {', '.join(COLOR_FIXES)}",
+        )
+
+    def check(self, model: ModelConfig, num_frames: int | None = None) -> None:
+        """Check the fields against the weights and, where it is known, the number of frames.
+
+        Cheap: to be called before a frame is read.
+
+        Raises:
+            UserError: naming the field, what these weights take, and what to do.
+        """
+        from stablevsr.sampling.schedule import timesteps  # imports torch
+
+        timesteps(model.schedule, self.steps)
+        for name in ("prompt", "negative_prompt"):
+            _require(
+                not getattr(self, name) or model.text is not None,
+                f"got the {name} {getattr(self, name)!r}, but these weights hold no text encoder: "
+                "convert with --with-text",
+            )
+        _require(
+            not self.temporal.tiny or model.tiny is not None,
+            "these weights hold no tiny decoder, which temporal.tiny needs: convert with --tiny, or leave it out",
+        )
+        if model.unet.encoder.num_noise_levels is None:
+            _require(
+                self.noise_level is None,
+                f"got noise_level {self.noise_level}, but these weights have no noise levels: leave it out",
+            )
+        elif self.noise_level is not None:
+            limit = model.max_noise_level
+            _require(
+                self.noise_level <= limit,
+                f"got noise_level {self.noise_level}, expected 0 to {limit} for these weights",
+            )
+        if num_frames is not None:
+            _require(num_frames > 0, "got no frame, expected at least 1")
+            _require(
+                num_frames == 1 or model.flow is not None,
+                "these weights hold no flow network, which a clip of several frames needs: convert with --flow",
+            )
+            for cut in self.scene_cuts if isinstance(self.scene_cuts, tuple) else ():
+                _require(cut < num_frames, f"got a scene cut at frame {cut}, but the clip has {num_frames} frames")
+
+    def noise_level_for(self, model: ModelConfig) -> int | None:
+        """The noise level of the LR frames: the default one for None, None for weights without noise levels."""
+        if model.unet.encoder.num_noise_levels is None:
+            return None
+        return DEFAULT_NOISE_LEVEL if self.noise_level is None else self.noise_level
+
+    def with_fields(self, fields: dict[str, Any]) -> Self:
+        """A copy with other values; fields of a group are named with a dot, as in `temporal.every`.
+
+        Raises:
+            UserError: for a name that is no field, and as the constructor does.
+        """
+        own, groups = {}, {}
+        for name, value in fields.items():
+            group, dot, rest = name.partition(".")
+            if dot:
+                groups.setdefault(group, {})[rest] = value
+            else:
+                own[name] = value
+        for group, values in groups.items():
+            _check_names(self, [group])
+            _check_names(getattr(self, group), list(values), f"{group}.")
+            own[group] = replace(getattr(self, group), **values)
+        _check_names(self, list(own))
+        return replace(self, **own)
+
+    def flat(self) -> dict[str, Any]:
+        """Every field by name, those of groups with a dot; values are plain JSON types."""
+        found = {}
+        for name, value in dataclasses.asdict(self).items():
+            if isinstance(value, dict):
+                found |= {f"{name}.{inner}": each for inner, each in value.items()}
+            else:
+                found[name] = list(value) if isinstance(value, tuple) else value
+        return found
+
+
+def resolve(config: SamplingConfig | None, default: SamplingConfig, fields: dict[str, Any]) -> SamplingConfig:
+    """The config that a caller means: `config`, else `default`, with `fields` by name.
+
+    Raises:
+        UserError: for a `config` of another type, and as `SamplingConfig.with_fields` does.
+    """
+    _require(
+        config is None or isinstance(config, SamplingConfig),
+        f"got config {config!r}, expected a SamplingConfig: give single options by name, as in steps=20",
+    )
+    return (config or default).with_fields(fields)
+
+
+def _make_plain(config: SamplingConfig) -> None:
+    """Numbers of numpy become Python's, an empty prompt None, any collection of cuts a sorted tuple."""
+    for name, value in vars(config).items():
+        if type(value).__module__ == "numpy" and getattr(value, "ndim", 1) == 0:
+            object.__setattr__(config, name, value.item())
+        elif name in ("prompt", "negative_prompt") and value == "":
+            object.__setattr__(config, name, None)
+        elif name == "scene_cuts" and isinstance(value, Collection) and not isinstance(value, str):
+            object.__setattr__(config, name, tuple(sorted(value)))
+
+
+def _check_names(owner: Any, names: list[str], prefix: str = "") -> None:
+    known = [each.name for each in dataclasses.fields(owner)] if dataclasses.is_dataclass(owner) else []
+    unknown = [prefix + name for name in names if name not in known]
+    _require(
+        not unknown,
+        f"got {', '.join(unknown)}, which no sampling option is called: expected some of "
+        f"{', '.join(prefix + name for name in known)}",
+    )
+
+
+PUBLISHED = SamplingConfig(scene_cuts="off")
+PRESETS = {
+    "exact": PUBLISHED,  # the published algorithm
+    "balanced": SamplingConfig(steps=20),
+    # Needs weights with a tiny decoder. The tiny decoder costs no quality; half the flow's size costs a little.
+    "fast": SamplingConfig(steps=10, temporal=TemporalGuidance(tiny=True), flow=FlowOptions(half_size=True)),
+}

@@ -1,0 +1,109 @@
+"""The settings of a run: what they refuse, how they travel, and that presets and options come from the same fields."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from models import TINY, with_noise_levels
+
+from stablevsr import PRESETS, FlowOptions, SamplingConfig, TemporalGuidance, UserError, sample_video
+from stablevsr.config import from_dict, to_dict
+from stablevsr.model import StableVSR
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"steps": 0}, "got steps 0, expected 1 or more"),
+        ({"steps": True}, "steps is True, expected int"),
+        ({"steps": "5"}, "steps is '5', expected int"),
+        ({"sampler": "euler"}, "got sampler 'euler', expected one of ddpm, ddim, dpm"),
+        ({"sampler": "ddim", "eta": 2.0}, "got eta 2.0, expected 0 to 1"),
+        ({"eta": 0.5}, "got eta 0.5 with sampler ddpm, which has none: use sampler ddim"),
+        ({"seed": -1}, "got seed -1, expected 0 to"),
+        ({"cfg_scale": float("nan")}, "cfg_scale is nan, expected a finite number"),
+        ({"tcm_scale": float("inf")}, "tcm_scale is inf, expected a finite number"),
+        (
+            {"negative_prompt": "blur"},
+            "negative_prompt with cfg_scale 1, where it has no effect: set cfg_scale above 1",
+        ),
+        ({"noise_level": -1}, "got noise_level -1"),
+        ({"scene_cuts": "some"}, "got scene_cuts 'some', expected auto, off or frame numbers above 0"),
+        ({"scene_cuts": (0, 3)}, r"got scene_cuts \(0, 3\)"),
+        ({"tile": 8}, "got tile 8, expected auto, off or a number of at least 16"),
+        ({"tile": "big"}, "got tile 'big', expected auto"),
+        ({"color_fix": "sepia"}, "got color_fix 'sepia', expected one of wavelet, adain"),
+        ({"temporal.every": 0}, "got temporal.every 0, expected 1 or more"),
+        ({"temporal.first_step": -1}, "got temporal.first_step -1"),
+        ({"temporal": 3}, "temporal is 3, expected TemporalGuidance"),
+        ({"stepz": 3}, "got stepz, which no sampling option is called: expected some of steps, sampler"),
+        ({"temporal.evry": 3}, "got temporal.evry, which no .* expected some of temporal.every"),
+        ({"steps.x": 3}, "got steps.x, which no sampling option"),
+    ],
+)
+def test_fields_that_make_no_sense_are_refused_by_name(fields: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        SamplingConfig().with_fields(fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "num_frames", "message"),
+    [
+        ({"steps": 1001}, None, "got 1001 steps, expected 1 to 1000"),
+        ({"prompt": "a cat"}, None, "got the prompt 'a cat', but these weights hold no text encoder"),
+        ({"cfg_scale": 2.0, "negative_prompt": "x"}, None, "got the negative_prompt 'x', but these weights"),
+        ({"temporal.tiny": True}, None, "no tiny decoder, which temporal.tiny needs: convert with --tiny"),
+        ({"noise_level": 20}, None, "got noise_level 20, but these weights have no noise levels"),
+        ({}, 2, "hold no flow network, which a clip of several frames needs: convert with --flow"),
+        ({}, 0, "got no frame"),
+    ],
+)
+def test_fields_are_checked_against_weights_and_clip(fields: dict, num_frames: int | None, message: str) -> None:
+    poor = dataclasses.replace(TINY, tiny=None, flow=None)
+    with pytest.raises(UserError, match=message):
+        SamplingConfig().with_fields(fields).check(poor, num_frames)
+
+
+def test_more_checks_against_weights_and_clip() -> None:
+    SamplingConfig(scene_cuts=(2,)).check(TINY, 3)
+    with pytest.raises(UserError, match="got a scene cut at frame 3, but the clip has 3 frames"):
+        SamplingConfig(scene_cuts=(1, 3)).check(TINY, 3)
+    leveled = with_noise_levels(TINY)
+    assert SamplingConfig().noise_level_for(leveled) == 20
+    with pytest.raises(UserError, match="got noise_level 351, expected 0 to 350"):
+        SamplingConfig(noise_level=351).check(leveled)
+
+
+def test_what_means_the_same_is_the_same() -> None:
+    assert SamplingConfig(steps=np.int64(5), cfg_scale=np.float32(2.0)) == SamplingConfig(steps=5, cfg_scale=2.0)
+    assert SamplingConfig(prompt="") == SamplingConfig()
+    assert SamplingConfig(scene_cuts=[7, 3]) == SamplingConfig(scene_cuts=(3, 7))
+
+
+def test_configs_travel_as_json() -> None:
+    config = SamplingConfig(scene_cuts=(3, 9), temporal=TemporalGuidance(every=2), flow=FlowOptions(half_size=True))
+    assert from_dict(SamplingConfig, json.loads(json.dumps(to_dict(config)))) == config
+    with pytest.raises(UserError, match="SamplingConfig has no field strength; the file may come from a newer version"):
+        from_dict(SamplingConfig, {"strength": 0.5})
+    with pytest.raises(UserError, match="TemporalGuidance has no field late"):
+        from_dict(SamplingConfig, {"temporal": {"late": True}})
+
+
+def test_every_field_is_flat_and_has_help() -> None:
+    flat = SamplingConfig().flat()
+    assert {"steps", "temporal.every", "flow.half_size", "scene_cuts"} <= flat.keys()
+    assert json.loads(json.dumps(flat)) == flat
+    for owner in (SamplingConfig, TemporalGuidance, FlowOptions):
+        for field in dataclasses.fields(owner):
+            assert dataclasses.is_dataclass(field.default_factory) or field.metadata["help"]
+
+
+def test_a_number_is_no_config(tiny_model: StableVSR) -> None:
+    with pytest.raises(UserError, match="got config 50, expected a SamplingConfig: give single options by name"):
+        sample_video(tiny_model, np.zeros((1, 4, 4, 3), np.uint8), 50)
+
+
+def test_the_exact_preset_is_the_published_algorithm() -> None:
+    assert PRESETS["exact"].flat() == {**SamplingConfig().flat(), "steps": 50, "scene_cuts": "off"}
+    assert PRESETS["exact"].sampler == "ddpm"
