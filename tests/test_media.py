@@ -258,7 +258,7 @@ def test_container_that_cannot_hold_the_audio(tmp_path):
 
 def test_sound_that_can_neither_be_held_nor_read_is_refused(tmp_path, monkeypatch):
     source = write_video(tmp_path / "a.mp4", [picture()], audio=0.1)
-    monkeypatch.setattr("stablevsr.media.copies._ENCODERS", {})
+    monkeypatch.setattr("stablevsr.media.sound.ENCODERS", {})
     message = refusal(upscale, source, tmp_path / "out.webm")
     assert "aac" in message
     assert ".mkv" in message
@@ -291,7 +291,7 @@ def test_subtitles_chapters_and_titles_come_along(tmp_path):
         assert file.streams.subtitles[0].language == "fra"
         assert [bytes(packet) for packet in file.demux(subtitles=0) if packet.size] == [b"Bonjour"]
     with open_reader(source) as reader, open_writer(tmp_path / "out.mp4", reader, height=32, width=48) as writer:
-        assert writer.notices == [".mp4 cannot hold srt subtitles, so they are left out."]
+        assert writer.notices == [".mp4 cannot hold srt subtitles, so they are converted to mov_text."]
         writer.write(picture(), next(iter(reader)))
 
 

@@ -9,37 +9,28 @@ import av
 import numpy as np
 from av.container import Flags
 from av.sidedata.sidedata import Type as SideData
-from av.stream import Disposition
 from av.video.reformatter import ColorTrc
 
 from stablevsr.errors import UserError
-from stablevsr.media.colour import bits, is_transparent, to_rgb
+from stablevsr.media.colour import Colours, bits, is_transparent, to_rgb
 from stablevsr.media.deinterlacing import deinterlaced
+from stablevsr.media.demuxing import HELP, codec_name, open_input, picture_streams
 from stablevsr.media.frame import Frame, Reader
 from stablevsr.media.orientation import Orientation
 from stablevsr.media.still import MAX_PIXELS
+from stablevsr.media.timeline import Timeline
 from stablevsr.media.truncation import missing_bytes
 
-_HELP = "give a video file, an image or a folder of images"
 _UNKNOWN_RATE = Fraction(25)
 HDR = (ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67)
-
-
-# Old files have tags that are not UTF-8. PyAV 19 keeps their bytes; before, it raised unless told otherwise.
-_TAG_OPTIONS = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "replace"}
-
-
-def open_input(path: Path) -> av.container.InputContainer:
-    """Open a file for reading with FFmpeg; raises UserError when it makes no sense of it."""
-    try:
-        # Absolute, because FFmpeg would take "a:b.mp4" for a URL.
-        return av.open(str(path.absolute()), **_TAG_OPTIONS)
-    except av.FFmpegError as error:
-        raise UserError(f"{path} cannot be opened as a video ({error.strerror}); {_HELP}.") from error
+_LEAD = 2000  # packets among which a key frame is looked for
 
 
 class VideoReader(Reader):
-    """The first video stream of a file that is not cover art: turned upright, deinterlaced, converted to RGB.
+    """The picture of a file (`demuxing.picture_streams` chooses the stream): upright, deinterlaced, converted to RGB.
+
+    Times begin at 0 and run on where MPEG streams count from elsewhere or start again (`timeline`). What comes before
+    the first key frame is left out, with a notice: it cannot be decoded.
 
     Opening decodes the first frame to learn the size; each pass then opens the file afresh. Raises UserError when the
     file is not a video, a frame cannot be decoded, or the picture's size changes on the way.
@@ -48,10 +39,19 @@ class VideoReader(Reader):
     def __init__(self, path: Path, allow_truncated: bool = False, allow_hdr: bool = False) -> None:
         super().__init__(path)
         self._check_whole(allow_truncated)
+        self._skipped = 0  # packets before the first key frame
+        with self._open() as (container, stream):
+            self._tell_others(container)
+            self._skipped = _packets_before_key_frame(container, stream)
+        self.timeline = Timeline(path)
+        if self.timeline.seams:
+            self.notices.append(
+                f"{path} is joined from {self.timeline.seams + 1} recordings, which are laid end to end."
+            )
         with self._open() as (container, stream):
             first = next(self._decode(container, stream), None)
             if first is None:
-                raise UserError(f"{path} has a video stream without a single frame; {_HELP}.")
+                raise UserError(f"{path} has a video stream without a single frame; {HELP}.")
             if first.color_trc in HDR and not allow_hdr:
                 raise UserError(
                     f"{path} is HDR video, which would come out with flat colours; "
@@ -60,9 +60,10 @@ class VideoReader(Reader):
             self.frame_rate = stream.average_rate or stream.guessed_rate or _UNKNOWN_RATE
             self.time_base = stream.time_base
             self.sample_aspect_ratio = stream.sample_aspect_ratio or Fraction(1)
-            self.frame_count = stream.frames or None
+            self.frame_count = max(0, stream.frames - self._skipped) or None
             self.has_audio = bool(container.streams.audio)
             self.is_deep = bits(first) > 8
+            self.colours = Colours.of(first)
             if first.color_trc in HDR:
                 self.notices.append(f"{path}: HDR is read as if it were not, so colours will look flat.")
             if first.interlaced_frame:
@@ -73,6 +74,27 @@ class VideoReader(Reader):
         self.height, self.width = _upright_size(first)
         if _orientation(first).transpose:
             self.sample_aspect_ratio = 1 / self.sample_aspect_ratio
+
+    def frame_times(self) -> Iterator[Fraction] | None:
+        """When the frames are shown, in seconds, from the packets alone; None where a packet does not say."""
+        with self._open() as (container, stream):
+            try:
+                times = [
+                    packet.pts for packet in self._packets(container, stream) if packet.size and not packet.is_discard
+                ]
+            except av.FFmpegError:
+                return None  # a damaged file; reading its frames will tell
+            base = stream.time_base
+        return None if None in times else iter([time * base for time in sorted(times)])
+
+    def _tell_others(self, container: av.container.InputContainer) -> None:
+        chosen, *others = picture_streams(container, self.path)
+        if others:
+            names = ", ".join(f"stream {s.index} ({codec_name(s)}, {s.width}x{s.height})" for s in others)
+            self.notices.append(
+                f"{self.path} holds several videos; stream {chosen.index} ({chosen.width}x{chosen.height}) is read, "
+                f"not {names}."
+            )
 
     def _check_whole(self, allow_truncated: bool) -> None:
         missing = missing_bytes(self.path)
@@ -86,7 +108,8 @@ class VideoReader(Reader):
 
     def _frames(self) -> Generator[Frame, None, None]:
         with self._open() as (container, stream):
-            clock = _Clock(stream.start_time or 0, max(1, round(1 / (self.frame_rate * self.time_base))))
+            start = (stream.start_time or 0) + round(self.timeline.start / stream.time_base)
+            clock = _Clock(start, max(1, round(1 / (self.frame_rate * self.time_base))))
             frames = self._of_one_size(self._decode(container, stream))
             for number, decoded in enumerate(deinterlaced(frames, stream, self.path), 1):
                 image = self._convert(decoded, number)
@@ -98,34 +121,43 @@ class VideoReader(Reader):
         with open_input(self.path) as container:
             container.flags &= ~Flags.gen_pts.value  # its guesses put the frames of an AVI in the wrong order
             if container.format.name == "tty":  # FFmpeg plays any text file as a terminal's screen
-                raise UserError(f"{self.path} is a text file; {_HELP}.")
-            streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
-            if not streams:
-                raise UserError(f"{self.path} has no video stream; {_HELP}.")
-            if streams[0].codec_context is None:
-                raise UserError(f"{self.path} is in a video codec that cannot be decoded; convert it to H.264 first.")
-            context = streams[0].codec_context
+                raise UserError(f"{self.path} is a text file; {HELP}.")
+            stream = picture_streams(container, self.path)[0]
+            context = stream.codec_context
             if context.width * context.height > MAX_PIXELS:
                 raise UserError(
                     f"{self.path} is {context.width}x{context.height}, but at most {MAX_PIXELS} pixels can be read; "
                     "make it smaller first."
                 )
-            yield container, streams[0]
+            yield container, stream
+
+    def _packets(self, container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.Packet]:
+        """From the first key frame on, on one clock; an empty one ends them."""
+        clock = self.timeline.clock()
+        for number, packet in enumerate(container.demux(stream)):
+            clock.move(packet)
+            if number >= self._skipped:
+                yield packet
 
     def _decode(self, container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
-        frames = container.decode(stream)
-        number = 1
+        number, first_key = 0, None
+        packets = self._packets(container, stream)
         while True:
             try:
-                frame = next(frames, None)
+                packet = next(packets, None)
+                frames = packet.decode() if packet is not None else []
             except av.FFmpegError as error:
-                raise self._damaged(number) from error
-            if frame is None:
+                raise self._damaged(number + 1) from error
+            if packet is None:
                 return
-            if frame.is_corrupt:  # the decoder has made up what it could not read
-                raise self._damaged(number)
-            yield frame
-            number += 1
+            first_key = packet.pts if first_key is None else first_key
+            for frame in frames:
+                if self._skipped and frame.pts is not None and first_key is not None and frame.pts < first_key:
+                    continue  # shown before the first key frame, and made from what came before it
+                number += 1
+                if frame.is_corrupt:  # the decoder has made up what it could not read
+                    raise self._damaged(number)
+                yield frame
 
     def _of_one_size(self, frames: Iterator[av.VideoFrame]) -> Iterator[av.VideoFrame]:
         for number, frame in enumerate(frames, 1):
@@ -149,6 +181,17 @@ class VideoReader(Reader):
                 f"({decoded.format.name}, matrix {decoded.colorspace}); convert the video to BT.709 first."
             ) from error
         return np.ascontiguousarray(_orientation(decoded).apply(image))
+
+
+def _packets_before_key_frame(container: av.container.InputContainer, stream: av.VideoStream) -> int:
+    """How many packets come before the first key frame; 0 where none is marked as one."""
+    try:
+        for number, packet in enumerate(container.demux(stream)):
+            if packet.is_keyframe or number == _LEAD:
+                return number % _LEAD
+    except av.FFmpegError:
+        pass  # damaged; decoding will tell where
+    return 0
 
 
 class _Clock:
