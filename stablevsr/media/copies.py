@@ -16,7 +16,6 @@ from stablevsr.media.tags import Tags, describe
 from stablevsr.media.timeline import Timeline
 from stablevsr.media.tracks import Choice, add_copy
 
-
 _HARDLY = Fraction(1, 40)  # seconds between sound and picture that nobody notices
 
 

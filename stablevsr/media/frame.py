@@ -26,6 +26,7 @@ class Frame:
     pts, duration: when the frame is shown and for how long, in units of time_base seconds; None for stills.
     name: what the frame is called, without a suffix; None for video.
     alpha: (h, w) of the image's type, 0 where nothing is seen of it; None for pictures without transparency.
+    profile: the ICC profile that explains the image's numbers, as in its file; None where there is none.
     """
 
     image: np.ndarray
@@ -34,6 +35,7 @@ class Frame:
     duration: int | None = None
     name: str | None = None
     alpha: np.ndarray | None = None
+    profile: bytes | None = None
 
 
 class Reader(ABC):

@@ -1,5 +1,6 @@
 """The picture of a video, encoded into a file of its own."""
 
+import os
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
@@ -58,6 +59,7 @@ class PictureFile:
 
     def _add_stream(self) -> av.VideoStream:
         how = self._how
+        os.environ.setdefault("SVT_LOG", "1")  # errors only: SVT-AV1 prints its settings past FFmpeg's log
         stream = self._container.add_stream(
             how.codec.encoder,
             rate=how.rate,

@@ -4,14 +4,15 @@ from dataclasses import dataclass
 
 import av
 
-_OF_THE_FILE = ("encoder", "major_brand", "minor_version", "compatible_brands", "duration", "timecode")
+_OF_THE_FILE = ("encoder", "major_brand", "minor_version", "compatible_brands", "duration", "timecode", "software")
 _OF_THE_STREAM = ("language", "title", "creation_time", "handler_name")
 # What the MP4 and MOV writers store in their own boxes; anything else needs Apple's list of free names.
-_IN_BOXES = frozenset(
-    "title artist album_artist composer album date comment genre copyright grouping lyrics description synopsis show "
-    "episode_id network keywords episode_sort season_number media_type hd_video gapless_playback compilation track "
-    "disc location creation_time".split()
-)
+_IN_BOXES = (
+    "title", "artist", "album_artist", "composer", "album", "date", "comment", "genre", "copyright", "grouping",
+    "lyrics", "description", "synopsis", "show", "episode_id", "network", "keywords", "episode_sort",
+    "season_number", "media_type", "hd_video", "gapless_playback", "compilation", "track", "disc", "location",
+    "creation_time",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,9 @@ class Tags:
         """All that is true of the copy as well."""
         tags = container.metadata
         timecodes = [tags.get("timecode"), *(stream.metadata.get("timecode") for stream in container.streams)]
-        kept = {key: value for key, value in tags.items() if key.lower() not in _OF_THE_FILE}
+        # "location-eng" is what FFmpeg makes of a location in English, beside the location.
+        again = [key for key in tags if "-" in key and key.split("-")[0] in tags]
+        kept = {key: value for key, value in tags.items() if key.lower() not in _OF_THE_FILE and key not in again}
         return cls(kept, container.chapters(), next(filter(None, timecodes), None))
 
     @property

@@ -4,6 +4,7 @@ import io
 from collections import defaultdict
 from dataclasses import dataclass, field
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -193,16 +194,15 @@ def _cloned(packet: av.Packet, stream: av.stream.Stream) -> av.Packet:
 def _first_packets(container: av.container.InputContainer) -> dict[int, list[av.Packet]]:
     """The first packets of each stream, as far as they come soon."""
     found: dict[int, list[av.Packet]] = defaultdict(list)
-    times: dict[int, Fraction] = {}
+    latest: dict[int, Fraction] = {}
     try:
-        for count, packet in enumerate(container.demux()):
+        for packet in islice(container.demux(), _SAMPLE):
             index, time = packet.stream_index, packet.dts if packet.dts is not None else packet.pts
-            if packet.size and time is not None and len(found[index]) < _TRIED:
-                if time * packet.time_base > times.get(index, time * packet.time_base - 1):  # doubles are mended later
-                    found[index].append(packet)
-                    times[index] = time * packet.time_base
-            if count > _SAMPLE:
-                break
+            seconds = (time or 0) * packet.time_base  # a picture on the cover has no time
+            rises = index not in latest or seconds > latest[index]  # what does not is mended when it is copied
+            if packet.size and rises and len(found[index]) < _TRIED:
+                found[index].append(packet)
+                latest[index] = seconds
     except av.FFmpegError:
         pass  # damaged; reading will tell
     return found

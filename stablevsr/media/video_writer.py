@@ -19,6 +19,7 @@ from stablevsr.media.frame import Frame, Reader, Writer
 from stablevsr.media.joining import Companions, join
 from stablevsr.media.paths import VIDEO_FORMATS
 from stablevsr.media.picture_file import PictureFile, PictureFormat
+from stablevsr.media.profiles import to_srgb
 from stablevsr.media.tags import Tags
 from stablevsr.media.tracks import choose
 from stablevsr.media.video_reader import VideoReader
@@ -153,6 +154,8 @@ class VideoWriter(Writer):
 
     def _write(self, image: np.ndarray, frame: Frame) -> None:
         self._tick = self._next_tick(frame)
+        if frame.profile:  # a video holds none
+            image = to_srgb(image, frame.profile)
         with self._reporting():
             self._picture.write(image, self._tick, self._duration(frame))
 
