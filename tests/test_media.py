@@ -876,16 +876,6 @@ def test_a_forced_folder_must_hold_nothing_but_images(tmp_path, monkeypatch):
             check_output(name, tmp_path / "in", force=True)
 
 
-def test_an_animated_png_is_read_as_its_first_picture_with_a_notice(tmp_path):
-    from PIL import Image
-
-    pictures = [Image.new("RGB", (4, 4), (60 * i, 0, 0)) for i in range(3)]
-    pictures[0].save(tmp_path / "a.png", save_all=True, append_images=pictures[1:])
-    with open_reader(tmp_path / "a.png") as reader:
-        assert len(list(reader)) == 1
-        assert any("several pictures" in notice for notice in reader.notices)
-
-
 def test_a_gap_in_the_numbers_is_told(tmp_path):
     for name in ("f1", "f2", "f5", "g1", "f0010"):
         iio.imwrite(tmp_path / f"{name}.png", picture())

@@ -136,7 +136,8 @@ class StreamCopies:
     def _write(self, index: int, packets: Callable[[], list[av.Packet]]) -> None:
         try:
             for packet in packets():
-                self._output.mux_one(self._places[index].place(packet))
+                if self._places[index].place(packet):
+                    self._output.mux_one(packet)
         except (av.FFmpegError, ValueError) as error:
             raise TrackError(index, getattr(error, "strerror", None) or str(error)) from error
 
@@ -186,24 +187,33 @@ class Placer:
         self._stream = stream
         # Containers that store times roughly have several packets at one time.
         self._step = 0 if output.format.flags & Flags.ts_nonstrict.value else 1
+        self._overlaps = stream.type == "audio"  # else packets at one time are lines of text
         self._last: int | None = None
+        self._latest: int | None = None  # as the source has it
         self._end = Fraction(0)  # of the packet before, in seconds
 
     def expected(self, packet: av.Packet) -> int:
         """When `packet` is due if it follows the one before, in its own units."""
         return round(self._end / packet.time_base)
 
-    def place(self, packet: av.Packet) -> av.Packet:
-        """The packet, with the stream's units and times of decoding that rise."""
+    def place(self, packet: av.Packet) -> bool:
+        """Give the packet the stream's units and a time of decoding that rises; False where it must be left out.
+
+        That is sound which runs back, as where the sound of one recording lasts longer than its picture.
+        """
         base = self._stream.time_base
         self._end = (packet.dts + (packet.duration or 0)) * packet.time_base
         shown, decoded = (round(time * packet.time_base / base) for time in (packet.pts, packet.dts))
         if self._last is not None:
-            decoded = max(decoded, self._last + self._step)
+            if self._overlaps and decoded < self._latest:
+                return False
+            self._latest, decoded = decoded, max(decoded, self._last + self._step)
+        else:
+            self._latest = decoded
         packet.duration = round((packet.duration or 0) * packet.time_base / base)
         packet.pts, packet.dts, packet.time_base = max(shown, decoded), decoded, base
         packet.stream, self._last = self._stream, decoded
-        return packet
+        return True
 
 
 def write_tags(tags: Tags, output: av.container.OutputContainer, picture: av.VideoStream) -> None:

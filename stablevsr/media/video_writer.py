@@ -1,7 +1,6 @@
 """A video file written from RGB frames, with the timing, the sound and the words of the source."""
 
 import os
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from fractions import Fraction
@@ -119,7 +118,12 @@ class VideoWriter(Writer):
         try:
             times = self._draft_picture(draft)
             if self._companions:
-                self._rehearse_joining(lambda: self._join(draft, times, until=Fraction(_REHEARSED_SECONDS)))
+                self._join(draft, times, until=Fraction(_REHEARSED_SECONDS))
+        except TrackError as error:
+            raise UserError(
+                f"{self.path} cannot hold stream {error.index} of {self._companions.source} ({error}); write a .mkv "
+                "file, or take that stream out first."
+            ) from error
         finally:
             remove(draft)
             remove(self._joined)
@@ -135,22 +139,6 @@ class VideoWriter(Writer):
         finally:
             picture.close()
         return picture.times
-
-    def _rehearse_joining(self, attempt: Callable[[], object]) -> None:
-        try:
-            attempt()
-        except TrackError as error:
-            raise UserError(
-                f"{self.path} cannot hold stream {error.index} of {self._companions.source} ({error}); write a .mkv "
-                "file, or take that stream out first."
-            ) from error
-        except (av.FFmpegError, ValueError):
-            if not self._companions.tags.timecode:
-                raise
-            # One that does not fit the frame rate costs itself only.
-            self._companions = replace(self._companions, tags=replace(self._companions.tags, timecode=None))
-            attempt()
-            self.notices.append(f"{self.path.suffix} cannot hold the time code of the source, so it is left out.")
 
     def _write(self, image: np.ndarray, frame: Frame) -> None:
         self._tick = self._next_tick(frame)
