@@ -47,6 +47,10 @@ class Colours:
         """The matrix to write YUV with. BT.2020 has its own, which some players take for granted."""
         return _BT2020 if self.primaries == _BT2020 else BT709
 
+    def label_frame(self, frame: av.VideoFrame) -> None:
+        """Tell a frame for an encoder: ProRes believes it and not the encoder's context."""
+        frame.color_primaries, frame.color_trc = self.primaries, self.transfer
+
     def label(self, context: av.VideoCodecContext) -> None:
         """Tell an encoder, whose pixel format is set."""
         context.color_primaries, context.color_trc = self.primaries, self.transfer

@@ -43,15 +43,16 @@ def muxer_options(form: str, tags: Tags | None = None, covers: bool = False) -> 
 
     `covers`: whether a picture on the cover is to be kept, which MP4 cannot do beside free names of tags.
     """
+    options = {"fflags": "+bitexact"}  # no random numbers: the same run gives the same file
     if form in ("mp4", "mov"):
         free = _FREE_NAMES if tags and tags.need_free_names and not covers else ""
         # The default time scale of 1000 would round a late start of a stream to milliseconds.
-        return {"movie_timescale": "90000", "movflags": _FAST_START + free}
-    if form == "avi":
+        options |= {"movie_timescale": "90000", "movflags": _FAST_START + free}
+    elif form == "avi":
         # FFmpeg moves the whole file later when audio starts before 0 (AAC always does), which AVI would round to a
         # frame.
-        return {"avoid_negative_ts": "disabled"}
-    return {}
+        options |= {"avoid_negative_ts": "disabled"}
+    return options
 
 
 def join(

@@ -82,6 +82,7 @@ class PictureFile:
     def write(self, image: np.ndarray, tick: int, duration: int) -> None:
         """Append (height, width, 3) RGB, shown at `tick` for `duration` units of the time base."""
         picture = to_frame(image, self._how.codec.pix_fmt, self._how.colours.matrix)
+        self._how.colours.label_frame(picture)
         picture.time_base, picture.pts, picture.duration = self._how.time_base, tick, duration
         self._mux(picture)
         self._count += 1

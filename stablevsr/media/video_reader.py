@@ -43,6 +43,11 @@ class VideoReader(Reader):
         with self._open() as (container, stream):
             self._tell_others(container)
             self._skipped = _packets_before_key_frame(container, stream)
+        if self._skipped:
+            self.notices.append(
+                f"{path} begins inside a group of pictures; what comes before its first key frame cannot be decoded "
+                "and is left out."
+            )
         self.timeline = Timeline(path)
         if self.timeline.seams:
             self.notices.append(
