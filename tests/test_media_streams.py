@@ -147,6 +147,11 @@ def test_one_unknown_sound_beside_a_known_one(tmp_path):
 
 
 def test_when_and_where_it_was_filmed(tmp_path):
+    def said(file):
+        # FFmpeg 9 joins the dates of several boxes.
+        kept = {key.lower(): value.split(";")[0] for key, value in file.metadata.items()}
+        return {key: kept.get(key) for key in tags}
+
     tags = {
         "creation_time": "2023-05-06T07:08:09.000000Z",
         "location": "+10.0000+020.0000/",
@@ -156,12 +161,11 @@ def test_when_and_where_it_was_filmed(tmp_path):
     }
     clip = with_extras(tmp_path / "in.mov", tags=tags, timecode="10:20:30:12")
     with av.open(str(clip)) as file:
-        assert file.metadata.items() >= tags.items()
+        assert said(file) == tags
     for target in ("out.mov", "out.mp4", "out.mkv"):
         assert doubled(clip, tmp_path / target) == ([], [])
         with av.open(str(tmp_path / target)) as file:
-            kept = {key.lower(): value for key, value in file.metadata.items()}
-            assert kept.items() >= tags.items()
+            assert said(file) == tags
             named = {key.lower(): value for key, value in file.streams.video[0].metadata.items()}
             assert named["timecode"] == "10:20:30:12"
 

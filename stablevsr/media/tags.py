@@ -31,6 +31,8 @@ class Tags:
         # "location-eng" is what FFmpeg makes of a location in English, beside the location.
         again = [key for key in tags if "-" in key and key.split("-")[0] in tags]
         kept = {key: value for key, value in tags.items() if key.lower() not in _OF_THE_FILE and key not in again}
+        if "creation_time" in kept:  # FFmpeg 9 joins the dates of several boxes
+            kept["creation_time"] = kept["creation_time"].split(";")[0]
         return cls(kept, container.chapters(), next(filter(None, timecodes), None))
 
     @property

@@ -19,6 +19,7 @@ from stablevsr.media.timeline import Timeline
 
 _SAMPLE = 400  # packets that are read to learn what a container takes
 _TRIED = 4  # packets of each stream that are tried
+_MOST_HIDDEN = Fraction(1, 10)  # seconds that decoders need to start up; more was cut off by somebody
 _IMAGE_NAMES = {"mjpeg": ("cover.jpg", "image/jpeg"), "png": ("cover.png", "image/png")}
 
 
@@ -88,20 +89,17 @@ class _Chooser:
         # Other videos are told of by the reader.
 
     def _add_sound(self, stream: av.AudioStream) -> None:
-        late = self._start_in_avi(stream)
-        if late is None and self._takes(stream):
+        trouble, origin = self._trouble(stream)
+        if trouble is None:
             self._keep(Choice(stream.index, "copy"))
             return
         how = sound_format(stream, self._form)
         if how:
-            self._keep(Choice(stream.index, "sound", how, late))
-            reason = "cannot hold that its sound begins at another time than the picture, so it is"
-            if late is None:
-                reason = f"cannot hold {codec_name(stream)} audio, so it is encoded again as {how.encoder};"
-                ending = "a .mkv file would keep it." if self._form != "matroska" else "nothing else is changed."
-                self.choices.notices.append(f"{self._suffix} {reason} {ending}")
-            else:
-                self.choices.notices.append(f"{self._suffix} {reason} encoded again from there; .mkv would keep it.")
+            self._keep(Choice(stream.index, "sound", how, origin))
+            ending = "nothing else is changed." if self._form == "matroska" else "a .mkv file would keep it."
+            self.choices.notices.append(
+                f"{self._suffix} cannot hold {trouble}, so it is encoded again as {how.encoder}; {ending}"
+            )
         elif any(other.codec_context for other in self._container.streams.audio if other.index != stream.index):
             self._leave_out(f"{codec_name(stream)} audio (stream {stream.index})")
         else:
@@ -110,13 +108,18 @@ class _Chooser:
                 f"{self._target} cannot hold the {codec_name(stream)} audio of {self._source}; {way_out} instead."
             )
 
-    def _start_in_avi(self, stream: av.AudioStream) -> Fraction | None:
-        """Where sound has to begin in a container that starts all streams at once; None where nothing is to be done."""
-        if self._form != "avi":
-            return None
-        starts = [s.start_time * s.time_base if s.start_time else Fraction(0) for s in (self._picture, stream)]
-        # A stream of pictures that starts late is led in by empty ones, as the AVI writer fills every hole.
-        return Fraction(0) if abs(starts[1] + self._timeline.start) > TOLERANCE else None
+    def _trouble(self, stream: av.AudioStream) -> tuple[str | None, Fraction | None]:
+        """What the container cannot hold of a sound, None where it can be copied; where it has to begin if anywhere."""
+        name = codec_name(stream)
+        start = (stream.start_time or 0) * (stream.time_base or 0) + self._timeline.start
+        # Where a picture starts late the AVI writer fills the hole, but not where a sound does.
+        if self._form == "avi" and abs(start) > TOLERANCE:
+            return f"{name} audio that begins at another time than the picture", Fraction(0)
+        # PyAV before 19 does not know, and writes nothing of it.
+        hidden = getattr(stream.codec_context, "initial_padding", 0)
+        if self._form in ("matroska", "webm") and hidden > _MOST_HIDDEN * stream.codec_context.sample_rate:
+            return f"{name} audio of which the beginning was cut off", None
+        return (None if self._takes(stream) else f"{name} audio"), None
 
     def _add_subtitles(self, stream: av.stream.Stream) -> None:
         name = codec_name(stream)
