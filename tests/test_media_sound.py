@@ -237,3 +237,34 @@ def test_damaged_packets_cost_themselves_only(tmp_path):
     assert "are damaged and could not be used" in failures[0]
     assert len(picture_times(tmp_path / "out.webm")) == 25
     assert heard(tmp_path / "out.webm")[165:190].mean() > 0.1
+
+
+def test_sound_whose_pace_avi_would_lose_is_encoded_again(tmp_path):
+    """AC-3 taken from an AVI has a size of blocks that makes the next AVI play it five times as fast."""
+    clip = flashing(tmp_path / "in.avi", "mpeg4", "ac3", layout="stereo")
+    _, failures = doubled(clip, tmp_path / "out.avi")
+    assert failures == []
+    assert length_of_sound(tmp_path / "out.avi") == pytest.approx(length_of_sound(clip), abs=0.1)
+    assert packets_of(tmp_path / "out.avi")[1][-1][1] > 0.9
+    assert sound_delay(tmp_path / "out.avi") == pytest.approx(0, abs=0.025)
+
+
+def test_pictures_whose_times_are_those_of_decoding(tmp_path):
+    """As in a recording by an old camera application: out of order, and the file does not say so."""
+
+    def wrong(packet):
+        if packet.stream.type == "video":
+            packet.pts = packet.dts
+        return [packet]
+
+    clip = remuxed(tmp_path / "in.mp4", flashing(tmp_path / "whole.mp4"), wrong)
+    with av.open(str(clip)) as file:
+        times = [frame.pts for frame in file.decode(video=0)]
+    assert times != sorted(times)
+    _, failures = doubled(clip, tmp_path / "out.mp4")
+    assert failures == []
+    times = picture_times(tmp_path / "out.mp4")
+    assert all(later - earlier == pytest.approx(0.04, abs=0.0011) for earlier, later in pairwise(times))
+    assert sound_delay(tmp_path / "out.mp4") == pytest.approx(
+        0, abs=0.081
+    )  # by what was decoded ahead, as it is stored

@@ -50,6 +50,8 @@ class Colours:
     def label_frame(self, frame: av.VideoFrame) -> None:
         """Tell a frame for an encoder: ProRes believes it and not the encoder's context."""
         frame.color_primaries, frame.color_trc = self.primaries, self.transfer
+        if _is_yuv(frame.format):
+            frame.colorspace = self.matrix
 
     def label(self, context: av.VideoCodecContext) -> None:
         """Tell an encoder, whose pixel format is set."""

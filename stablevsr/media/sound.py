@@ -7,8 +7,9 @@ from fractions import Fraction
 import av
 import numpy as np
 
-# What the users of a container expect. Matroska holds nearly everything, so what comes here is rare there.
-ENCODERS = {"mp4": "aac", "mov": "aac", "webm": "libopus", "avi": "mp3", "matroska": "aac"}
+# What the users of a container expect. Matroska holds nearly everything, so what comes here is rare there. Not MP3 for
+# AVI, which stores no start: its encoder begins 50 ms before the sound, that of AC-3 5 ms.
+ENCODERS = {"mp4": "aac", "mov": "aac", "webm": "libopus", "avi": "ac3", "matroska": "aac"}
 _LOSSLESS = {"matroska": "flac"}  # for sound that was lossless before
 # The layouts that every encoder of several channels knows, Vorbis's: of 1 to 8 channels.
 _LAYOUTS = ("mono", "stereo", "3.0", "quad", "5.0", "5.1", "6.1", "7.1")
@@ -105,15 +106,16 @@ class SoundTrack:
         self._decoder, self._layout = source.codec_context, default_layout(source)
         self._resampler = av.AudioResampler(how.sample_format, how.layout, how.rate)
         self._position = None if origin is None else round(origin * how.rate)
-        self.damaged = 0
+        self.damaged, self._heard = 0, False
 
     def feed(self, packet: av.Packet) -> list[av.Packet]:
-        """Encoded packets that are ready; a packet that cannot be decoded counts as silence and in `damaged`."""
+        """Encoded packets that are ready; a packet that cannot be decoded becomes silence, counted in `damaged`."""
         try:
             frames = packet.decode()
         except av.FFmpegError:
-            self.damaged += 1
+            self.damaged += self._heard  # a recording may well begin inside a packet
             return []
+        self._heard = self._heard or bool(frames)
         return self._encode(frames)
 
     def finish(self) -> list[av.Packet]:

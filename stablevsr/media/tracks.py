@@ -164,15 +164,16 @@ class _Chooser:
         """Whether a file of this kind can be written with the first packets of this stream and nothing else."""
         if stream.codec_context is None:
             return False
+        packets, file = self._first[stream.index] if stream.type == "audio" else [], io.BytesIO()
         try:
-            with av.open(io.BytesIO(), "w", format=self._form) as trial:
+            with av.open(file, "w", format=self._form) as trial:
                 copy = add_copy(trial, stream)
                 trial.start_encoding()
-                for packet in self._first[stream.index] if stream.type == "audio" else ():
+                for packet in packets:
                     trial.mux_one(_cloned(packet, copy))
+            return self._form != "avi" or not packets or _lasts_as_long(file, packets)
         except (av.FFmpegError, ValueError):
             return False
-        return True
 
 
 def add_copy(output: av.container.OutputContainer, stream: av.stream.Stream) -> av.stream.Stream:
@@ -182,6 +183,19 @@ def add_copy(output: av.container.OutputContainer, stream: av.stream.Stream) -> 
     if layout:  # containers that must say how the channels lie refuse what says nothing
         copy.codec_context.layout = layout
     return copy
+
+
+def _lasts_as_long(file: io.BytesIO, packets: list[av.Packet]) -> bool:
+    """Whether packets read from `file` end when those that were written do: AVI stores rates, not times."""
+    file.seek(0)
+    with av.open(file) as written:
+        spans = [_length(packets), _length([packet for packet in written.demux(audio=0) if packet.size])]
+    return abs(spans[0] - spans[1]) <= spans[0] / 2  # the unit may be a packet
+
+
+def _length(packets: list[av.Packet]) -> Fraction:
+    first, last = packets[0], packets[-1]
+    return (last.dts + (last.duration or 0)) * last.time_base - first.dts * first.time_base
 
 
 def _cloned(packet: av.Packet, stream: av.stream.Stream) -> av.Packet:

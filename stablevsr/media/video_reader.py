@@ -3,6 +3,7 @@
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 
 import av
@@ -23,6 +24,7 @@ from stablevsr.media.truncation import missing_bytes
 
 _UNKNOWN_RATE = Fraction(25)
 HDR = (ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67)
+_LOOKED_AT = 32  # packets that show whether times are wrong
 _LEAD = 2000  # packets among which a key frame is looked for
 
 
@@ -53,6 +55,8 @@ class VideoReader(Reader):
             self.notices.append(
                 f"{path} is joined from {self.timeline.seams + 1} recordings, which are laid end to end."
             )
+        with self._open() as (container, stream):
+            self._shown_as_decoded = self._has_wrong_times(container, stream)
         with self._open() as (container, stream):
             first = next(self._decode(container, stream), None)
             if first is None:
@@ -92,6 +96,17 @@ class VideoReader(Reader):
             base = stream.time_base
         return None if None in times else iter([time * base for time in sorted(times)])
 
+    def _has_wrong_times(self, container: av.container.InputContainer, stream: av.VideoStream) -> bool:
+        """Whether frames are out of order, yet the file gives their times of decoding as those of showing."""
+        packets = [packet for packet in islice(self._packets(container, stream), _LOOKED_AT) if packet.size]
+        if not stream.codec_context.has_b_frames or any(packet.pts != packet.dts for packet in packets):
+            return False
+        try:
+            times = [frame.pts for packet in packets for frame in packet.decode()]
+        except av.FFmpegError:
+            return False  # decoding from the start will tell
+        return None not in times and times != sorted(times)
+
     def _tell_others(self, container: av.container.InputContainer) -> None:
         chosen, *others = picture_streams(container, self.path)
         if others:
@@ -114,7 +129,8 @@ class VideoReader(Reader):
     def _frames(self) -> Generator[Frame, None, None]:
         with self._open() as (container, stream):
             start = (stream.start_time or 0) + round(self.timeline.start / stream.time_base)
-            clock = _Clock(start, max(1, round(1 / (self.frame_rate * self.time_base))))
+            step = max(1, round(1 / (self.frame_rate * self.time_base)))
+            clock = _Clock(start, step, self._shown_as_decoded)
             frames = self._of_one_size(self._decode(container, stream))
             for number, decoded in enumerate(deinterlaced(frames, stream, self.path), 1):
                 image = self._convert(decoded, number)
@@ -202,15 +218,16 @@ def _packets_before_key_frame(container: av.container.InputContainer, stream: av
 class _Clock:
     """Says when a frame is shown, also where the file does not: AVI stores times of decoding only, raw H.264 none.
 
-    `start` and `step`: time of the first frame and distance of frames, used where nothing better is known.
+    `start` and `step`: time of the first frame and distance of frames, used where nothing better is known;
+    `by_decoding`: whether only times of decoding are to be believed.
     """
 
-    def __init__(self, start: int, step: int) -> None:
-        self._expected, self._step = start, step
+    def __init__(self, start: int, step: int, by_decoding: bool) -> None:
+        self._expected, self._step, self._by_decoding = start, step, by_decoding
         self._delay: int | None = None  # of the times of decoding; stays None where the file tells those of showing
 
     def time_of(self, frame: av.VideoFrame, first: bool) -> int:
-        if first and frame.pts is None and frame.dts is not None:
+        if first and (frame.pts is None or self._by_decoding) and frame.dts is not None:
             self._delay = frame.dts - self._expected
         time = frame.pts
         if self._delay is not None:
