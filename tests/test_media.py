@@ -1001,3 +1001,9 @@ def test_a_video_that_claims_too_many_pixels_is_refused(monkeypatch: pytest.Monk
     monkeypatch.setattr("stablevsr.media.video_reader.MAX_PIXELS", 80 * 60 - 1)
     with pytest.raises(UserError, match=r"demo\.mp4 is 80x60, but at most 4799 pixels can be read"):
         open_reader(Path(__file__).parent.parent / "stablevsr/assets/demo.mp4")
+
+
+def test_the_list_of_codecs_needs_neither_ffmpeg_nor_pillow() -> None:
+    """It is part of a command's help, which should come at once."""
+    code = "import sys; from stablevsr.media import CODECS; sys.exit(any(x in sys.modules for x in ('av', 'PIL')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

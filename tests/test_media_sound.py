@@ -58,6 +58,22 @@ def test_sound_that_begins_late(tmp_path, late, target):
     assert sound_delay(tmp_path / f"out{target}") == pytest.approx(sound_delay(clip), abs=0.025)
 
 
+@pytest.mark.parametrize("target", [".mp4", ".mov", ".mkv", ".webm", ".avi"])
+@pytest.mark.parametrize("source", [".mp4", ".mkv", ".ts"])
+def test_pictures_that_begin_late(tmp_path, source, target):
+    def later(packet):
+        if packet.stream.type == "video":
+            packet.pts += round(Fraction(2, 5) / packet.time_base)
+            packet.dts += round(Fraction(2, 5) / packet.time_base)
+        return [packet]
+
+    clip = remuxed(tmp_path / f"in{source}", flashing(tmp_path / "whole.mp4"), later)
+    assert sound_delay(clip) == pytest.approx(-0.4, abs=0.025)
+    _, failures = doubled(clip, tmp_path / f"out{target}")
+    assert failures == []
+    assert sound_delay(tmp_path / f"out{target}") == pytest.approx(-0.4, abs=0.025)
+
+
 @pytest.mark.parametrize(("source", "audio"), [("in.mkv", "pcm_s16le"), ("in.avi", "pcm_s16le"), ("in.wmv", "wmav2")])
 @pytest.mark.parametrize("target", ["out.mp4", "out.mov", "out.mkv", "out.webm", "out.avi"])
 def test_sound_without_a_channel_layout(tmp_path, source, audio, target):
@@ -127,10 +143,16 @@ def test_old_speech_in_avi(tmp_path):
 
 
 @pytest.mark.parametrize("target", ["out.mp4", "out.mkv", "out.webm"])
-def test_joined_recordings_are_laid_end_to_end(tmp_path, target):
-    parts = [flashing(tmp_path / f"{name}.ts").read_bytes() for name in "ab"]
-    (tmp_path / "ab.ts").write_bytes(b"".join(parts))
-    notices, failures = doubled(tmp_path / "ab.ts", tmp_path / target)
+@pytest.mark.parametrize(
+    ("suffix", "video", "audio"),
+    [(".ts", "libx264", "aac"), (".m2ts", "libx264", "ac3"), (".mpg", "mpeg2video", "mp2")],
+)
+def test_joined_recordings_are_laid_end_to_end(tmp_path, suffix, video, audio, target):
+    form = {".m2ts": "mpegts", ".mpg": "vob"}.get(suffix)
+    parts = [flashing(tmp_path / f"{name}{suffix}", video, audio, form=form).read_bytes() for name in "ab"]
+    clip = tmp_path / f"ab{suffix}"
+    clip.write_bytes(b"".join(parts))
+    notices, failures = doubled(clip, tmp_path / target)
     assert failures == []
     assert "joined from 2 recordings" in notices[0]
     times = picture_times(tmp_path / target)

@@ -1,5 +1,6 @@
 """An animated WebP or PNG read as a clip. By Pillow, because FFmpeg decodes no animated WebP."""
 
+import warnings
 from collections.abc import Generator, Iterator
 from fractions import Fraction
 from itertools import accumulate
@@ -23,7 +24,10 @@ def is_animated(path: Path) -> bool:
     if path.suffix.lower() not in ANIMATED_SUFFIXES:
         return False
     try:
-        with Image.open(path) as image:
+        with (
+            warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning),
+            Image.open(path) as image,
+        ):
             return getattr(image, "n_frames", 1) > 1
     except Exception:  # the decoders raise many types for damaged files
         return False

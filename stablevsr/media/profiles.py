@@ -2,6 +2,7 @@
 
 import io
 import struct
+import warnings
 import zlib
 from pathlib import Path
 
@@ -14,7 +15,8 @@ _SPACE = slice(16, 20)  # of a profile: the kind of numbers that it explains
 
 def read_profile(path: Path) -> bytes | None:
     """The profile in an image file, None where there is none. May raise what Pillow raises for damaged files."""
-    with Image.open(path) as image:
+    # Nothing is decoded here, so a large picture is no danger.
+    with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning), Image.open(path) as image:
         return image.info.get("icc_profile")
 
 

@@ -15,7 +15,7 @@ from stablevsr.media.codecs import Encoding
 from stablevsr.media.copies import TrackError
 from stablevsr.media.demuxing import open_input
 from stablevsr.media.frame import Frame, Reader, Writer
-from stablevsr.media.joining import Companions, join
+from stablevsr.media.joining import Companions, PacketTimes, join
 from stablevsr.media.paths import VIDEO_FORMATS
 from stablevsr.media.picture_file import PictureFile, PictureFormat
 from stablevsr.media.profiles import to_srgb
@@ -128,7 +128,7 @@ class VideoWriter(Writer):
             remove(draft)
             remove(self._joined)
 
-    def _draft_picture(self, draft: Path) -> list:
+    def _draft_picture(self, draft: Path) -> list[PacketTimes]:
         picture = PictureFile(draft, self._how)
         try:
             image = np.zeros((*self._size, 3), np.uint16 if self.is_deep else np.uint8)
@@ -193,7 +193,7 @@ class VideoWriter(Writer):
                 self.failures += failures
                 return
 
-    def _join(self, picture: Path, times: list, until: Fraction | None = None) -> list[str]:
+    def _join(self, picture: Path, times: list[PacketTimes], until: Fraction | None = None) -> list[str]:
         return join(picture, times, self._companions, self._joined, self._how.form, until)
 
     def _close(self) -> None:
