@@ -175,18 +175,24 @@ def test_joined_recordings_of_which_one_is_silent_are_refused(tmp_path):
         open_reader(tmp_path / "ab.ts")
 
 
-def test_clocks_that_begin_elsewhere(tmp_path):
+@pytest.mark.parametrize(("suffix", "seconds"), [(".ts", 5), (".mkv", 3600), (".mp4", 3600)])
+def test_clocks_that_begin_elsewhere(tmp_path, suffix, seconds):
     """MPEG streams count from 1.4 s or from the middle of the day; nobody wants to wait so long."""
 
     def later(packet):
-        packet.pts, packet.dts = packet.pts + 90000 * 5, packet.dts + 90000 * 5
+        packet.pts += round(seconds / packet.time_base)
+        packet.dts = packet.pts if packet.dts is None else packet.dts + round(seconds / packet.time_base)
         return [packet]
 
-    clip = remuxed(tmp_path / "in.ts", flashing(tmp_path / "clean.ts"), later)
+    clip = remuxed(tmp_path / f"in{suffix}", flashing(tmp_path / "clean.mp4"), later)
     with av.open(str(clip)) as file:
-        assert file.start_time > 5_000_000
-    doubled(clip, tmp_path / "out.mp4")
-    assert picture_times(tmp_path / "out.mp4")[0] < 0.1
+        assert file.start_time > (seconds - 0.1) * 1_000_000
+    for target in ("out.mp4", "out.mkv", "out.avi", "out.webm"):
+        _, failures = doubled(clip, tmp_path / target)
+        assert failures == []
+        assert picture_times(tmp_path / target)[0] < 0.1
+        assert len(picture_times(tmp_path / target)) == 25
+        assert sound_delay(tmp_path / target) == pytest.approx(0, abs=0.025)
 
 
 def cut_by_an_edit_list(path, source, seconds):

@@ -110,6 +110,40 @@ def test_text_subtitles_are_converted(tmp_path, codec, target):
         assert lines[0].duration * lines[0].time_base == pytest.approx(0.8, abs=0.002)
 
 
+def test_lines_that_overlap(tmp_path):
+    """MP4 shows one thing at a time: lines of one time are joined, longer ones end where the next one begins."""
+    clip = tmp_path / "in.mkv"
+    with av.open(str(clip), "w") as out:
+        video = out.add_stream("libx264", rate=25, height=32, width=48, pix_fmt="yuv420p")
+        text = out.add_mux_stream("subrip")
+        out.start_encoding()
+        for i in range(50):
+            out.mux(video.encode(av.VideoFrame.from_ndarray(picture(seed=i), format="rgb24")))
+        out.mux(video.encode(None))
+        for start, duration, words in [
+            (100, 400, b"One"),
+            (300, 600, b"Two"),
+            (300, 500, b"Three"),
+            (1200, 300, b"Four"),
+        ]:
+            packet = av.Packet(words)
+            packet.stream, packet.pts, packet.dts, packet.duration = text, start, start, duration
+            packet.time_base = Fraction(1, 1000)
+            out.mux(packet)
+    doubled(clip, tmp_path / "out.mp4")
+    with av.open(str(tmp_path / "out.mp4")) as file:
+        lines = [
+            (float(packet.pts * packet.time_base), float(packet.duration * packet.time_base), bytes(packet)[2:])
+            for packet in file.demux(subtitles=0)
+            if packet.size > 2
+        ]
+    assert lines == [(0.1, 0.2, b"One"), (0.3, 0.6, b"Two\nThree"), (1.2, 0.3, b"Four")]
+    doubled(clip, tmp_path / "out.webm")
+    with av.open(str(tmp_path / "out.webm")) as file:
+        lines = [bytes(packet) for packet in file.demux(subtitles=0) if packet.size]
+    assert lines == [b"One", b"Two", b"Three", b"Four"]
+
+
 def test_pictures_as_subtitles_are_left_out_with_a_note(tmp_path):
     with av.open(str(tmp_path / "in.mkv"), "w") as out:
         video = out.add_stream("libx264", rate=25, height=32, width=48, pix_fmt="yuv420p")
@@ -264,5 +298,75 @@ def test_chapters_are_told_where_there_are_none(tmp_path):
     assert doubled(clip, tmp_path / "out.avi")[0] == [".avi cannot hold chapters, so they are left out."]
     for target in ("out.mp4", "out.mov", "out.mkv", "out.webm"):
         assert doubled(clip, tmp_path / target) == ([], [])
-        with av.open(str(tmp_path / target)) as file:
+        assert doubled(tmp_path / target, tmp_path / f"again{target[3:]}") == ([], [])  # MP4 has a stream for them
+        with av.open(str(tmp_path / f"again{target[3:]}")) as file:
             assert [chapter["metadata"]["title"] for chapter in file.chapters()] == ["One"]
+
+
+def test_chapters_of_a_clip_that_begins_late(tmp_path):
+    clip = tmp_path / "in.mkv"
+    with av.open(str(clip), "w") as out:
+        video = out.add_stream("libx264", rate=25, height=32, width=48, pix_fmt="yuv420p")
+        span = {"start": 3_600_000, "end": 3_600_400, "time_base": Fraction(1, 1000)}
+        out.set_chapters([{"id": 1, **span, "metadata": {"title": "A"}}])
+        for i in range(10):
+            frame = av.VideoFrame.from_ndarray(picture(seed=i), format="rgb24")
+            frame.pts, frame.time_base = 90_000 + i, Fraction(1, 25)
+            out.mux(video.encode(frame))
+        out.mux(video.encode(None))
+    doubled(clip, tmp_path / "out.mp4")
+    with av.open(str(tmp_path / "out.mp4")) as file:
+        (chapter,) = file.chapters()
+        assert chapter["start"] * chapter["time_base"] == 0
+    assert picture_times(tmp_path / "out.mp4")[0] == 0
+
+
+def test_digital_video_from_tape(tmp_path):
+    """FFmpeg gives the rate of its clock for that of its frames, and it has a time code."""
+    clip = tmp_path / "in.dv"
+    with av.open(str(clip), "w") as out:
+        video = out.add_stream("dvvideo", rate=25, height=576, width=720, pix_fmt="yuv420p")
+        sound = out.add_stream("pcm_s16le", rate=48000, layout="stereo")
+        out.start_encoding()
+        packets = noise(sound, 0.2)
+        for i in range(5):
+            frame = av.VideoFrame.from_ndarray(picture(576, 720, i), format="rgb24").reformat(format="yuv420p")
+            frame.pts, frame.time_base = i, Fraction(1, 25)
+            packets += video.encode(frame)
+        for packet in sorted(packets, key=lambda packet: packet.dts * packet.time_base):
+            out.mux(packet)
+    with open_reader(clip) as reader:
+        assert reader.frame_rate == 25
+        with open_writer(tmp_path / "out.mov", reader, height=576, width=720) as writer:
+            for frame in reader:
+                writer.write(frame.image, frame)
+    assert writer.failures == []
+    with av.open(str(tmp_path / "out.mov")) as file:
+        assert file.streams.video[0].average_rate == 25
+    assert len(picture_times(tmp_path / "out.mov")) == 5
+
+
+def test_frames_that_stay_as_they_were(tmp_path):
+    """Theora stores nothing for them, which no decoder understands."""
+    clip = with_extras(tmp_path / "whole.mkv", audio=False)
+    count = 0
+
+    def emptied(packet):
+        nonlocal count
+        count += 1
+        if count not in (5, 6):
+            return [packet]
+        empty = av.Packet(0)
+        empty.pts, empty.dts, empty.time_base = packet.pts, packet.dts, packet.time_base
+        return [empty]
+
+    # FFmpeg's writers leave empty packets out, so the reader gets them from a stand-in.
+    with open_reader(clip) as reader, reader._open() as (container, stream):
+        whole = list(container.demux(stream))
+
+        class Container:
+            def demux(self, stream):
+                return iter([changed for packet in whole for changed in emptied(packet)])
+
+        kept = [packet for packet in reader._packets(Container(), stream) if packet.size]
+    assert len(kept) == 23

@@ -216,12 +216,17 @@ class Placer:
         return True
 
 
-def write_tags(tags: Tags, output: av.container.OutputContainer, picture: av.VideoStream) -> None:
-    """Put what a source says of itself into an output that is not begun."""
+def write_tags(tags: Tags, output: av.container.OutputContainer, picture: av.VideoStream, later: Fraction) -> None:
+    """Put what a source says of itself into an output that is not begun, its chapters `later` by so many seconds."""
     output.metadata.update(tags.metadata)
-    output.set_chapters(tags.chapters)
+    output.set_chapters([_moved(chapter, later) for chapter in tags.chapters])
     if tags.timecode:
         picture.metadata["timecode"] = tags.timecode
+
+
+def _moved(chapter: dict, later: Fraction) -> dict:
+    ticks = round(later / chapter["time_base"])
+    return {**chapter, "start": max(0, chapter["start"] + ticks), "end": max(0, chapter["end"] + ticks)}
 
 
 def _time(packet: av.Packet) -> Fraction:

@@ -76,7 +76,7 @@ def join(
         copy = _add_picture(output, template, times[0].time_base)
         copies = StreamCopies(companions.source, output, companions.streams, companions.timeline, until)
         with closing(copies):
-            write_tags(companions.tags, output, copy)
+            write_tags(companions.tags, output, copy, companions.timeline.start)
             output.start_encoding()
             for packet in _timed(finished, template, times):
                 time = packet.dts * packet.time_base

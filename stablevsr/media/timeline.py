@@ -73,9 +73,9 @@ class _Found:
 class Timeline:
     """What to add to the times of a file so that they begin at 0 and run on over every seam.
 
-    Only MPEG streams and their like are looked at, each packet once; other containers are taken as they are. Every
-    recording keeps its own distance between picture and sound, and its first frame follows the last one before it.
-    Raises UserError where the times of the sound jump and those of the picture do not.
+    Only MPEG streams and their like are looked at, each packet once; other containers are taken as they are, unless
+    they begin very late. Every recording keeps its own distance between picture and sound, and its first frame follows
+    the last one before it. Raises UserError where the times of the sound jump and those of the picture do not.
     """
 
     def __init__(self, path: Path) -> None:
@@ -84,6 +84,11 @@ class Timeline:
         with open_input(path) as container:
             if container.format.flags & Flags.ts_discont.value:
                 self._scan(container, path)
+            else:
+                starts = [s.start_time * s.time_base for s in container.streams if s.start_time is not None]
+                # A short wait is meant; an hour is what a cut from a longer recording has kept.
+                if starts and min(starts) > AHEAD:
+                    self._offsets = [-min(starts)]
 
     @property
     def seams(self) -> int:

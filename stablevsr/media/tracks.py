@@ -227,7 +227,7 @@ def _first_packets(container: av.container.InputContainer) -> dict[int, list[av.
 
 def _is_kept_otherwise(stream: av.stream.Stream, container: av.container.InputContainer) -> bool:
     """Time codes travel as metadata, titles of chapters with the chapters."""
-    return "timecode" in stream.metadata or (bool(container.chapters()) and _data_name(stream) == "bin_data")
+    return "timecode" in stream.metadata or (bool(container.chapters()) and codec_name(stream) == "bin_data")
 
 
 def _data_name(stream: av.stream.Stream) -> str:

@@ -22,7 +22,7 @@ from stablevsr.media.still import MAX_PIXELS
 from stablevsr.media.timeline import Timeline
 from stablevsr.media.truncation import missing_bytes
 
-_UNKNOWN_RATE = Fraction(25)
+_UNKNOWN_RATE, _HIGHEST_RATE = Fraction(25), 1000  # frames a second
 HDR = (ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67)
 _LOOKED_AT = 32  # packets that show whether times are wrong
 _LEAD = 2000  # packets among which a key frame is looked for
@@ -66,7 +66,7 @@ class VideoReader(Reader):
                     f"{path} is HDR video, which would come out with flat colours; "
                     "convert it to BT.709 first, or pass --allow-hdr."
                 )
-            self.frame_rate = stream.average_rate or stream.guessed_rate or _UNKNOWN_RATE
+            self.frame_rate = _frame_rate(stream)
             self.time_base = stream.time_base
             self.sample_aspect_ratio = stream.sample_aspect_ratio or Fraction(1)
             self.frame_count = max(0, stream.frames - self._skipped) or None
@@ -156,6 +156,8 @@ class VideoReader(Reader):
         """From the first key frame on, on one clock; an empty one ends them."""
         clock = self.timeline.clock()
         for number, packet in enumerate(container.demux(stream)):
+            if not packet.size and packet.dts is not None:
+                continue  # how Theora says that the frame before stays, which decoders do not understand
             clock.move(packet)
             if number >= self._skipped:
                 yield packet
@@ -202,6 +204,12 @@ class VideoReader(Reader):
                 f"({decoded.format.name}, matrix {decoded.colorspace}); convert the video to BT.709 first."
             ) from error
         return np.ascontiguousarray(_orientation(decoded).apply(image))
+
+
+def _frame_rate(stream: av.VideoStream) -> Fraction:
+    rates = [rate for rate in (stream.average_rate, stream.guessed_rate) if rate]
+    # What is above is the clock's: FFmpeg says 60000 of DV.
+    return next((rate for rate in rates if rate <= _HIGHEST_RATE), rates[0] if rates else _UNKNOWN_RATE)
 
 
 def _packets_before_key_frame(container: av.container.InputContainer, stream: av.VideoStream) -> int:
