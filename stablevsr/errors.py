@@ -6,3 +6,7 @@ class UserError(Exception):
 
     The command line prints the sentence and exits with 2; callers of the Python API catch it like any exception.
     """
+
+
+class IncompleteOutput(UserError):
+    """The result is in place, but something that belongs to it could not be added: sound, a subtitle, an attachment."""

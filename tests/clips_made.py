@@ -211,3 +211,123 @@ def folder_of(path, names, make: Callable[[Path, int], object] = lambda path, i:
     for i, name in enumerate(names):
         make(path / name, i)
     return path
+
+
+FLASHES = (4, 9, 17)  # the frames of `flashing` that are white, each with a burst of sound; no two distances are equal
+RATE = 25
+
+
+def flashing(
+    path,
+    video="libx264",
+    audio="aac",
+    *,
+    frames=25,
+    rate=48000,
+    layout="mono",
+    late=0.0,
+    form=None,
+    options=None,
+    flashes=FLASHES,
+):
+    """Black frames with white ones, and noise at the same times; the sound begins `late` seconds after the picture."""
+    with av.open(str(path), "w", format=form, container_options=options or {}) as out:
+        stream = out.add_stream(video, rate=RATE, height=32, width=48, pix_fmt="yuv420p")
+        stream.codec_context.gop_size, stream.codec_context.max_b_frames = 10, 2 if video == "libx264" else 0
+        sound = out.add_stream(audio, rate=rate, layout=layout, **({"bit_rate": 128000} if audio == "wmav2" else {}))
+        out.start_encoding()
+        packets = []
+        for i in range(frames):
+            image = np.full((32, 48, 3), 255 if i in flashes else 0, np.uint8)
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            frame.pts, frame.time_base = i, Fraction(1, RATE)
+            packets += stream.encode(frame)
+        packets += stream.encode(None)
+        packets += noise(sound, frames / RATE, late, flashes)
+        for packet in sorted(packets, key=lambda packet: packet.dts * packet.time_base):
+            out.mux(packet)
+    return path
+
+
+def noise(stream, seconds, late=0.0, flashes=FLASHES):
+    """Packets of `stream` with bursts at the flashes, silence between."""
+    rate, channels = stream.codec_context.sample_rate, len(stream.codec_context.layout.channels)
+    samples = np.zeros(round(seconds * rate), np.float32)
+    for flash in flashes:
+        start, end = (round(i * rate / RATE) for i in (flash, flash + 1))
+        samples[start:end] = np.random.default_rng(flash).uniform(-0.8, 0.8, len(samples[start:end]))
+    first = round(late * rate)
+    # One array whatever the layout: a resampler brings it into the encoder's own form.
+    frame = av.AudioFrame.from_ndarray(
+        np.ascontiguousarray(np.tile(samples[first:], (channels, 1))), format="fltp", layout=stream.codec_context.layout
+    )
+    frame.sample_rate, frame.time_base, frame.pts = rate, Fraction(1, rate), first
+    resampler = av.AudioResampler(
+        stream.codec_context.format, stream.codec_context.layout, rate, stream.codec_context.frame_size or 1024
+    )
+    parts = [*resampler.resample(frame), *resampler.resample(None)]
+    return [packet for part in [*parts, None] for packet in stream.encode(part)]
+
+
+def remuxed(path, source, change=lambda packet: [packet], keep=lambda stream: True):
+    """The packets of a clip in another container, after `change` has made a list of each."""
+    with av.open(str(source)) as file, av.open(str(path), "w") as out:
+        copies = {s.index: out.add_stream_from_template(s, opaque=True) for s in file.streams if keep(s)}
+        for packet in file.demux(*[file.streams[index] for index in copies]):
+            if packet.size:
+                for changed in change(packet):
+                    changed.stream = copies[packet.stream_index]
+                    out.mux(changed)
+    return path
+
+
+def with_extras(path, *, cover=None, attachments=(), tags=None, timecode=None, subtitles=None, audio=True):
+    """A second of picture and perhaps sound, and things that only some containers hold.
+
+    cover: bytes of a JPEG file; attachments: (name, type, content) each; subtitles: (codec, words).
+    """
+    with av.open(str(path), "w", container_options={"movflags": "use_metadata_tags"} if tags else {}) as out:
+        video = out.add_stream("libx264", rate=RATE, height=32, width=48, pix_fmt="yuv420p")
+        sound = out.add_stream("aac", rate=48000, layout="mono") if audio else None
+        art = out.add_stream("mjpeg", rate=1, height=32, width=48, pix_fmt="yuvj420p") if cover else None
+        text = out.add_stream(subtitles[0]) if subtitles else None
+        for attachment in attachments:
+            out.add_attachment(*attachment)
+        out.metadata.update(tags or {})
+        if timecode:
+            video.metadata["timecode"] = timecode
+        if art:
+            art.disposition = Disposition.attached_pic
+        if text:
+            text.codec_context.subtitle_header, text.time_base = ASS_HEADER, Fraction(1, 1000)
+            text.codec_context.time_base = Fraction(1, 1000)
+        out.start_encoding()
+        if art:
+            packet = av.Packet(cover)
+            packet.pts = packet.dts = 0
+            packet.stream, packet.is_keyframe = art, True
+            out.mux(packet)
+        if text:
+            words = av.subtitles.subtitle.SubtitleSet.create(b"0,0,Default,,0,0,0,," + subtitles[1], 0, 800, 100)
+            packet = text.codec_context.encode_subtitle(words)
+            packet.pts = packet.dts = 100
+            packet.duration, packet.time_base, packet.stream = 800, Fraction(1, 1000), text
+            out.mux(packet)
+        for i in range(RATE):
+            out.mux(video.encode(av.VideoFrame.from_ndarray(picture(seed=i), format="rgb24")))
+        out.mux(video.encode(None))
+        out.mux(noise(sound, 1) if sound else [])
+    return path
+
+
+ASS_HEADER = b"""[Script Info]
+ScriptType: v4.00+
+
+[V4+ Styles]
+Format: Name, Fontname, Fontsize, PrimaryColour, SecondaryColour, OutlineColour, BackColour, Bold, Italic, Underline, \
+StrikeOut, ScaleX, ScaleY, Spacing, Angle, BorderStyle, Outline, Shadow, Alignment, MarginL, MarginR, MarginV, Encoding
+Style: Default,Arial,16,&Hffffff,&Hffffff,&H0,&H0,0,0,0,0,100,100,0,0,1,1,0,2,10,10,10,1
+
+[Events]
+Format: Layer, Start, End, Style, Name, MarginL, MarginR, MarginV, Effect, Text
+"""

@@ -19,6 +19,7 @@ import pytest
 import torch
 from clips_made import film
 from models import TINY, offloaded, random_model, with_noise_levels
+from PIL import Image, ImageCms
 from safetensors import SafetensorError
 
 import stablevsr
@@ -32,7 +33,7 @@ from stablevsr.engine.state import RunState
 from stablevsr.engine.store import DiskStore
 from stablevsr.engine.upscale import upscale
 from stablevsr.engine.workspace import ArrayFile, open_workspace, workspace_path
-from stablevsr.errors import UserError
+from stablevsr.errors import IncompleteOutput, UserError
 from stablevsr.media import CODECS, Encoding, Writer, open_reader, open_writer, still_writer
 from stablevsr.media.paths import IMAGE_SUFFIXES
 from stablevsr.media.still_reader import FolderReader
@@ -356,7 +357,7 @@ NOTHING_TO_READ = "nothing may be read before the options are known to be good"
         ({"seed": -1}, "got seed -1"),
         ({"tile": 3}, "got tile 3"),
         ({"color_fix": "sepia"}, "got color_fix 'sepia'"),
-        ({"encoding": Encoding("av1")}, "Codec av1 is unknown"),
+        ({"encoding": Encoding("mjpeg")}, "Codec mjpeg is unknown"),
         ({"encoding": Encoding("h264", 99)}, "Quality 99 is out of range"),
         ({"side_by_side": Path("none/pair.mp4")}, "is not a folder"),
     ],
@@ -468,7 +469,7 @@ def noise_of(writer: Writer, channels: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, np.iinfo(kind).max + 1, (64, 96, channels), dtype=kind)
 
 
-ENCODINGS = [Encoding(name, crf) for name in CODECS for crf in (None, 0) if name != "ffv1" or crf is None]
+ENCODINGS = [Encoding(name, crf) for name in CODECS for crf in (None, 0) if CODECS[name].crf is not None or crf is None]
 OUTPUTS = [("out", None), *((f"out{suffix}", None) for suffix in (*IMAGE_SUFFIXES, ".webm"))]
 OUTPUTS += [(f"out{suffix}", encoding) for encoding in ENCODINGS for suffix in CODECS[encoding.codec].containers]
 
@@ -752,6 +753,32 @@ def test_another_depth_decodes_anew(model, clip, tmp_path, monkeypatch) -> None:
         upscale(model, reader, tmp_path / "out.mkv", steps=STEPS, **options)
     with open_reader(tmp_path / "expected.mkv") as a, open_reader(tmp_path / "out.mkv") as b:
         assert all(np.array_equal(x.image, y.image) for x, y in zip(a, b, strict=True))
+
+
+def test_an_icc_profile_goes_through_the_frame_table(model, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    for i, image in enumerate(pictures(2)):
+        Image.fromarray(image).save(tmp_path / f"in/{i}.png", icc_profile=profile if i else None)
+    with pytest.raises(Stopped):
+        run(model, tmp_path / "in", tmp_path / "out", progress=lambda event: event.phase != "denoise")
+    run(model, tmp_path / "in", tmp_path / "out")
+    found = [Image.open(path).info.get("icc_profile") for path in sorted((tmp_path / "out").iterdir())]
+    assert found == [None, profile]
+
+
+def test_sound_that_cannot_be_added_is_told_and_costs_no_picture(model, clip, tmp_path, monkeypatch) -> None:
+    real = Writer.__exit__
+
+    def closing(self: Writer, *error: object) -> None:
+        real(self, *error)
+        self.failures.append("stream 1 of in.mp4 is missing")
+
+    monkeypatch.setattr(Writer, "__exit__", closing)
+    with pytest.raises(IncompleteOutput, match="stream 1 of in.mp4 is missing"):
+        run(model, clip, tmp_path / "out")
+    assert np.array_equal(read_frames(tmp_path / "out"), sample_video(model, pictures(3), steps=STEPS))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
 
 
 def test_the_source_is_decoded_once(model, clip, tmp_path, monkeypatch) -> None:

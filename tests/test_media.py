@@ -258,7 +258,7 @@ def test_container_that_cannot_hold_the_audio(tmp_path):
 
 def test_sound_that_can_neither_be_held_nor_read_is_refused(tmp_path, monkeypatch):
     source = write_video(tmp_path / "a.mp4", [picture()], audio=0.1)
-    monkeypatch.setattr("stablevsr.media.copies._ENCODERS", {})
+    monkeypatch.setattr("stablevsr.media.sound.ENCODERS", {})
     message = refusal(upscale, source, tmp_path / "out.webm")
     assert "aac" in message
     assert ".mkv" in message
@@ -291,7 +291,7 @@ def test_subtitles_chapters_and_titles_come_along(tmp_path):
         assert file.streams.subtitles[0].language == "fra"
         assert [bytes(packet) for packet in file.demux(subtitles=0) if packet.size] == [b"Bonjour"]
     with open_reader(source) as reader, open_writer(tmp_path / "out.mp4", reader, height=32, width=48) as writer:
-        assert writer.notices == [".mp4 cannot hold srt subtitles, so they are left out."]
+        assert writer.notices == [".mp4 cannot hold srt subtitles, so they are converted to mov_text."]
         writer.write(picture(), next(iter(reader)))
 
 
@@ -876,16 +876,6 @@ def test_a_forced_folder_must_hold_nothing_but_images(tmp_path, monkeypatch):
             check_output(name, tmp_path / "in", force=True)
 
 
-def test_an_animated_png_is_read_as_its_first_picture_with_a_notice(tmp_path):
-    from PIL import Image
-
-    pictures = [Image.new("RGB", (4, 4), (60 * i, 0, 0)) for i in range(3)]
-    pictures[0].save(tmp_path / "a.png", save_all=True, append_images=pictures[1:])
-    with open_reader(tmp_path / "a.png") as reader:
-        assert len(list(reader)) == 1
-        assert any("several pictures" in notice for notice in reader.notices)
-
-
 def test_a_gap_in_the_numbers_is_told(tmp_path):
     for name in ("f1", "f2", "f5", "g1", "f0010"):
         iio.imwrite(tmp_path / f"{name}.png", picture())
@@ -1011,3 +1001,9 @@ def test_a_video_that_claims_too_many_pixels_is_refused(monkeypatch: pytest.Monk
     monkeypatch.setattr("stablevsr.media.video_reader.MAX_PIXELS", 80 * 60 - 1)
     with pytest.raises(UserError, match=r"demo\.mp4 is 80x60, but at most 4799 pixels can be read"):
         open_reader(Path(__file__).parent.parent / "stablevsr/assets/demo.mp4")
+
+
+def test_the_list_of_codecs_needs_neither_ffmpeg_nor_pillow() -> None:
+    """It is part of a command's help, which should come at once."""
+    code = "import sys; from stablevsr.media import CODECS; sys.exit(any(x in sys.modules for x in ('av', 'PIL')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

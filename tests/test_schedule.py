@@ -10,7 +10,8 @@ from stablevsr.architectures import LOW_RES_SCHEDULE, STABLEVSR_SCHEDULE
 from stablevsr.config import ScheduleConfig
 from stablevsr.errors import UserError
 from stablevsr.sampling import ddpm
-from stablevsr.sampling.config import SAMPLERS, ddim_step, dpm_solver_step, sampler_by_name
+from stablevsr.sampling.config import SAMPLERS
+from stablevsr.sampling.samplers import ddim_step, dpm_solver_step, sampler_by_name
 from stablevsr.sampling.schedule import alphas_cumprod, betas, run_steps, timesteps
 
 SCHEDULES = [

@@ -15,7 +15,7 @@ from stablevsr.cli.console import (
     stopped_by_signal,
 )
 from stablevsr.cli.parser import build_parser
-from stablevsr.errors import UserError
+from stablevsr.errors import IncompleteOutput, UserError
 
 log = logging.getLogger("stablevsr")
 
@@ -42,7 +42,7 @@ def told_in_a_sentence(run: Callable[[argparse.Namespace], int], options: argpar
         return FAILED
     except UserError as error:
         log.error("%s", error)
-        return BAD_INPUT
+        return FAILED if isinstance(error, IncompleteOutput) else BAD_INPUT
     except Exception as error:
         if options.debug:
             raise

@@ -1,5 +1,6 @@
 """The source into the workspace, decoded once: frames, alpha, and a table of their times and names."""
 
+import base64
 from collections.abc import Generator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -27,19 +28,26 @@ class Row:
     duration: int | None
     name: str | None
     has_alpha: bool
+    profile: int | None  # its place among the ICC profiles of the clip, which are few
 
     @classmethod
-    def of(cls, frame: Frame) -> "Row":
+    def of(cls, frame: Frame, profiles: list[bytes]) -> "Row":
+        """The row of a frame; a new profile is added to `profiles`."""
         time_base = None if frame.time_base is None else str(frame.time_base)
-        return cls(frame.pts, time_base, frame.duration, frame.name, frame.alpha is not None)
+        if frame.profile is not None and frame.profile not in profiles:
+            profiles.append(frame.profile)
+        profile = None if frame.profile is None else profiles.index(frame.profile)
+        return cls(frame.pts, time_base, frame.duration, frame.name, frame.alpha is not None, profile)
 
 
 class Footage:
     """A clip in a store."""
 
-    def __init__(self, frames: LowResFrames, alpha: Array, table: list[Row], cuts: list[int]) -> None:
+    def __init__(
+        self, frames: LowResFrames, alpha: Array, table: list[Row], profiles: list[bytes], cuts: list[int]
+    ) -> None:
         self.frames, self.cuts = frames, cuts
-        self._alpha, self._table = alpha, table
+        self._alpha, self._table, self._profiles = alpha, table, profiles
 
     def frame(self, index: int) -> Frame:
         """The frame as the reader gave it."""
@@ -51,6 +59,7 @@ class Footage:
             duration=row.duration,
             name=row.name,
             alpha=self._alpha.read(index).numpy() if row.has_alpha else None,
+            profile=None if row.profile is None else self._profiles[row.profile],
         )
 
 
@@ -67,21 +76,26 @@ def ingest(
     alpha = store.array("alpha", (clip.height, clip.width), dtype, CPU)
     known = workspace.noted("clip")
     if known is None:
-        table = []
+        table, profiles = [], []
         for frame in clip:
             array.write(len(table), torch.from_numpy(frame.image))
             if frame.alpha is not None:
                 alpha.write(len(table), torch.from_numpy(frame.alpha))
-            table.append(Row.of(frame))
+            table.append(Row.of(frame, profiles))
             yield Progress("read", len(table), max(len(table), clip.frame_count or 0))
         if not table:
             raise UserError(f"{clip.path} holds no frame")
     else:
         table = [Row(*row) for row in known["table"]]
+        profiles = [base64.b64decode(text) for text in known["profiles"]]
     frames = LowResFrames(array, len(table), (clip.height, clip.width))
     if known is None:
         store.flush()
         workspace.sync()
-        known = {"cuts": scene_cuts(config, frames), "table": [list(vars(row).values()) for row in table]}
+        known = {
+            "cuts": scene_cuts(config, frames),
+            "table": [list(vars(row).values()) for row in table],
+            "profiles": [base64.b64encode(profile).decode() for profile in profiles],
+        }
         workspace.note("clip", known)
-    return Footage(frames, alpha, table, known["cuts"])
+    return Footage(frames, alpha, table, profiles, known["cuts"])

@@ -17,7 +17,7 @@ WORTH_TELLING = 60.0  # seconds
 
 # Upper bounds in bytes a pixel: what noise takes, which nothing compresses; tests hold all writers to them.
 PER_SAMPLE = 1.02  # stills, for each byte of a sample: what cannot be compressed is stored as it is
-LOSSLESS = 3.4  # FFV1
+LOSSLESS = 3.4  # FFV1 and ProRes, for 8 bits
 LOSSY, LOSSY_AT_BEST = 0.9, 1.55  # other codecs at their usual quality, and at --crf 0
 OPTIONAL = frozenset({"flows", "pictures"})  # arrays that a run can do without
 PER_FRAME, PER_FILE = 2_000, 20_000  # headers and indices, in bytes
@@ -30,15 +30,19 @@ class Output:
     folder: Path  # on whose disk
     per_frame: int  # bytes
     once: int = PER_FILE  # bytes
+    copies: int = 1  # that are there at a time
 
     @classmethod
     def of(cls, writer: Writer, clip: Reader, encoding: Encoding | None, pixels: int, folder: Path) -> "Output":
         """The bounds for what `writer` makes of frames with so many pixels."""
         copied = clip.path.stat().st_size if clip.path.is_file() else 0  # at most: its sound and subtitles
-        return cls(folder, int(bytes_a_pixel(writer, clip, encoding) * pixels) + PER_FRAME, PER_FILE + copied)
+        # The picture is joined with sound and subtitles in a second file.
+        copies = 2 if output_kind(writer.path) == "video" else 1
+        per_frame = int(bytes_a_pixel(writer, clip, encoding) * pixels) + PER_FRAME
+        return cls(folder, per_frame, PER_FILE + copied, copies)
 
     def bytes(self, num_frames: int) -> int:
-        return self.per_frame * num_frames + self.once
+        return self.copies * self.per_frame * num_frames + self.once
 
 
 def bytes_a_pixel(writer: Writer, clip: Reader, encoding: Encoding | None) -> float:
@@ -48,7 +52,7 @@ def bytes_a_pixel(writer: Writer, clip: Reader, encoding: Encoding | None) -> fl
         return PER_SAMPLE * channels * (2 if writer.is_deep else 1)
     codec, options = (encoding or Encoding()).choose(writer.path.suffix.lower())
     if codec.crf is None:
-        return LOSSLESS
+        return LOSSLESS * (2 if codec.for_source(clip.is_deep).is_deep else 1)
     return LOSSY if int(options["crf"]) >= codec.crf else LOSSY_AT_BEST
 
 

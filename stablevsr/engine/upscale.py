@@ -20,7 +20,7 @@ from stablevsr.engine.progress import OnProgress, Progress, report
 from stablevsr.engine.run import Run
 from stablevsr.engine.store import DiskStore
 from stablevsr.engine.workspace import Workspace, open_workspace
-from stablevsr.errors import UserError
+from stablevsr.errors import IncompleteOutput, UserError
 from stablevsr.media import Encoding, Frame, Reader, Writer, check_output, open_reader, open_writer
 from stablevsr.model import StableVSR
 from stablevsr.sampling.config import SamplingConfig, resolve
@@ -69,6 +69,7 @@ def upscale(
     Raises:
         UserError: for options that make no sense, input that cannot be read, output that cannot be written, an
             unfinished run of other settings, and a disk that is too small.
+        IncompleteOutput: when the picture is in place, but sound or another stream could not be added to it.
         Stopped: when `progress` returned False.
     """
     output = Path(output)
@@ -107,6 +108,8 @@ def upscale(
                 report(progress, Progress(phase, index + 1, len(footage.frames)))
         if not keep_workspace:
             workspace.remove()
+        if writers.failures:
+            raise IncompleteOutput("; ".join(writers.failures))
         return len(footage.frames)
 
 
@@ -189,6 +192,11 @@ class Writers:
         if side_by_side:  # not in the workspace: its name may be on another disk
             pair = open_one(side_by_side, workspace.outside(side_by_side), 2 * SCALE * clip.width)
         return cls(open_one(output, workspace.folder / "output", SCALE * clip.width), pair, bounds)
+
+    @property
+    def failures(self) -> list[str]:
+        """What could not be added to a picture that is in place, once they are closed."""
+        return self.result.failures + (self.pair.failures if self.pair else [])
 
     @property
     def is_deep(self) -> bool:

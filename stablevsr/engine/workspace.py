@@ -10,7 +10,8 @@
     estimates.raw    the same for the clean estimates, where the sampler needs them
     pictures.raw     decoded frames, uint8 or uint16
     state.safetensors    how far the run is, and the last clean estimate
-    output           what is being written; renamed to the final name when whole
+    output           what is being written; renamed to the final name when whole. Beside it, for a moment each,
+                     output.rehearsal and output.joined, see `media.video_writer`
     outside.json     temporary files that had to lie elsewhere, to be removed after a crash
 
 Plain reads and writes instead of memory maps: a full disk is then an error that can be told, not a crash.
@@ -52,6 +53,8 @@ FILES = (
     "state.safetensors",
     "pictures.raw",
     "output",
+    "output.joined",
+    "output.rehearsal",
     "outside.json",
 )
 NUMPY = {torch.uint8: np.uint8, torch.uint16: np.uint16, torch.float32: np.float32}

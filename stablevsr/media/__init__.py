@@ -1,10 +1,13 @@
 """Frames in and out: videos, folders of images and single images as streams of RGB frames.
 
-Stills go through imageio, video through PyAV; nothing here knows about torch or the model. All bad input is reported
-as `stablevsr.errors.UserError`, one sentence that names the path.
+Stills go through imageio and Pillow, video through PyAV; nothing here knows about torch or the model. All bad input is
+reported as `stablevsr.errors.UserError`, one sentence that names the path.
+
+The names below are imported when they are first asked for, so that a command's help can list the codecs without
+loading FFmpeg.
 """
 
-import importlib
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -14,20 +17,6 @@ if TYPE_CHECKING:
     from stablevsr.media.part import PartReader
     from stablevsr.media.paths import check_output, natural_key, output_for
 
-# Imported when asked for: the command's parser reads the list of codecs, and should not wait for PyAV.
-_PLACES = {
-    "CODECS": "codecs",
-    "Encoding": "codecs",
-    "Frame": "frame",
-    "Reader": "frame",
-    "Writer": "frame",
-    "open_reader": "opening",
-    "open_writer": "opening",
-    "PartReader": "part",
-    "check_output": "paths",
-    "natural_key": "paths",
-    "output_for": "paths",
-}
 __all__ = [
     "CODECS",
     "Encoding",
@@ -42,10 +31,17 @@ __all__ = [
     "output_for",
 ]
 
+_HOMES = {
+    "codecs": ("CODECS", "Encoding"),
+    "frame": ("Frame", "Reader", "Writer"),
+    "opening": ("open_reader", "open_writer"),
+    "part": ("PartReader",),
+    "paths": ("check_output", "natural_key", "output_for"),
+}
+
 
 def __getattr__(name: str) -> object:
-    if name not in _PLACES:
-        raise AttributeError(f"module 'stablevsr.media' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"stablevsr.media.{_PLACES[name]}"), name)
-    globals()[name] = value
-    return value
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{home}"), name)
+    raise AttributeError(f"module {__name__} has no attribute {name}")

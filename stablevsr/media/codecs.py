@@ -1,37 +1,52 @@
 """The ways a video can be encoded."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Self
 
 from stablevsr.errors import UserError
 
 
 @dataclass(frozen=True)
 class Codec:
-    """An encoder of FFmpeg's with defaults that lose little."""
+    """An encoder of FFmpeg's with defaults that lose little.
+
+    encoder: FFmpeg's name.
+    pix_fmt, deep_pix_fmt: of the frames it gets; the second for sources of more than 8 bits a channel, where the codec
+        has a choice.
+    containers: suffixes.
+    crf: quality, lower is better and larger; None for encoders that know none.
+    """
 
     encoder: str
     pix_fmt: str
-    containers: tuple[str, ...]  # suffixes
-    crf: int | None  # quality: lower is better and larger; None for lossless encoders
+    containers: tuple[str, ...]
+    crf: int | None
     largest_crf: int = 51
     options: dict[str, str] = field(default_factory=dict)
+    deep_pix_fmt: str | None = None
 
     @property
     def is_deep(self) -> bool:
         """Whether frames of 16 bits a channel are wanted."""
-        return self.pix_fmt.endswith("10le")
+        return self.pix_fmt.endswith(("10le", "16le"))
+
+    def for_source(self, is_deep: bool) -> Self:
+        """The same codec, with more than 8 bits a channel where the source has them and the codec keeps them."""
+        return replace(self, pix_fmt=self.deep_pix_fmt) if is_deep and self.deep_pix_fmt else self
 
 
+_X265 = {"x265-params": "log-level=0"}
+_HEVC_CONTAINERS = (".mp4", ".m4v", ".mov", ".mkv")
 CODECS = {
     "h264": Codec("libx264", "yuv420p", (".mp4", ".m4v", ".mov", ".mkv", ".avi"), 12, options={"preset": "medium"}),
-    "hevc": Codec("libx265", "yuv420p", (".mp4", ".m4v", ".mov", ".mkv"), 14, options={"x265-params": "log-level=0"}),
-    "hevc10": Codec(
-        "libx265", "yuv420p10le", (".mp4", ".m4v", ".mov", ".mkv"), 14, options={"x265-params": "log-level=0"}
-    ),
+    "hevc": Codec("libx265", "yuv420p", _HEVC_CONTAINERS, 14, options=_X265),
+    "hevc10": Codec("libx265", "yuv420p10le", _HEVC_CONTAINERS, 14, options=_X265),
     "vp9": Codec(
         "libvpx-vp9", "yuv420p", (".webm", ".mkv", ".mp4"), 16, 63, {"b": "0", "row-mt": "1", "cpu-used": "2"}
     ),
-    "ffv1": Codec("ffv1", "bgr0", (".mkv", ".avi"), None),  # lossless
+    "av1": Codec("libsvtav1", "yuv420p10le", (".mp4", ".mkv", ".webm"), 16, 63, {"preset": "6"}),  # all decode 10 bits
+    "prores": Codec("prores_ks", "yuv422p10le", (".mov", ".mkv"), None, options={"profile": "3"}),  # 422 HQ
+    "ffv1": Codec("ffv1", "bgr0", (".mkv", ".avi"), None, deep_pix_fmt="gbrp16le"),  # lossless
 }
 
 
@@ -51,7 +66,8 @@ class Encoding:
         if suffix not in codec.containers:
             raise UserError(f"{suffix} cannot hold {name} video; use {' or '.join(codec.containers)}.")
         if self.crf is not None and codec.crf is None:
-            raise UserError(f"{name} is lossless, so a quality of {self.crf} means nothing; leave it out.")
+            kind = "is lossless" if name == "ffv1" else "has one quality"
+            raise UserError(f"{name} {kind}, so a quality of {self.crf} means nothing; leave it out.")
         crf = codec.crf if self.crf is None else self.crf
         if crf is None:
             return codec, codec.options

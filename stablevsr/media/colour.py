@@ -1,7 +1,10 @@
 """Between the YUV of video streams and RGB of 8 or 16 bits a channel.
 
-Reading trusts the stream's tags. YUV is always written as BT.709 in limited range, and `TAGS` says so in the file.
+Reading trusts the stream's tags. Primaries and transfer function are never converted: RGB keeps those of its source,
+and the file that is written says so (`labels`). The matrix of YUV is chosen anew, in limited range.
 """
+
+from dataclasses import dataclass
 
 import av
 import numpy as np
@@ -14,13 +17,49 @@ TAGS = {  # attributes of an encoder's context; for BT.709 swscale's number and 
     "color_range": ColorRange.MPEG,
 }
 
-_UNTAGGED = 2  # AVCOL_SPC_UNSPECIFIED
+UNTAGGED = 2  # AVCOL_SPC_UNSPECIFIED, AVCOL_PRI_UNSPECIFIED, AVCOL_TRC_UNSPECIFIED
+BT709 = 1
+_BT2020 = 9  # AVCOL_PRI_BT2020, and AVCOL_SPC_BT2020_NCL
+_LIMITED = 1  # AVCOL_RANGE_MPEG
 _SD_MATRIX, _HD_MATRIX = 6, 1  # AVCOL_SPC_SMPTE170M (BT.601), AVCOL_SPC_BT709
 
 # Without these flags swscale takes short cuts that are off by up to 3/255 and repeat chroma instead of filtering it.
 _EXACT = (
     Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
 )
+
+
+@dataclass(frozen=True)
+class Colours:
+    """What the numbers of an RGB picture mean, in FFmpeg's numbers: BT.709 and its transfer function by default."""
+
+    primaries: int = BT709
+    transfer: int = BT709
+
+    @classmethod
+    def of(cls, frame: av.VideoFrame) -> "Colours":
+        """As a frame says; what it leaves out counts as BT.709, as players show it."""
+        said = int(frame.color_primaries), int(frame.color_trc)
+        return cls(*(BT709 if number in (0, UNTAGGED) else number for number in said))  # 0 is reserved
+
+    @property
+    def matrix(self) -> int:
+        """The matrix to write YUV with. BT.2020 has its own, which some players take for granted."""
+        return _BT2020 if self.primaries == _BT2020 else BT709
+
+    def label_frame(self, frame: av.VideoFrame) -> None:
+        """Tell a frame for an encoder: ProRes believes it and not the encoder's context."""
+        frame.color_primaries, frame.color_trc = self.primaries, self.transfer
+        if _is_yuv(frame.format):
+            frame.colorspace = self.matrix
+
+    def label(self, context: av.VideoCodecContext) -> None:
+        """Tell an encoder, whose pixel format is set."""
+        context.color_primaries, context.color_trc = self.primaries, self.transfer
+        if context.pix_fmt.startswith("yuv"):
+            context.colorspace, context.color_range = self.matrix, ColorRange.MPEG
+        else:
+            context.colorspace, context.color_range = 0, ColorRange.JPEG  # AVCOL_SPC_RGB
 
 
 def bits(frame: av.VideoFrame) -> int:
@@ -40,15 +79,17 @@ def to_rgb(frame: av.VideoFrame, deep: bool = False) -> np.ndarray:
     Untagged YUV counts as BT.601 below 720 lines and BT.709 from there, limited range. Raises av.FFmpegError for a
     matrix that swscale does not know.
     """
-    if frame.colorspace == _UNTAGGED:
+    if frame.colorspace == UNTAGGED:
         frame.colorspace = _HD_MATRIX if frame.height >= 720 else _SD_MATRIX
     form = "rgb48le" if deep else "rgb24"
+    if _is_limited_gray(frame):
+        return _from_limited_gray(frame, deep)
     image = frame.reformat(format=form, dst_color_range=ColorRange.JPEG, interpolation=_EXACT).to_ndarray()
     return _scaled(image, 257, 256) if deep and _is_yuv(frame.format) else image
 
 
-def to_frame(image: np.ndarray, pix_fmt: str) -> av.VideoFrame:
-    """(h, w, 3) RGB, uint8 or uint16, to a frame for an encoder: YUV in BT.709 and limited range, or RGB as it is."""
+def to_frame(image: np.ndarray, pix_fmt: str, matrix: int = BT709) -> av.VideoFrame:
+    """(h, w, 3) RGB, uint8 or uint16, to a frame for an encoder: YUV of that matrix and limited range, or RGB."""
     deep = image.dtype == np.uint16
     if deep and pix_fmt.startswith("yuv"):
         image = _scaled(image, 256, 257)
@@ -57,11 +98,24 @@ def to_frame(image: np.ndarray, pix_fmt: str) -> av.VideoFrame:
         return rgb.reformat(format=pix_fmt)
     return rgb.reformat(
         format=pix_fmt,
-        dst_colorspace=Colorspace.ITU709,
+        dst_colorspace=matrix,
         src_color_range=ColorRange.JPEG,
         dst_color_range=ColorRange.MPEG,
         interpolation=_EXACT,
     )
+
+
+def _is_limited_gray(frame: av.VideoFrame) -> bool:
+    return not frame.format.is_rgb and len(frame.format.components) == 1 and frame.color_range == _LIMITED
+
+
+def _from_limited_gray(frame: av.VideoFrame, deep: bool) -> np.ndarray:
+    # swscale takes all gray for full range.
+    depth = bits(frame)
+    levels = frame.to_ndarray().astype(np.float32) / (1 << (depth - 8))
+    top = 65535 if deep else 255
+    gray = ((levels - 16) * (top / 219)).round().clip(0, top).astype(np.uint16 if deep else np.uint8)
+    return np.repeat(gray[..., None], 3, axis=2)
 
 
 def _is_yuv(form: av.VideoFormat) -> bool:

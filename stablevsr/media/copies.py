@@ -1,135 +1,233 @@
-"""Taking sound and subtitles of a source file along, packet by packet where the new container can hold them."""
+"""Sound, subtitles and attachments of a source file, written beside a picture that is finished."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import Protocol
 
 import av
+from av.format import Flags
 from av.stream import Discard
 
-from stablevsr.errors import UserError
-from stablevsr.media.video_reader import open_input
+from stablevsr.media.demuxing import open_input
+from stablevsr.media.sound import SoundTrack
+from stablevsr.media.subtitles import TextTrack
+from stablevsr.media.tags import Tags, describe
+from stablevsr.media.timeline import Timeline
+from stablevsr.media.tracks import Choice, add_copy
 
-_ENCODERS = {  # for sound that the container cannot hold; Matroska holds everything
-    "mp4": "aac",
-    "mov": "aac",
-    "webm": "libopus",
-    "avi": "mp3",
-}
-_OF_THE_FILE = ("encoder", "major_brand", "minor_version", "compatible_brands", "duration", "creation_time")
+_HARDLY = Fraction(1, 40)  # seconds between sound and picture that nobody notices
+
+
+class TrackError(Exception):
+    """A stream that cannot be written to its end; the others can without it."""
+
+    def __init__(self, index: int, reason: str) -> None:
+        super().__init__(reason)
+        self.index = index
+
+
+class _Track(Protocol):
+    stream: av.stream.Stream
+    damaged: int
+
+    def feed(self, packet: av.Packet) -> list[av.Packet]: ...
+
+    def finish(self) -> list[av.Packet]: ...
+
+
+class _CopiedTrack:
+    """Packets as they are, without those that an edit list or a trim has cut off.
+
+    The last of these is kept where it hardly shows, because decoders start up on it. `hides`: whether the container
+    can say that what comes before 0 is not to be heard.
+    """
+
+    def __init__(self, stream: av.stream.Stream, hides: bool) -> None:
+        self.stream, self.damaged, self._hides = stream, 0, hides
+        self._start_up: av.Packet | None = None
+
+    def feed(self, packet: av.Packet) -> list[av.Packet]:
+        if packet.is_discard:
+            self._start_up = packet if self._hides or _time(packet) >= -_HARDLY else None
+            return []
+        start_up, self._start_up = self._start_up, None
+        return [start_up, packet] if start_up else [packet]
+
+    def finish(self) -> list[av.Packet]:
+        return []
 
 
 class StreamCopies:
-    """All audio and subtitle streams of the file at `source`, fed to `output` in step with its video.
+    """The chosen streams of the file at `source`, fed to `output` in step with its picture.
 
     The file is opened here afresh, so it does not matter how far its video has been read; one packet is held at a
-    time. Chapters and main metadata come along, too. `notices` says what had to be encoded again or left out.
-    Raises UserError when `output`, which becomes the file at `target`, cannot hold a sound that cannot be decoded.
+    time. `until`: seconds of the source after which nothing is read, for a rehearsal.
     """
 
-    def __init__(self, source: Path, output: av.container.OutputContainer, target: Path) -> None:
-        self._source, self._output, self._target = source, output, target
+    def __init__(
+        self,
+        source: Path,
+        output: av.container.OutputContainer,
+        choices: list[Choice],
+        timeline: Timeline,
+        until: Fraction | None = None,
+    ) -> None:
+        self._path, self._output, self._until, self._timeline = source, output, until, timeline
         self._input = open_input(source)
-        self.notices: list[str] = []
-        self._copies: dict[int, av.stream.Stream] = {}
-        self._recoders: dict[int, _Recoder] = {}
+        self._tracks: dict[int, _Track] = {}
+        self._covers: dict[int, av.stream.Stream] = {}
+        self.failures: list[str] = []
+        try:
+            for choice in choices:
+                self._add(choice)
+        except BaseException:
+            self._input.close()
+            raise
+        self._clocks = {index: timeline.clock() for index in self._tracks}
+        self._places = {index: Placer(track.stream, output) for index, track in self._tracks.items()}
         for stream in self._input.streams:
-            if stream.type == "audio":
-                self._add_audio(stream)
-            elif stream.type == "subtitle":
-                self._add_subtitles(stream)
-        for stream in self._input.streams:
-            if stream.index not in self._copies and stream.index not in self._recoders:
+            if stream.index not in self._tracks and stream.index not in self._covers:
                 stream.discard = Discard.all  # lets the demuxer skip the video's bytes
-        output.metadata.update({k: v for k, v in self._input.metadata.items() if k.lower() not in _OF_THE_FILE})
-        output.set_chapters(self._input.chapters())
         self._packets = self._read()
-        self._next = next(self._packets, None)
+        self._next: av.Packet | None = None
+        self._begun = False
 
     def copy_until(self, time: Fraction | None) -> None:
-        """Write the packets that are due by `time` seconds; all that are left for None."""
-        while self._next is not None and (time is None or self._next.dts * self._next.time_base <= time):
+        """Write the packets that are due by `time` seconds; all that are left for None. Raises TrackError."""
+        if not self._begun:  # not earlier, because the first packet makes the output write its header
+            self._begun, self._next = True, next(self._packets, None)
+        while self._next is not None and (time is None or _time(self._next) <= time):
             index = self._next.stream_index
-            if index in self._recoders:
-                self._output.mux(self._recoders[index].encode(self._next))
-            else:
-                self._next.stream = self._copies[index]
-                self._output.mux_one(self._next)
+            self._write(index, lambda packet=self._next, track=self._tracks[index]: track.feed(packet))
             self._next = next(self._packets, None)
         if time is None:
-            for recoder in self._recoders.values():
-                self._output.mux(recoder.finish())
+            for index, track in self._tracks.items():
+                self._write(index, track.finish)
+                if track.damaged:
+                    self.failures.append(
+                        f"{self._path}: {track.damaged} packets of stream {index} are damaged and could not be used."
+                    )
 
     def close(self) -> None:
+        """Let go of the source."""
         self._input.close()
 
-    def _add_audio(self, stream: av.AudioStream) -> None:
-        try:
-            copy = self._copies[stream.index] = self._output.add_stream_from_template(stream)
-        except ValueError as error:
-            codec = getattr(stream, "name", None)  # absent when FFmpeg does not know the codec
-            encoder = _ENCODERS.get(self._output.format.name)
-            if codec is None or encoder not in av.codecs_available:
-                way_out = "convert that audio" if self._target.suffix == ".mkv" else "write a .mkv file"
-                raise UserError(
-                    f"{self._target} cannot hold the {codec or 'unknown'} audio of {self._source}; {way_out} instead."
-                ) from error
-            self._recoders[stream.index] = _Recoder(stream, self._output, encoder)
-            copy = self._recoders[stream.index].stream
-            self.notices.append(
-                f"{self._target.suffix} cannot hold {codec} audio, so it is encoded again as {copy.name}; "
-                "a .mkv file would keep it."
-            )
-        _describe(copy, stream)
-
-    def _add_subtitles(self, stream: av.stream.Stream) -> None:
-        try:
-            copy = self._copies[stream.index] = self._output.add_stream_from_template(stream)
-        except ValueError:
-            codec = getattr(stream, "name", None) or "unknown"
-            self.notices.append(f"{self._target.suffix} cannot hold {codec} subtitles, so they are left out.")
+    def _add(self, choice: Choice) -> None:
+        stream = self._input.streams[choice.index]
+        if choice.how == "attach":
+            self._output.add_attachment(*choice.attachment)
+            return
+        if choice.how == "cover":
+            copy = self._covers[stream.index] = self._output.add_stream_from_template(stream, opaque=True)
+        elif choice.how == "sound":
+            track = SoundTrack(stream, self._output, choice.sound, choice.origin)
+            copy = track.stream
+            self._tracks[stream.index] = track
+        elif choice.how == "text":
+            track = TextTrack(stream, self._output, self._output.format.name)
+            copy = track.stream
+            self._tracks[stream.index] = track
         else:
-            _describe(copy, stream)
+            copy = add_copy(self._output, stream)
+            self._tracks[stream.index] = _CopiedTrack(copy, self._output.format.name in ("mp4", "mov"))
+        describe(copy, stream)
+
+    def _write(self, index: int, packets: Callable[[], list[av.Packet]]) -> None:
+        try:
+            for packet in packets():
+                if self._places[index].place(packet):
+                    self._output.mux_one(packet)
+        except (av.FFmpegError, ValueError) as error:
+            raise TrackError(index, getattr(error, "strerror", None) or str(error)) from error
 
     def _read(self) -> Iterator[av.Packet]:
-        wanted = [self._input.streams[index] for index in (*self._copies, *self._recoders)]
+        wanted = [self._input.streams[index] for index in (*self._covers, *self._tracks)]
         packets = self._input.demux(*wanted) if wanted else iter(())
         while True:
             try:
                 packet = next(packets, None)
             except av.FFmpegError as error:
-                raise UserError(
-                    f"The audio of {self._source} cannot be read to its end ({error.strerror}); repair the file first."
-                ) from error
+                self.failures.append(
+                    f"The audio of {self._path} cannot be read to its end ({error.strerror}); repair the file first."
+                )
+                return
             if packet is None:
                 return
-            if packet.dts is not None:  # the demuxer ends with an empty packet per stream
-                yield packet
+            if not packet.size:  # the demuxer ends with an empty packet per stream
+                continue
+            if packet.stream_index in self._covers:
+                self._write_cover(packet)
+                continue
+            self._clocks[packet.stream_index].move(packet)
+            self._complete(packet)
+            if self._until is not None and _time(packet) > self._until:
+                return
+            yield packet
+
+    def _write_cover(self, packet: av.Packet) -> None:
+        cover = self._covers.pop(packet.stream_index, None)
+        if cover is not None:
+            packet.pts = packet.dts = 0
+            packet.stream = cover
+            self._output.mux_one(packet)
+
+    def _complete(self, packet: av.Packet) -> None:
+        """Give a packet that has none a time of decoding, and one that has neither time the one it follows."""
+        if packet.dts is None:
+            packet.dts = packet.pts if packet.pts is not None else self._places[packet.stream_index].expected(packet)
+        if packet.pts is None:
+            packet.pts = packet.dts
 
 
-class _Recoder:
-    """Sound decoded and encoded again."""
+class Placer:
+    """Puts the packets of one stream on the clock of an output, each after the one before it."""
 
-    def __init__(self, source: av.AudioStream, output: av.container.OutputContainer, encoder: str) -> None:
-        context = source.codec_context
-        # Opus knows 48 kHz only; the others take what comes, within their own lists.
-        rate = 48000 if encoder == "libopus" else min(context.sample_rate, 48000)
-        layout = context.layout.name if context.layout.nb_channels <= 2 or encoder == "aac" else "stereo"
-        self.stream = output.add_stream(encoder, rate=rate, layout=layout)
-        self._decoder = context
-        self._resampler = av.AudioResampler(self.stream.codec_context.format, layout, rate)
+    def __init__(self, stream: av.stream.Stream, output: av.container.OutputContainer) -> None:
+        self._stream = stream
+        # Containers that store times roughly have several packets at one time.
+        self._step = 0 if output.format.flags & Flags.ts_nonstrict.value else 1
+        self._overlaps = stream.type == "audio"  # else packets at one time are lines of text
+        self._last: int | None = None
+        self._latest: int | None = None  # as the source has it
+        self._end = Fraction(0)  # of the packet before, in seconds
 
-    def encode(self, packet: av.Packet) -> list[av.Packet]:
-        return self._pack(packet.decode())
+    def expected(self, packet: av.Packet) -> int:
+        """When `packet` is due if it follows the one before, in its own units."""
+        return round(self._end / packet.time_base)
 
-    def finish(self) -> list[av.Packet]:
-        # What decoder, resampler and encoder still hold, in this order.
-        return [*self._pack(self._decoder.decode(None)), *self._pack([None]), *self.stream.encode(None)]
+    def place(self, packet: av.Packet) -> bool:
+        """Give the packet the stream's units and a time of decoding that rises; False where it must be left out.
 
-    def _pack(self, frames: list[av.AudioFrame | None]) -> list[av.Packet]:
-        return [out for frame in frames for part in self._resampler.resample(frame) for out in self.stream.encode(part)]
+        That is sound which runs back, as where the sound of one recording lasts longer than its picture.
+        """
+        base = self._stream.time_base
+        self._end = (packet.dts + (packet.duration or 0)) * packet.time_base
+        shown, decoded = (round(time * packet.time_base / base) for time in (packet.pts, packet.dts))
+        if self._last is not None:
+            if self._overlaps and decoded < self._latest:
+                return False
+            self._latest, decoded = decoded, max(decoded, self._last + self._step)
+        else:
+            self._latest = decoded
+        packet.duration = round((packet.duration or 0) * packet.time_base / base)
+        packet.pts, packet.dts, packet.time_base = max(shown, decoded), decoded, base
+        packet.stream, self._last = self._stream, decoded
+        return True
 
 
-def _describe(copy: av.stream.Stream, stream: av.stream.Stream) -> None:
-    copy.disposition = stream.disposition
-    copy.metadata.update({key: value for key, value in stream.metadata.items() if key in ("language", "title")})
+def write_tags(tags: Tags, output: av.container.OutputContainer, picture: av.VideoStream, later: Fraction) -> None:
+    """Put what a source says of itself into an output that is not begun, its chapters `later` by so many seconds."""
+    output.metadata.update(tags.metadata)
+    output.set_chapters([_moved(chapter, later) for chapter in tags.chapters])
+    if tags.timecode:
+        picture.metadata["timecode"] = tags.timecode
+
+
+def _moved(chapter: dict, later: Fraction) -> dict:
+    ticks = round(later / chapter["time_base"])
+    return {**chapter, "start": max(0, chapter["start"] + ticks), "end": max(0, chapter["end"] + ticks)}
+
+
+def _time(packet: av.Packet) -> Fraction:
+    return packet.dts * packet.time_base

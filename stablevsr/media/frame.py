@@ -14,6 +14,7 @@ import numpy as np
 
 from stablevsr.atomic import hidden_sibling, put_in_place, remove
 from stablevsr.errors import UserError
+from stablevsr.media.colour import Colours
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +26,7 @@ class Frame:
     pts, duration: when the frame is shown and for how long, in units of time_base seconds; None for stills.
     name: what the frame is called, without a suffix; None for video.
     alpha: (h, w) of the image's type, 0 where nothing is seen of it; None for pictures without transparency.
+    profile: the ICC profile that explains the image's numbers, as in its file; None where there is none.
     """
 
     image: np.ndarray
@@ -33,6 +35,7 @@ class Frame:
     duration: int | None = None
     name: str | None = None
     alpha: np.ndarray | None = None
+    profile: bytes | None = None
 
 
 class Reader(ABC):
@@ -48,6 +51,7 @@ class Reader(ABC):
     has_audio: whether the file holds sound.
     is_deep: whether it holds more than 8 bits a channel.
     has_alpha: whether some of its frames have an alpha channel.
+    colours: what the numbers of its pictures mean.
     notices: sentences the user should be shown, complete once the reader is open.
     """
 
@@ -62,6 +66,7 @@ class Reader(ABC):
     has_audio: bool = False
     is_deep: bool = False
     has_alpha: bool = False
+    colours: Colours = Colours()
     notices: list[str]
 
     def __init__(self, path: Path) -> None:
@@ -81,6 +86,10 @@ class Reader(ABC):
         self._passes.callback(frames.close)
         return frames
 
+    def frame_times(self) -> Iterator[Fraction] | None:
+        """When the frames are shown, in seconds, without decoding them; None where the file does not say."""
+        return None
+
     @abstractmethod
     def _frames(self) -> Generator[Frame, None, None]: ...
 
@@ -91,6 +100,8 @@ class Writer(ABC):
     `notices`: sentences the user should be shown, complete once the writer is open.
     `is_deep`: whether frames of 16 bits a channel are wanted.
     `takes_alpha`: whether frames may have a fourth channel.
+    `failures`: sentences about what could not be added to the picture at the end (sound, subtitles), complete when the
+    block has ended; the picture is in place all the same, and a command should exit with 1.
     When the block ends with any exception the temporary goes away and whatever stood under `path` still does.
     """
 
@@ -102,6 +113,7 @@ class Writer(ABC):
         self._size = (height, width)
         self._part = part or hidden_sibling(path)
         self.notices: list[str] = []
+        self.failures: list[str] = []
         remove(self._part)  # of a process killed while writing
         self._count = 0
 

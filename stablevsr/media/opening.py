@@ -4,6 +4,7 @@ from itertools import islice
 from pathlib import Path
 
 from stablevsr.errors import UserError
+from stablevsr.media.animation_reader import AnimationReader, is_animated
 from stablevsr.media.codecs import Encoding
 from stablevsr.media.frame import Reader, Writer
 from stablevsr.media.paths import IMAGE_SUFFIXES, check_output, output_kind
@@ -14,13 +15,15 @@ from stablevsr.media.video_writer import VideoWriter
 
 
 def open_reader(path: str | Path, allow_truncated: bool = False, allow_hdr: bool = False) -> Reader:
-    """Open a folder of images, a single image (a clip of one frame) or, for any other file, a video.
+    """Open a folder of images, a single image (a clip of one frame), an animated one or, for any other file, a video.
 
     `allow_truncated`: read a video that ends early as far as it goes, with a notice; `allow_hdr`: read HDR video as
     if it were not, with a notice.
     Raises UserError when `path` is missing or is not what it should be; the message names it.
     """
     path = Path(path)
+    if path.is_file() and is_animated(path):
+        return AnimationReader(path)
     if path.is_dir() or (path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES):
         return FolderReader(path)
     if path.is_file():
@@ -46,7 +49,8 @@ def open_writer(
     one image, anything without a suffix a folder of PNG files. It is written to `part`, by default a hidden name beside
     `path`, and must be on the same file system; what a killed process left there is removed. `encoding`
     chooses codec and quality of a video. Raises UserError for what
-    `check_output` refuses, an image for a source of more than one frame, and audio that the container cannot hold.
+    `check_output` refuses, an image for a source of more than one frame or larger than its format allows, and for
+    whatever of a video its container, encoder or the source's other streams make impossible (they are rehearsed).
     """
     check_output(path, source.path, force)
     kind = output_kind(path)

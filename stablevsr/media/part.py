@@ -1,8 +1,9 @@
 """A part of a clip."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import replace
+from fractions import Fraction
 from itertools import islice
 
 from stablevsr.errors import UserError
@@ -27,11 +28,19 @@ class PartReader(Reader):
         self.height, self.width = source.height, source.width
         self.frame_rate, self.time_base = source.frame_rate, source.time_base
         self.sample_aspect_ratio = source.sample_aspect_ratio
-        self.is_deep, self.has_alpha = source.is_deep, source.has_alpha
+        self.is_deep, self.has_alpha, self.colours = source.is_deep, source.has_alpha, source.colours
         self.frame_count = None if count is None else min(count, last or count) - first
         self.notices = [*source.notices]
         if source.has_audio:
             self.notices.append(f"{source.path}: only a part is taken, without its audio.")
+
+    def frame_times(self) -> Iterator[Fraction] | None:
+        """Those of the part, in seconds, the first of which is 0; None where the source does not say."""
+        times = self._source.frame_times()
+        if times is None:
+            return None
+        found = list(islice(times, self._first, self._last))
+        return iter([time - found[0] for time in found])
 
     def _frames(self) -> Generator[Frame, None, None]:
         start, found = None, False

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from stablevsr.errors import UserError
+from stablevsr.media.animation_reader import is_animated
 
 VIDEO_FORMATS = {  # suffix -> FFmpeg's name of the container, given explicitly because temporaries have no suffix
     ".mp4": "mp4",
@@ -33,7 +34,8 @@ def output_for(source: Path, folder: Path) -> Path:
         return folder / source.resolve().name.replace(".", "_")  # a suffix would say that it is a file
     if suffix in VIDEO_FORMATS:
         return folder / source.name
-    return folder / f"{source.stem}{'.png' if suffix in IMAGE_SUFFIXES else '.mp4'}"
+    is_still = suffix in IMAGE_SUFFIXES and not is_animated(source)
+    return folder / f"{source.stem}{'.png' if is_still else '.mp4'}"
 
 
 def output_kind(path: str | Path) -> Kind:

@@ -12,6 +12,7 @@ import numpy as np
 
 from stablevsr.errors import UserError
 from stablevsr.media.orientation import Orientation
+from stablevsr.media.profiles import is_gray, read_profile, to_srgb
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -71,6 +72,19 @@ def read_image(path: Path, header: StillHeader) -> np.ndarray:
     except Exception as error:  # as above
         raise _unreadable(path) from error
     return np.ascontiguousarray(header.orientation.apply(image))
+
+
+def read_with_profile(path: Path, header: StillHeader) -> tuple[np.ndarray, bytes | None]:
+    """As `read_image`, and the ICC profile that explains the numbers; gray that has one is converted to sRGB."""
+    image = read_image(path, header)
+    try:
+        profile = read_profile(path)
+    except Exception as error:  # as above
+        raise _unreadable(path) from error
+    if profile is None or not is_gray(profile):
+        return image, profile
+    image[..., :3] = to_srgb(image[..., :3], profile)
+    return image, None
 
 
 def _png_header(path: Path, file: BinaryIO) -> StillHeader:

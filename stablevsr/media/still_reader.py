@@ -13,7 +13,7 @@ from stablevsr.errors import UserError
 from stablevsr.media.alpha import split_alpha
 from stablevsr.media.frame import Frame, Reader
 from stablevsr.media.paths import IMAGE_SUFFIXES, natural_key
-from stablevsr.media.still import StillHeader, read_header, read_image
+from stablevsr.media.still import StillHeader, read_header, read_with_profile
 
 STILL_RATE = Fraction(25)  # images carry no rate; FFmpeg assumes 25 for them too
 
@@ -45,13 +45,13 @@ class FolderReader(Reader):
 
     def _frames(self) -> Generator[Frame, None, None]:
         for (file, header), name in zip(self._stills, self._names, strict=True):
-            image = read_image(file, header)
+            image, profile = read_with_profile(file, header)
             if image.shape[:2] != (self.height, self.width):  # the file was changed after the folder was opened
                 raise _size_error(file, image.shape[0], image.shape[1], *self._stills[0])
             if self.is_deep and not header.deep:
                 image = image.astype(np.uint16) * 257
             colours, alpha = split_alpha(image)
-            yield Frame(colours, name=name, alpha=alpha)
+            yield Frame(colours, name=name, alpha=alpha, profile=profile)
 
     def _list(self) -> list[Path]:
         try:

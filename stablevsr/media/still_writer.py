@@ -1,6 +1,6 @@
 """Frames written as a folder of PNG files, or as one image."""
 
-import os
+import io
 from fractions import Fraction
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import numpy as np
 from stablevsr.atomic import sync
 from stablevsr.errors import UserError
 from stablevsr.media.frame import Frame, Reader, Writer
+from stablevsr.media.profiles import to_srgb, with_png_profile, with_tiff_profile
 
 _OPTIONS = {  # the best each lossy format can do
     ".jpg": {"quality": 95, "subsampling": 0},
@@ -22,6 +23,12 @@ _DEEP = {  # FFmpeg's encoders for 16 bits a channel, which Pillow does not writ
     ".tif": ("tiff", "le"),
     ".tiff": ("tiff", "le"),
 }
+_WITH_PROFILE = {  # and how it gets into what FFmpeg encodes, which leaves it out
+    "png": with_png_profile,
+    "tiff": with_tiff_profile,
+}
+_WITHOUT_PROFILE = (".bmp",)
+_LONGEST_SIDE = {".webp": 16383, ".jpg": 65500, ".jpeg": 65500}  # pixels
 _WITH_ALPHA = (".png", ".tif", ".tiff", ".webp")
 
 
@@ -39,7 +46,7 @@ class FolderWriter(Writer):
     def _write(self, image: np.ndarray, frame: Frame) -> None:
         name = frame.name or f"frame_{self._count + 1:06d}"
         with self._reporting():
-            _save(self._part / f"{name}.png", ".png", image)
+            _save(self._part / f"{name}.png", ".png", image, frame.profile)
 
     def _finish(self) -> None:
         sync(self._part)
@@ -51,6 +58,12 @@ class ImageWriter(Writer):
     def __init__(self, path: Path, source: Reader, height: int, width: int, part: Path | None = None) -> None:
         super().__init__(path, height, width, part)
         suffix = path.suffix.lower()
+        longest = _LONGEST_SIDE.get(suffix)
+        if longest and max(height, width) > longest:
+            raise UserError(
+                f"{path} would be {width}x{height}, but {suffix} holds at most {longest} pixels a side; "
+                "write a .png or .tif."
+            )
         self.is_deep, self.takes_alpha = source.is_deep and suffix in _DEEP, suffix in _WITH_ALPHA
         if source.is_deep and not self.is_deep:
             self.notices.append(f"{suffix} gets 8 bits a channel, though {source.path} has more; a .png keeps 16.")
@@ -59,26 +72,36 @@ class ImageWriter(Writer):
         if self._count:
             raise UserError(f"{self.path} is a single image, but there is more than one frame; write to a folder.")
         with self._reporting():
-            _save(self._part, self.path.suffix.lower(), image)
+            _save(self._part, self.path.suffix.lower(), image, frame.profile)
 
     def _finish(self) -> None:
         pass  # written and flushed with its only frame
 
 
-def _save(file: Path, suffix: str, image: np.ndarray) -> None:
+def _save(file: Path, suffix: str, image: np.ndarray, profile: bytes | None) -> None:
+    if profile and suffix in _WITHOUT_PROFILE:
+        image, profile = to_srgb(image, profile), None
     with file.open("xb") as stream:  # "x": two frames of one name must not overwrite each other
-        if image.dtype == np.uint16:
-            stream.write(_encode_deep(image, *_DEEP[suffix]))
-        else:
-            iio.imwrite(stream, image, plugin="pillow", extension=suffix, **_OPTIONS.get(suffix, {}))
-        stream.flush()
-        os.fsync(stream.fileno())
+        stream.write(
+            _encode_deep(image, *_DEEP[suffix], profile)
+            if image.dtype == np.uint16
+            else _encode(image, suffix, profile)
+        )
+    sync(file)
 
 
-def _encode_deep(image: np.ndarray, codec: str, order: str) -> bytes:
+def _encode(image: np.ndarray, suffix: str, profile: bytes | None) -> bytes:
+    options = _OPTIONS.get(suffix, {}) | ({"icc_profile": profile} if profile else {})
+    encoded = io.BytesIO()
+    iio.imwrite(encoded, image, plugin="pillow", extension=suffix, **options)
+    return encoded.getvalue()
+
+
+def _encode_deep(image: np.ndarray, codec: str, order: str, profile: bytes | None) -> bytes:
     form = "rgb48" if image.shape[2] == 3 else "rgba64"
     context = av.CodecContext.create(codec, "w")
     context.height, context.width = image.shape[:2]
     context.pix_fmt, context.time_base = form + order, Fraction(1)
     frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format=f"{form}le")
-    return b"".join(bytes(packet) for packet in [*context.encode(frame), *context.encode(None)])
+    encoded = b"".join(bytes(packet) for packet in [*context.encode(frame), *context.encode(None)])
+    return _WITH_PROFILE[codec](encoded, profile) if profile else encoded

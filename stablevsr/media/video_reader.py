@@ -3,43 +3,36 @@
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 
 import av
 import numpy as np
 from av.container import Flags
 from av.sidedata.sidedata import Type as SideData
-from av.stream import Disposition
 from av.video.reformatter import ColorTrc
 
 from stablevsr.errors import UserError
-from stablevsr.media.colour import bits, is_transparent, to_rgb
+from stablevsr.media.colour import Colours, bits, is_transparent, to_rgb
 from stablevsr.media.deinterlacing import deinterlaced
+from stablevsr.media.demuxing import HELP, codec_name, open_input, picture_streams
 from stablevsr.media.frame import Frame, Reader
 from stablevsr.media.orientation import Orientation
 from stablevsr.media.still import MAX_PIXELS
+from stablevsr.media.timeline import Timeline
 from stablevsr.media.truncation import missing_bytes
 
-_HELP = "give a video file, an image or a folder of images"
-_UNKNOWN_RATE = Fraction(25)
+_UNKNOWN_RATE, _HIGHEST_RATE = Fraction(25), 1000  # frames a second
 HDR = (ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67)
-
-
-# Old files have tags that are not UTF-8. PyAV 19 keeps their bytes; before, it raised unless told otherwise.
-_TAG_OPTIONS = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "replace"}
-
-
-def open_input(path: Path) -> av.container.InputContainer:
-    """Open a file for reading with FFmpeg; raises UserError when it makes no sense of it."""
-    try:
-        # Absolute, because FFmpeg would take "a:b.mp4" for a URL.
-        return av.open(str(path.absolute()), **_TAG_OPTIONS)
-    except av.FFmpegError as error:
-        raise UserError(f"{path} cannot be opened as a video ({error.strerror}); {_HELP}.") from error
+_LOOKED_AT = 32  # packets that show whether times are wrong
+_LEAD = 2000  # packets among which a key frame is looked for
 
 
 class VideoReader(Reader):
-    """The first video stream of a file that is not cover art: turned upright, deinterlaced, converted to RGB.
+    """The picture of a file (`demuxing.picture_streams` chooses the stream): upright, deinterlaced, converted to RGB.
+
+    Times begin at 0 and run on where MPEG streams count from elsewhere or start again (`timeline`). What comes before
+    the first key frame is left out, with a notice: it cannot be decoded.
 
     Opening decodes the first frame to learn the size; each pass then opens the file afresh. Raises UserError when the
     file is not a video, a frame cannot be decoded, or the picture's size changes on the way.
@@ -48,21 +41,38 @@ class VideoReader(Reader):
     def __init__(self, path: Path, allow_truncated: bool = False, allow_hdr: bool = False) -> None:
         super().__init__(path)
         self._check_whole(allow_truncated)
+        self._skipped = 0  # packets before the first key frame
+        with self._open() as (container, stream):
+            self._tell_others(container)
+            self._skipped = _packets_before_key_frame(container, stream)
+        if self._skipped:
+            self.notices.append(
+                f"{path} begins inside a group of pictures; what comes before its first key frame cannot be decoded "
+                "and is left out."
+            )
+        self.timeline = Timeline(path)
+        if self.timeline.seams:
+            self.notices.append(
+                f"{path} is joined from {self.timeline.seams + 1} recordings, which are laid end to end."
+            )
+        with self._open() as (container, stream):
+            self._shown_as_decoded = self._has_wrong_times(container, stream)
         with self._open() as (container, stream):
             first = next(self._decode(container, stream), None)
             if first is None:
-                raise UserError(f"{path} has a video stream without a single frame; {_HELP}.")
+                raise UserError(f"{path} has a video stream without a single frame; {HELP}.")
             if first.color_trc in HDR and not allow_hdr:
                 raise UserError(
                     f"{path} is HDR video, which would come out with flat colours; "
                     "convert it to BT.709 first, or pass --allow-hdr."
                 )
-            self.frame_rate = stream.average_rate or stream.guessed_rate or _UNKNOWN_RATE
+            self.frame_rate = _frame_rate(stream)
             self.time_base = stream.time_base
             self.sample_aspect_ratio = stream.sample_aspect_ratio or Fraction(1)
-            self.frame_count = stream.frames or None
+            self.frame_count = max(0, stream.frames - self._skipped) or None
             self.has_audio = bool(container.streams.audio)
             self.is_deep = bits(first) > 8
+            self.colours = Colours.of(first)
             if first.color_trc in HDR:
                 self.notices.append(f"{path}: HDR is read as if it were not, so colours will look flat.")
             if first.interlaced_frame:
@@ -73,6 +83,38 @@ class VideoReader(Reader):
         self.height, self.width = _upright_size(first)
         if _orientation(first).transpose:
             self.sample_aspect_ratio = 1 / self.sample_aspect_ratio
+
+    def frame_times(self) -> Iterator[Fraction] | None:
+        """When the frames are shown, in seconds, from the packets alone; None where a packet does not say."""
+        with self._open() as (container, stream):
+            try:
+                times = [
+                    packet.pts for packet in self._packets(container, stream) if packet.size and not packet.is_discard
+                ]
+            except av.FFmpegError:
+                return None  # a damaged file; reading its frames will tell
+            base = stream.time_base
+        return None if None in times else iter([time * base for time in sorted(times)])
+
+    def _has_wrong_times(self, container: av.container.InputContainer, stream: av.VideoStream) -> bool:
+        """Whether frames are out of order, yet the file gives their times of decoding as those of showing."""
+        packets = [packet for packet in islice(self._packets(container, stream), _LOOKED_AT) if packet.size]
+        if not stream.codec_context.has_b_frames or any(packet.pts != packet.dts for packet in packets):
+            return False
+        try:
+            times = [frame.pts for packet in packets for frame in packet.decode()]
+        except av.FFmpegError:
+            return False  # decoding from the start will tell
+        return None not in times and times != sorted(times)
+
+    def _tell_others(self, container: av.container.InputContainer) -> None:
+        chosen, *others = picture_streams(container, self.path)
+        if others:
+            names = ", ".join(f"stream {s.index} ({codec_name(s)}, {s.width}x{s.height})" for s in others)
+            self.notices.append(
+                f"{self.path} holds several videos; stream {chosen.index} ({chosen.width}x{chosen.height}) is read, "
+                f"not {names}."
+            )
 
     def _check_whole(self, allow_truncated: bool) -> None:
         missing = missing_bytes(self.path)
@@ -86,7 +128,9 @@ class VideoReader(Reader):
 
     def _frames(self) -> Generator[Frame, None, None]:
         with self._open() as (container, stream):
-            clock = _Clock(stream.start_time or 0, max(1, round(1 / (self.frame_rate * self.time_base))))
+            start = (stream.start_time or 0) + round(self.timeline.start / stream.time_base)
+            step = max(1, round(1 / (self.frame_rate * self.time_base)))
+            clock = _Clock(start, step, self._shown_as_decoded)
             frames = self._of_one_size(self._decode(container, stream))
             for number, decoded in enumerate(deinterlaced(frames, stream, self.path), 1):
                 image = self._convert(decoded, number)
@@ -98,34 +142,45 @@ class VideoReader(Reader):
         with open_input(self.path) as container:
             container.flags &= ~Flags.gen_pts.value  # its guesses put the frames of an AVI in the wrong order
             if container.format.name == "tty":  # FFmpeg plays any text file as a terminal's screen
-                raise UserError(f"{self.path} is a text file; {_HELP}.")
-            streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
-            if not streams:
-                raise UserError(f"{self.path} has no video stream; {_HELP}.")
-            if streams[0].codec_context is None:
-                raise UserError(f"{self.path} is in a video codec that cannot be decoded; convert it to H.264 first.")
-            context = streams[0].codec_context
+                raise UserError(f"{self.path} is a text file; {HELP}.")
+            stream = picture_streams(container, self.path)[0]
+            context = stream.codec_context
             if context.width * context.height > MAX_PIXELS:
                 raise UserError(
                     f"{self.path} is {context.width}x{context.height}, but at most {MAX_PIXELS} pixels can be read; "
                     "make it smaller first."
                 )
-            yield container, streams[0]
+            yield container, stream
+
+    def _packets(self, container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.Packet]:
+        """From the first key frame on, on one clock; an empty one ends them."""
+        clock = self.timeline.clock()
+        for number, packet in enumerate(container.demux(stream)):
+            if not packet.size and packet.dts is not None:
+                continue  # how Theora says that the frame before stays, which decoders do not understand
+            clock.move(packet)
+            if number >= self._skipped:
+                yield packet
 
     def _decode(self, container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
-        frames = container.decode(stream)
-        number = 1
+        number, first_key = 0, None
+        packets = self._packets(container, stream)
         while True:
             try:
-                frame = next(frames, None)
+                packet = next(packets, None)
+                frames = packet.decode() if packet is not None else []
             except av.FFmpegError as error:
-                raise self._damaged(number) from error
-            if frame is None:
+                raise self._damaged(number + 1) from error
+            if packet is None:
                 return
-            if frame.is_corrupt:  # the decoder has made up what it could not read
-                raise self._damaged(number)
-            yield frame
-            number += 1
+            first_key = packet.pts if first_key is None else first_key
+            for frame in frames:
+                if self._skipped and frame.pts is not None and first_key is not None and frame.pts < first_key:
+                    continue  # shown before the first key frame, and made from what came before it
+                number += 1
+                if frame.is_corrupt:  # the decoder has made up what it could not read
+                    raise self._damaged(number)
+                yield frame
 
     def _of_one_size(self, frames: Iterator[av.VideoFrame]) -> Iterator[av.VideoFrame]:
         for number, frame in enumerate(frames, 1):
@@ -151,18 +206,36 @@ class VideoReader(Reader):
         return np.ascontiguousarray(_orientation(decoded).apply(image))
 
 
+def _frame_rate(stream: av.VideoStream) -> Fraction:
+    rates = [rate for rate in (stream.average_rate, stream.guessed_rate) if rate]
+    # What is above is the clock's: FFmpeg says 60000 of DV.
+    return next((rate for rate in rates if rate <= _HIGHEST_RATE), rates[0] if rates else _UNKNOWN_RATE)
+
+
+def _packets_before_key_frame(container: av.container.InputContainer, stream: av.VideoStream) -> int:
+    """How many packets come before the first key frame; 0 where none is marked as one."""
+    try:
+        for number, packet in enumerate(container.demux(stream)):
+            if packet.is_keyframe or number == _LEAD:
+                return number % _LEAD
+    except av.FFmpegError:
+        pass  # damaged; decoding will tell where
+    return 0
+
+
 class _Clock:
     """Says when a frame is shown, also where the file does not: AVI stores times of decoding only, raw H.264 none.
 
-    `start` and `step`: time of the first frame and distance of frames, used where nothing better is known.
+    `start` and `step`: time of the first frame and distance of frames, used where nothing better is known;
+    `by_decoding`: whether only times of decoding are to be believed.
     """
 
-    def __init__(self, start: int, step: int) -> None:
-        self._expected, self._step = start, step
+    def __init__(self, start: int, step: int, by_decoding: bool) -> None:
+        self._expected, self._step, self._by_decoding = start, step, by_decoding
         self._delay: int | None = None  # of the times of decoding; stays None where the file tells those of showing
 
     def time_of(self, frame: av.VideoFrame, first: bool) -> int:
-        if first and frame.pts is None and frame.dts is not None:
+        if first and (frame.pts is None or self._by_decoding) and frame.dts is not None:
             self._delay = frame.dts - self._expected
         time = frame.pts
         if self._delay is not None:

@@ -1,39 +1,44 @@
-"""A video file written from RGB frames, with the timing and the audio of the source."""
+"""A video file written from RGB frames, with the timing, the sound and the words of the source."""
 
+import os
 from contextlib import suppress
+from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
-from av.codec.context import Flags
 
-from stablevsr.atomic import sync
+from stablevsr.atomic import remove, sync
 from stablevsr.errors import UserError
 from stablevsr.media.codecs import Encoding
-from stablevsr.media.colour import TAGS, to_frame
-from stablevsr.media.copies import StreamCopies
+from stablevsr.media.copies import TrackError
+from stablevsr.media.demuxing import open_input
 from stablevsr.media.frame import Frame, Reader, Writer
+from stablevsr.media.joining import Companions, PacketTimes, join
 from stablevsr.media.paths import VIDEO_FORMATS
+from stablevsr.media.picture_file import PictureFile, PictureFormat
+from stablevsr.media.profiles import to_srgb
+from stablevsr.media.tags import Tags
+from stablevsr.media.tracks import choose
 from stablevsr.media.video_reader import VideoReader
 
-_MUXER_OPTIONS = {
-    # The default of 1000 would round a late start of a stream to milliseconds.
-    "mp4": {"movie_timescale": "90000"},
-    "mov": {"movie_timescale": "90000"},
-    # FFmpeg moves the whole file later when audio starts before 0 (AAC always does), which AVI would round to a frame.
-    "avi": {"avoid_negative_ts": "disabled"},
-}
+_REHEARSED_FRAMES = 3  # so that an encoder reorders some
+_REHEARSED_SECONDS = 2  # of every stream of the source
 
 
 class VideoWriter(Writer):
-    """H.264 (VP9 in .webm) or what `encoding` says, YUV in BT.709, with the timestamps of the frames written.
+    """H.264 (VP9 in .webm) or what `encoding` says, YUV in limited range, with the timestamps of the frames written.
 
-    Audio, subtitles, chapters and main metadata of the source come along.
+    Audio, subtitles, attachments, chapters and metadata of the source come along: the picture is written first, and the
+    rest joins it at the end. What cannot be added then is told in `failures`, and the picture is put in place without.
 
     Matroska and WebM cannot hold times before 0: where audio starts there, audio and video move later together.
 
     `source` gives the clock, the pixels' aspect ratio and, when it is a video, the audio, read from its file afresh.
-    Raises UserError when the encoder is missing, or for audio that neither fits the container nor can be decoded.
+    Opening rehearses all of this with dummy frames and the first seconds of the source, so it raises UserError for what
+    encoder and container refuse: a missing encoder, a variable frame rate in .avi, audio that neither fits the
+    container nor can be decoded.
     """
 
     def __init__(
@@ -48,98 +53,151 @@ class VideoWriter(Writer):
         if height % 2 or width % 2:
             raise ValueError(f"video needs an even height and width, got {height}x{width}")
         super().__init__(path, height, width, part)
-        self._codec, self._options = (encoding or Encoding()).choose(path.suffix.lower())
-        self.is_deep = self._codec.is_deep
+        suffix = path.suffix.lower()
+        codec, options = (encoding or Encoding()).choose(suffix)
+        codec = codec.for_source(source.is_deep)
+        self.is_deep = codec.is_deep
         if source.is_deep and not self.is_deep:
             self.notices.append(
                 f"{path.name} gets 8 bits a channel, though {source.path} has more; "
                 "--codec hevc10 keeps 10 in .mp4, .mov and .mkv."
             )
         # AVI counts frames instead of storing their times, so its clock must tick once per frame.
-        self._counted = path.suffix.lower() == ".avi"
-        self._rate = source.frame_rate
-        self._time_base = 1 / self._rate if self._counted else source.time_base
+        self._counted = suffix == ".avi"
+        time_base = 1 / source.frame_rate if self._counted else source.time_base
+        self._how = PictureFormat(
+            VIDEO_FORMATS[suffix],
+            codec,
+            options,
+            height,
+            width,
+            source.frame_rate,
+            time_base,
+            source.sample_aspect_ratio,
+            source.colours,
+        )
         self._tick: int | None = None
-        self._container: av.container.OutputContainer | None = None
-        self._copies: StreamCopies | None = None
+        self._picture: PictureFile | None = None
+        self._joined = self._part.with_name(self._part.name + ".joined")
+        self._companions: Companions | None = None
+        self._open(source)
+
+    def _open(self, source: Reader) -> None:
         try:
+            self._check_times(source)
             with self._reporting():
-                self._open(source)
+                if isinstance(source, VideoReader):
+                    self._choose(source)
+                self._rehearse()
+                self._picture = PictureFile(self._part, self._how)
         except BaseException:
             self._abandon()
             raise
 
-    def _open(self, source: Reader) -> None:
-        form = VIDEO_FORMATS[self.path.suffix.lower()]
-        self._container = av.open(str(self._part), "w", format=form, container_options=_MUXER_OPTIONS.get(form))
-        self._stream = self._add_video(self._codec.encoder, self._options, source)
-        if isinstance(source, VideoReader):
-            self._copies = StreamCopies(source.path, self._container, self.path)
-            self.notices += self._copies.notices
-        self._container.start_encoding()  # an encoder that cannot do this fails now, not after the first frame's work
+    def _check_times(self, source: Reader) -> None:
+        times = source.frame_times() if self._counted else None
+        last = None
+        for number, time in enumerate(times or (), 1):
+            tick = round(time / self._how.time_base)
+            if last is not None and tick <= last:
+                raise self._uneven(number)
+            last = tick
 
-    def _add_video(self, codec: str, options: dict[str, str], source: Reader) -> av.VideoStream:
-        if codec not in av.codecs_available:
-            raise UserError(f"{self.path} needs the encoder {codec}, which this PyAV lacks; install PyAV from PyPI.")
-        height, width = self._size
-        stream = self._container.add_stream(
-            codec, rate=self._rate, options=options, height=height, width=width, time_base=self._time_base
-        )
-        context = stream.codec_context
-        context.pix_fmt = self._codec.pix_fmt
-        context.sample_aspect_ratio = source.sample_aspect_ratio
-        context.flags |= Flags.frame_duration  # else the last frame of a variable rate would lose its length
-        if self._counted:
-            context.max_b_frames = 0  # AVI cannot store an order of decoding
-        for name, value in TAGS.items() if self._codec.pix_fmt.startswith("yuv") else ():
-            setattr(context, name, value)
-        return stream
+    def _choose(self, source: VideoReader) -> None:
+        choices = choose(source.path, self._how.form, self.path, source.timeline)
+        self.notices += choices.notices
+        with open_input(source.path) as container:
+            tags = Tags.of(container)
+        if tags.chapters and self._how.form == "avi":
+            self.notices.append(f"{self.path.suffix} cannot hold chapters, so they are left out.")
+        self._companions = Companions(source.path, source.timeline, choices.streams, tags)
+
+    def _rehearse(self) -> None:
+        """Write a short file of the same kind, and throw it away."""
+        draft = self._part.with_name(self._part.name + ".rehearsal")
+        try:
+            times = self._draft_picture(draft)
+            if self._companions:
+                self._join(draft, times, until=Fraction(_REHEARSED_SECONDS))
+        except TrackError as error:
+            raise UserError(
+                f"{self.path} cannot hold stream {error.index} of {self._companions.source} ({error}); write a .mkv "
+                "file, or take that stream out first."
+            ) from error
+        finally:
+            remove(draft)
+            remove(self._joined)
+
+    def _draft_picture(self, draft: Path) -> list[PacketTimes]:
+        picture = PictureFile(draft, self._how)
+        try:
+            image = np.zeros((*self._size, 3), np.uint16 if self.is_deep else np.uint8)
+            step = max(1, round(1 / self._how.rate / self._how.time_base))
+            for i in range(_REHEARSED_FRAMES):
+                picture.write(image, i * step, step)
+            picture.finish()
+        finally:
+            picture.close()
+        return picture.times
 
     def _write(self, image: np.ndarray, frame: Frame) -> None:
-        picture = to_frame(image, self._codec.pix_fmt)
-        picture.time_base = self._time_base
-        picture.pts = self._tick = self._next_tick(frame)
-        picture.duration = self._duration(frame)
+        self._tick = self._next_tick(frame)
+        if frame.profile:  # a video holds none
+            image = to_srgb(image, frame.profile)
         with self._reporting():
-            self._mux(picture)
+            self._picture.write(image, self._tick, self._duration(frame))
 
     def _next_tick(self, frame: Frame) -> int:
-        seconds = self._count / self._rate if frame.pts is None else frame.pts * frame.time_base
-        tick = round(seconds / self._time_base)
+        seconds = self._count / self._how.rate if frame.pts is None else frame.pts * frame.time_base
+        tick = round(seconds / self._how.time_base)
         if self._tick is None or tick > self._tick:
             return tick
         if self._counted:
-            raise UserError(
-                f"{self.path} cannot be written because .avi has a constant frame rate and the frames "
-                f"do not (frame {self._count + 1}); use .mkv."
-            )
+            raise self._uneven(self._count + 1)
         return self._tick + 1  # encoders refuse two frames at one time; one tick later nobody can see
 
-    def _duration(self, frame: Frame) -> int:
-        seconds = 1 / self._rate if frame.duration is None else frame.duration * frame.time_base
-        return max(1, round(seconds / self._time_base))
+    def _uneven(self, number: int) -> UserError:
+        return UserError(
+            f"{self.path} cannot be written because .avi has a constant frame rate and the frames "
+            f"do not (frame {number}); use .mkv."
+        )
 
-    def _mux(self, picture: av.VideoFrame | None) -> None:
-        for packet in self._stream.encode(picture):
-            if picture is None and self._count < 3:
-                # x265 learns from the third frame how far decoding runs ahead; without one, its decoding times are
-                # uninitialised memory. No frame of so short a clip is out of order, whatever the encoder.
-                packet.dts = packet.pts
-            time = packet.dts * packet.time_base
-            self._container.mux_one(packet)
-            if self._copies:
-                self._copies.copy_until(time)
+    def _duration(self, frame: Frame) -> int:
+        seconds = 1 / self._how.rate if frame.duration is None else frame.duration * frame.time_base
+        return max(1, round(seconds / self._how.time_base))
 
     def _finish(self) -> None:
-        self._mux(None)
-        if self._copies:
-            self._copies.copy_until(None)
-        self._container.close()
-        sync(self._part)
+        self._picture.finish()
+        sync(self._part)  # from here on the picture is safe
+        if self._companions:
+            self._add_companions()
+
+    def _add_companions(self) -> None:
+        """Replace the picture by a file with everything; keep it where that fails, without what made it fail."""
+        while True:
+            try:
+                failures = self._join(self._part, self._picture.times)
+                sync(self._joined)
+                os.replace(self._joined, self._part)
+            except TrackError as error:
+                left = [choice for choice in self._companions.streams if choice.index != error.index]
+                self.failures.append(f"stream {error.index} of {self._companions.source} is missing ({error}).")
+                self._companions = replace(self._companions, streams=left)
+            except (av.FFmpegError, OSError, ValueError, UserError) as error:
+                reason = getattr(error, "strerror", None) or error
+                self.failures.append(
+                    f"sound, subtitles and metadata of {self._companions.source} are missing ({reason})."
+                )
+                return
+            else:
+                self.failures += failures
+                return
+
+    def _join(self, picture: Path, times: list[PacketTimes], until: Fraction | None = None) -> list[str]:
+        return join(picture, times, self._companions, self._joined, self._how.form, until)
 
     def _close(self) -> None:
-        if self._copies:
-            self._copies.close()
-        if self._container:
-            with suppress(av.FFmpegError):  # writes the end of a file that is about to be deleted
-                self._container.close()
+        if self._picture:
+            self._picture.close()
+        with suppress(OSError):
+            remove(self._joined)

@@ -1,0 +1,51 @@
+"""Opening a file with FFmpeg, and which of its video streams is the picture."""
+
+from pathlib import Path
+
+import av
+from av.stream import Disposition
+
+from stablevsr.errors import UserError
+
+HELP = "give a video file, an image or a folder of images"
+# Pictures on the cover and previews for a seek bar; never what the user wants to see.
+_NOT_A_PICTURE = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
+# Old files have tags that are not UTF-8. PyAV 19 keeps their bytes; before, it raised unless told otherwise.
+_TAG_OPTIONS = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "replace"}
+
+
+def open_input(path: Path) -> av.container.InputContainer:
+    """Open a file for reading with FFmpeg; raises UserError when it makes no sense of it."""
+    try:
+        # Absolute, because FFmpeg would take "a:b.mp4" for a URL.
+        return av.open(str(path.absolute()), **_TAG_OPTIONS)
+    except av.FFmpegError as error:
+        raise UserError(f"{path} cannot be opened as a video ({error.strerror}); {HELP}.") from error
+
+
+def is_cover(stream: av.stream.Stream) -> bool:
+    """Whether a stream is a picture on the cover, or another one that is not part of the video."""
+    return stream.type == "video" and bool(stream.disposition & _NOT_A_PICTURE)
+
+
+def picture_streams(container: av.container.InputContainer, path: Path) -> list[av.VideoStream]:
+    """All streams that show a video, the one to read first: the default one, of several (or none) the largest.
+
+    Raises UserError when there is none, or none that FFmpeg can decode.
+    """
+    streams = [stream for stream in container.streams.video if not is_cover(stream)]
+    if not streams:
+        raise UserError(f"{path} has no video stream; {HELP}.")
+    known = [stream for stream in streams if stream.codec_context is not None]
+    if not known:
+        raise UserError(f"{path} is in a video codec that cannot be decoded; convert it to H.264 first.")
+
+    def rank(stream: av.VideoStream) -> tuple[bool, int]:
+        return bool(stream.disposition & Disposition.default), stream.width * stream.height
+
+    return sorted(known, key=rank, reverse=True)
+
+
+def codec_name(stream: av.stream.Stream) -> str:
+    """FFmpeg's name for the codec of a stream, "unknown" when it has none."""
+    return getattr(stream, "name", None) or "unknown"

@@ -1,0 +1,111 @@
+"""The last step of a video: its finished picture and the source's other streams in one file."""
+
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+
+from stablevsr.media.copies import StreamCopies, write_tags
+from stablevsr.media.demuxing import open_input
+from stablevsr.media.tags import Tags
+from stablevsr.media.timeline import Timeline
+from stablevsr.media.tracks import Choice
+
+_FAST_START = "+faststart"  # the index in front: players on the web begin before the whole file is there
+_FREE_NAMES = "+use_metadata_tags"
+
+
+@dataclass(frozen=True)
+class PacketTimes:
+    """When one packet of the picture is shown and decoded and for how long, in units of time_base seconds."""
+
+    shown: int
+    decoded: int
+    duration: int
+    time_base: Fraction
+
+
+@dataclass(frozen=True)
+class Companions:
+    """What goes beside the picture: the streams chosen from the file at `source`, and what it says of itself."""
+
+    source: Path
+    timeline: Timeline
+    streams: list[Choice]
+    tags: Tags
+
+
+def muxer_options(form: str, tags: Tags | None = None, covers: bool = False) -> dict[str, str]:
+    """Options of FFmpeg's writer for the container `form`.
+
+    `covers`: whether a picture on the cover is to be kept, which MP4 cannot do beside free names of tags.
+    """
+    options = {"fflags": "+bitexact"}  # no random numbers: the same run gives the same file
+    if form in ("mp4", "mov"):
+        free = _FREE_NAMES if tags and tags.need_free_names and not covers else ""
+        # The default time scale of 1000 would round a late start of a stream to milliseconds.
+        options |= {"movie_timescale": "90000", "movflags": _FAST_START + free}
+    elif form == "avi":
+        # FFmpeg moves the whole file later when audio starts before 0 (AAC always does), which AVI would round to a
+        # frame.
+        options |= {"avoid_negative_ts": "disabled"}
+    return options
+
+
+def join(
+    picture: Path,
+    times: list[PacketTimes],
+    companions: Companions,
+    target: Path,
+    form: str,
+    until: Fraction | None = None,
+) -> list[str]:
+    """Write `picture` (a file with one stream, whose packets have `times`) and `companions` to `target`.
+
+    `until`: seconds of the source after which nothing is taken from it, for a rehearsal. Returns sentences about what
+    of the companions is damaged. Raises TrackError for a stream that cannot be written, av.FFmpegError or OSError for
+    the file as a whole.
+    """
+    covers = any(choice.how == "cover" for choice in companions.streams)
+    options = muxer_options(form, companions.tags, covers)
+    with open_input(picture) as finished, av.open(str(target), "w", format=form, container_options=options) as output:
+        template = finished.streams.video[0]
+        copy = _add_picture(output, template, times[0].time_base)
+        copies = StreamCopies(companions.source, output, companions.streams, companions.timeline, until)
+        with closing(copies):
+            write_tags(companions.tags, output, copy, companions.timeline.start)
+            output.start_encoding()
+            for packet in _timed(finished, template, times):
+                time = packet.dts * packet.time_base
+                packet.stream = copy
+                output.mux_one(packet)
+                copies.copy_until(time)
+            copies.copy_until(None)
+    return copies.failures
+
+
+def _add_picture(output: av.container.OutputContainer, template: av.VideoStream, base: Fraction) -> av.VideoStream:
+    copy = output.add_stream_from_template(template, opaque=True)
+    copy.time_base = base
+    copy.codec_context.framerate = template.average_rate
+    if output.format.name in ("mp4", "mov", "avi"):  # Matroska's reader makes a tag up
+        copy.codec_context.codec_tag = template.codec_context.codec_tag
+    return copy
+
+
+def _timed(
+    finished: av.container.InputContainer, stream: av.VideoStream, times: list[PacketTimes]
+) -> Iterator[av.Packet]:
+    # Containers round times and leave out some; those of the encoder are better.
+    packets = (packet for packet in finished.demux(stream) if packet.size)
+    for packet, time in zip(packets, times, strict=True):
+        packet.pts, packet.dts, packet.duration, packet.time_base = (
+            time.shown,
+            time.decoded,
+            time.duration,
+            time.time_base,
+        )
+        yield packet

@@ -1,0 +1,107 @@
+"""The picture of a video, encoded into a file of its own."""
+
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from av.codec.context import Flags
+
+from stablevsr.errors import UserError
+from stablevsr.media.codecs import Codec
+from stablevsr.media.colour import Colours, to_frame
+from stablevsr.media.joining import PacketTimes, muxer_options
+
+
+@dataclass(frozen=True)
+class PictureFormat:
+    """How frames are encoded.
+
+    form: FFmpeg's name of the container.
+    time_base: seconds per unit of all times.
+    aspect: width over height of one pixel.
+    """
+
+    form: str
+    codec: Codec
+    options: dict[str, str]
+    height: int
+    width: int
+    rate: Fraction
+    time_base: Fraction
+    aspect: Fraction
+    colours: Colours
+
+
+class PictureFile:
+    """A video without sound, and the exact times of its packets in `times`.
+
+    Raises UserError when the encoder is missing, av.FFmpegError for what it or the container refuses.
+    """
+
+    def __init__(self, path: Path, how: PictureFormat) -> None:
+        self._how, self._count = how, 0
+        self.times: list[PacketTimes] = []
+        if how.codec.encoder not in av.codecs_available:
+            raise UserError(
+                f"{path} needs the encoder {how.codec.encoder}, which this PyAV lacks; install PyAV from PyPI."
+            )
+        self._container = av.open(str(path), "w", format=how.form, container_options=muxer_options(how.form))
+        try:
+            self._stream = self._add_stream()
+            self._container.start_encoding()  # an encoder that cannot do this fails now
+        except BaseException:
+            self.close()
+            raise
+
+    def _add_stream(self) -> av.VideoStream:
+        how = self._how
+        os.environ.setdefault("SVT_LOG", "1")  # errors only: SVT-AV1 prints its settings past FFmpeg's log
+        stream = self._container.add_stream(
+            how.codec.encoder,
+            rate=how.rate,
+            options=how.options,
+            height=how.height,
+            width=how.width,
+            time_base=how.time_base,
+        )
+        context = stream.codec_context
+        context.pix_fmt = how.codec.pix_fmt
+        context.sample_aspect_ratio = how.aspect
+        context.flags |= Flags.frame_duration  # else the last frame of a variable rate would lose its length
+        if how.form == "avi":
+            context.max_b_frames = 0  # AVI cannot store an order of decoding
+        if how.codec.encoder == "libx265" and how.form in ("mp4", "mov"):
+            context.codec_tag = "hvc1"  # Apple's players show nothing for the default, hev1
+        how.colours.label(context)
+        return stream
+
+    def write(self, image: np.ndarray, tick: int, duration: int) -> None:
+        """Append (height, width, 3) RGB, shown at `tick` for `duration` units of the time base."""
+        picture = to_frame(image, self._how.codec.pix_fmt, self._how.colours.matrix)
+        self._how.colours.label_frame(picture)
+        picture.time_base, picture.pts, picture.duration = self._how.time_base, tick, duration
+        self._mux(picture)
+        self._count += 1
+
+    def finish(self) -> None:
+        """Write what the encoder holds back, and the file's end."""
+        self._mux(None)
+        self._container.close()
+
+    def close(self) -> None:
+        """Let go of a file that is not to be used."""
+        with suppress(av.FFmpegError):  # writes the end of a file that is about to be deleted
+            self._container.close()
+
+    def _mux(self, picture: av.VideoFrame | None) -> None:
+        for packet in self._stream.encode(picture):
+            if picture is None and self._count < 3:
+                # x265 learns from the third frame how far decoding runs ahead; without one, its decoding times are
+                # uninitialised memory. No frame of so short a clip is out of order, whatever the encoder.
+                packet.dts = packet.pts
+            self.times.append(PacketTimes(packet.pts, packet.dts, packet.duration or 0, packet.time_base))
+            self._container.mux_one(packet)

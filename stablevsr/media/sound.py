@@ -1,0 +1,163 @@
+"""Sound decoded and encoded again, for containers that cannot hold it as it is."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+
+import av
+import numpy as np
+
+# What the users of a container expect. Matroska holds nearly everything, so what comes here is rare there. Not MP3 for
+# AVI, which stores no start: its encoder begins 50 ms before the sound, that of AC-3 5 ms.
+ENCODERS = {"mp4": "aac", "mov": "aac", "webm": "libopus", "avi": "ac3", "matroska": "aac"}
+_LOSSLESS = {"matroska": "flac"}  # for sound that was lossless before
+# The layouts that every encoder of several channels knows, Vorbis's: of 1 to 8 channels.
+_LAYOUTS = ("mono", "stereo", "3.0", "quad", "5.0", "5.1", "6.1", "7.1")
+_BITS_PER_CHANNEL = 96_000  # a second; hardly any loss, for AAC and Opus
+TOLERANCE = Fraction(
+    1, 50
+)  # seconds that sound may be off before it is moved: less than an ear finds against a picture
+
+
+@dataclass(frozen=True)
+class SoundFormat:
+    """How sound is encoded: FFmpeg's encoder, samples a second, channel layout and sample format."""
+
+    encoder: str
+    rate: int
+    layout: str
+    sample_format: str
+
+    def add_to(self, output: av.container.OutputContainer) -> av.AudioStream:
+        """A stream of this kind in `output`."""
+        stream = output.add_stream(self.encoder, rate=self.rate, layout=self.layout)
+        self._describe(stream.codec_context)
+        return stream
+
+    def works(self) -> bool:
+        """Whether the encoder takes it."""
+        context = av.CodecContext.create(self.encoder, "w")
+        context.rate, context.layout, context.time_base = self.rate, self.layout, Fraction(1, self.rate)
+        self._describe(context)
+        try:
+            context.open()
+        except (av.FFmpegError, ValueError):
+            return False
+        return True
+
+    def _describe(self, context: av.AudioCodecContext) -> None:
+        context.format = self.sample_format
+        if self.encoder in ("aac", "libopus"):
+            context.bit_rate = _BITS_PER_CHANNEL * context.layout.nb_channels
+
+
+def default_layout(stream: av.AudioStream) -> str | None:
+    """The usual layout for the number of channels, where a stream does not say how they lie; else None."""
+    layout = stream.codec_context.layout
+    # Without an order FFmpeg can name no channel of it.
+    if not 1 <= layout.nb_channels <= len(_LAYOUTS) or not layout.name.endswith("channels"):
+        return None
+    return _LAYOUTS[layout.nb_channels - 1]
+
+
+def sound_format(stream: av.AudioStream, form: str) -> SoundFormat | None:
+    """How to encode `stream` for the container `form` (FFmpeg's name) with its channels kept where that can be.
+
+    None where FFmpeg cannot decode it, or has no encoder for it.
+    """
+    name = ENCODERS.get(form)
+    if stream.codec_context is None or name is None or not stream.codec_context.layout.nb_channels:
+        return None
+    if stream.codec_context.codec.lossless and not stream.codec_context.codec.lossy:
+        name = _LOSSLESS.get(form, name)
+    try:
+        codec = av.codec.Codec(name, "w")
+    except av.codec.codec.UnknownCodecError:
+        return None
+    rate = _nearest(stream.codec_context.sample_rate, codec.audio_rates)
+    layouts = [default_layout(stream) or stream.codec_context.layout.name, "stereo"]
+    layouts[1:1] = _LAYOUTS[stream.codec_context.layout.nb_channels - 1 :][:1]
+    formats = [form.name for form in codec.audio_formats]
+    sample_format = formats[0]
+    if "s32" in formats and stream.codec_context.format.bytes > 2:
+        sample_format = "s32"
+    candidates = (SoundFormat(codec.name, rate, layout, sample_format) for layout in layouts)
+    return next((candidate for candidate in candidates if candidate.works()), None)
+
+
+def _nearest(rate: int, allowed: list[int] | None) -> int:
+    """The rate itself where it is allowed, else the next higher one, else the highest."""
+    if not allowed or rate in allowed:
+        return rate
+    return min((r for r in allowed if r > rate), default=max(allowed))
+
+
+class SoundTrack:
+    """Packets of one stream decoded, put on their place in time and encoded again.
+
+    Holes become silence and overlaps are cut, so every sample is heard when it was. `origin`: where the sound has to
+    begin, in seconds, for containers that cannot store a late start; None begins where the source does.
+    """
+
+    def __init__(
+        self, source: av.AudioStream, output: av.container.OutputContainer, how: SoundFormat, origin: Fraction | None
+    ) -> None:
+        self.stream, self._rate = how.add_to(output), how.rate
+        self._decoder, self._layout = source.codec_context, default_layout(source)
+        self._resampler = av.AudioResampler(how.sample_format, how.layout, how.rate)
+        self._position = None if origin is None else round(origin * how.rate)
+        self.damaged, self._heard = 0, False
+
+    def feed(self, packet: av.Packet) -> list[av.Packet]:
+        """Encoded packets that are ready; a packet that cannot be decoded becomes silence, counted in `damaged`."""
+        try:
+            frames = packet.decode()
+        except av.FFmpegError:
+            self.damaged += self._heard  # a recording may well begin inside a packet
+            return []
+        self._heard = self._heard or bool(frames)
+        return self._encode(frames)
+
+    def finish(self) -> list[av.Packet]:
+        """What decoder, resampler and encoder still hold."""
+        try:
+            rest = self._decoder.decode(None)
+        except av.FFmpegError:
+            rest = []
+        return [*self._encode(rest), *self._encode([None]), *self.stream.encode(None)]
+
+    def _encode(self, frames: list[av.AudioFrame | None]) -> list[av.Packet]:
+        return [
+            packet
+            for frame in frames
+            for part in self._resampler.resample(frame)
+            for placed in self._placed(part)
+            for packet in self.stream.encode(placed)
+        ]
+
+    def _placed(self, frame: av.AudioFrame) -> Iterator[av.AudioFrame]:
+        samples = frame.to_ndarray()
+        width = 1 if frame.format.is_planar else len(frame.layout.channels)  # of a sample in the array
+        start = self._position if frame.pts is None else round(frame.pts * frame.time_base * self._rate)
+        start = start or 0
+        self._position = start if self._position is None else self._position
+        gap, first = start - self._position, 0
+        if gap > TOLERANCE * self._rate:
+            yield from self._silence(frame, samples, gap, width)
+        elif gap < -TOLERANCE * self._rate:
+            first = min(-gap, samples.shape[1] // width)
+        if samples.shape[1] > first * width:
+            yield self._frame(frame, samples[:, first * width :], width)
+
+    def _silence(self, like: av.AudioFrame, samples: np.ndarray, count: int, width: int) -> Iterator[av.AudioFrame]:
+        quiet = 128 if samples.dtype == np.uint8 else 0
+        while count > 0:
+            now = min(count, self._rate)
+            yield self._frame(like, np.full((samples.shape[0], now * width), quiet, samples.dtype), width)
+            count -= now
+
+    def _frame(self, like: av.AudioFrame, samples: np.ndarray, width: int) -> av.AudioFrame:
+        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples), format=like.format.name, layout=like.layout)
+        frame.sample_rate, frame.time_base, frame.pts = self._rate, Fraction(1, self._rate), self._position
+        self._position += samples.shape[1] // width
+        return frame

@@ -1,0 +1,47 @@
+"""What a file says of itself (title, when and where it was filmed, camera, time code), for another container."""
+
+from dataclasses import dataclass
+
+import av
+
+_OF_THE_FILE = ("encoder", "major_brand", "minor_version", "compatible_brands", "duration", "timecode", "software")
+_OF_THE_STREAM = ("language", "title", "creation_time", "handler_name")
+# What the MP4 and MOV writers store in their own boxes; anything else needs Apple's list of free names.
+_IN_BOXES = (
+    "title", "artist", "album_artist", "composer", "album", "date", "comment", "genre", "copyright", "grouping",
+    "lyrics", "description", "synopsis", "show", "episode_id", "network", "keywords", "episode_sort",
+    "season_number", "media_type", "hd_video", "gapless_playback", "compilation", "track", "disc", "location",
+    "creation_time",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Tags:
+    """Of a whole file; `timecode` belongs to its picture."""
+
+    metadata: dict[str, str]
+    chapters: list[dict]
+    timecode: str | None
+
+    @classmethod
+    def of(cls, container: av.container.InputContainer) -> "Tags":
+        """All that is true of the copy as well."""
+        tags = container.metadata
+        timecodes = [tags.get("timecode"), *(stream.metadata.get("timecode") for stream in container.streams)]
+        # "location-eng" is what FFmpeg makes of a location in English, beside the location.
+        again = [key for key in tags if "-" in key and key.split("-")[0] in tags]
+        kept = {key: value for key, value in tags.items() if key.lower() not in _OF_THE_FILE and key not in again}
+        if "creation_time" in kept:  # FFmpeg 9 joins the dates of several boxes
+            kept["creation_time"] = kept["creation_time"].split(";")[0]
+        return cls(kept, container.chapters(), next(filter(None, timecodes), None))
+
+    @property
+    def need_free_names(self) -> bool:
+        """Whether MP4 and MOV must store them under free names, or lose some."""
+        return any(key.lower().split("-")[0] not in _IN_BOXES for key in self.metadata)
+
+
+def describe(copy: av.stream.Stream, stream: av.stream.Stream) -> None:
+    """What is said of one stream."""
+    copy.disposition = stream.disposition
+    copy.metadata.update({key: value for key, value in stream.metadata.items() if key.lower() in _OF_THE_STREAM})
