@@ -775,7 +775,7 @@ def test_sound_that_cannot_be_added_is_told_and_costs_no_picture(model, clip, tm
         self.failures.append("stream 1 of in.mp4 is missing")
 
     monkeypatch.setattr(Writer, "__exit__", closing)
-    with pytest.raises(IncompleteOutput, match="stream 1 of in.mp4 is missing"):
+    with pytest.raises(IncompleteOutput, match=r"stream 1 of in\.mp4 is missing"):
         run(model, clip, tmp_path / "out")
     assert np.array_equal(read_frames(tmp_path / "out"), sample_video(model, pictures(3), steps=STEPS))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]

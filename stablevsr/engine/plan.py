@@ -17,7 +17,7 @@ WORTH_TELLING = 60.0  # seconds
 
 # Upper bounds in bytes a pixel: what noise takes, which nothing compresses; tests hold all writers to them.
 PER_SAMPLE = 1.02  # stills, for each byte of a sample: what cannot be compressed is stored as it is
-LOSSLESS = 3.4  # FFV1 and ProRes, for 8 bits
+LOSSLESS = 3.4  # FFV1 with 8 bits
 LOSSY, LOSSY_AT_BEST = 0.9, 1.55  # other codecs at their usual quality, and at --crf 0
 OPTIONAL = frozenset({"flows", "pictures"})  # arrays that a run can do without
 PER_FRAME, PER_FILE = 2_000, 20_000  # headers and indices, in bytes
@@ -51,9 +51,9 @@ def bytes_a_pixel(writer: Writer, clip: Reader, encoding: Encoding | None) -> fl
         channels = 4 if clip.has_alpha and writer.takes_alpha else 3
         return PER_SAMPLE * channels * (2 if writer.is_deep else 1)
     codec, options = (encoding or Encoding()).choose(writer.path.suffix.lower())
-    if codec.crf is None:
+    if codec.encoder == "ffv1":
         return LOSSLESS * (2 if codec.for_source(clip.is_deep).is_deep else 1)
-    return LOSSY if int(options["crf"]) >= codec.crf else LOSSY_AT_BEST
+    return LOSSY if codec.crf is None or int(options["crf"]) >= codec.crf else LOSSY_AT_BEST
 
 
 @dataclass(frozen=True)

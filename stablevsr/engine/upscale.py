@@ -108,9 +108,9 @@ def upscale(
                 report(progress, Progress(phase, index + 1, len(footage.frames)))
         if not keep_workspace:
             workspace.remove()
-        if writers.failures:
-            raise IncompleteOutput("; ".join(writers.failures))
-        return len(footage.frames)
+    if writers.failures:
+        raise IncompleteOutput("; ".join(writers.failures))
+    return len(footage.frames)
 
 
 @contextmanager
