@@ -6,7 +6,7 @@ VENV ?= .venv
 
 demo: $(VENV)/installed
 	mkdir -p demo
-	$(VENV)/bin/stablevsr upscale stablevsr/assets/demo.mp4 demo/demo_x4.mp4 --steps 10 \
+	$(VENV)/bin/stablevsr upscale stablevsr/assets/demo.mp4 demo/demo_x4.mp4 \
 		--side-by-side demo/side_by_side.mp4 --force
 	@echo "The clip: stablevsr/assets/demo.mp4 (80x60). The result: demo/demo_x4.mp4 (320x240)."
 	@echo "To compare: demo/side_by_side.mp4, bicubic interpolation on the left, the result on the right."
