@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from stablevsr.config import ModelConfig
+from stablevsr.config import ModelConfig, TemporalTinyConfig, VAEConfig
 from stablevsr.errors import UserError
 from stablevsr.nn.raft import RAFT
 from stablevsr.nn.tcm import TCM
 from stablevsr.nn.text import TextEncoder
-from stablevsr.nn.tiny import TinyDecoder
+from stablevsr.nn.tiny import TemporalTinyVAE, TinyDecoder
 from stablevsr.nn.unet import UNet
 from stablevsr.nn.vae import VAE
 from stablevsr.offload import Offloaded
@@ -35,7 +35,7 @@ class StableVSR(nn.Module):
         self.provenance: dict[str, str] = {}
         self.unet = UNet(config.unet)
         self.tcm = TCM(config.tcm)
-        self.vae = VAE(config.vae)
+        self.vae = build_vae(config.vae)
         self.flow = RAFT(config.flow) if config.flow else None
         self.tiny = TinyDecoder(config.tiny) if config.tiny else None
         self.text = TextEncoder(config.text) if config.text else None
@@ -87,9 +87,17 @@ class StableVSR(nn.Module):
         The UNet's halves are two, so that they serve with the TCM in between and without. Flow is left out: as a
         rule it is computed once a pair of frames, and would need hundreds of them to make up for its compilation.
         """
-        for part in (self.unet.encoder, self.unet.decoder, self.tcm, self.vae.decoder, self.tiny):
+        parts = [self.unet.encoder, self.unet.decoder, self.tcm, self.vae.decoder, self.tiny]
+        if self.config.is_streaming:  # once a frame, outside of the TCM's graph and the decoder's
+            parts += [self.tcm.conditioning, self.vae.encoder]
+        for part in parts:
             if part is not None:
                 part.compile(dynamic=False)
+
+
+def build_vae(config: VAEConfig | TemporalTinyConfig) -> VAE | TemporalTinyVAE:
+    """The autoencoder that a configuration describes."""
+    return TemporalTinyVAE(config) if isinstance(config, TemporalTinyConfig) else VAE(config)
 
 
 def empty_model(header: Header) -> StableVSR:

@@ -7,6 +7,7 @@ from stablevsr.config import (
     ModelConfig,
     ScheduleConfig,
     TCMConfig,
+    TemporalTinyConfig,
     TinyDecoderConfig,
     UNetConfig,
     UNetEncoderConfig,
@@ -37,6 +38,12 @@ LOW_RES_SCHEDULE = ScheduleConfig(beta_schedule="squaredcos_cap_v2")
 
 # The released model (ECCV 2024).
 STABLEVSR = ModelConfig(schedule=STABLEVSR_SCHEDULE)
+
+# Stream-DiffVSR (2025): the released model distilled to four steps, with a tiny autoencoder, for streaming.
+STREAM_DIFFVSR = ModelConfig(
+    vae=TemporalTinyConfig(),
+    schedule=replace(STABLEVSR_SCHEDULE, timestep_spacing="trailing", set_alpha_to_one=False),
+)
 
 # The stock SD x4 upscaler, which conditions on the noise level of the LR frame.
 _SD_X4_ENCODER = UNetEncoderConfig(num_noise_levels=1000)

@@ -46,7 +46,9 @@ class ReferenceLoop:
         low_res = low_res.to(self.device)
         with self.part("flow"):
             forward, backward = self._flows(low_res)
-        scheduler = DDPMScheduler(**asdict(self.config.schedule))
+        settings = asdict(self.config.schedule)
+        del settings["set_alpha_to_one"]  # DDIM's
+        scheduler = DDPMScheduler(**settings)
         scheduler.set_timesteps(steps)
         n = len(low_res)
         latents = [noise.initial(i).to(self.device)[None] for i in range(n)]

@@ -11,6 +11,7 @@ from stablevsr.model import DTYPES
 
 EXAMPLES = """examples:
   the published model:     %(prog)s --stablevsr StableVSR/ --flow raft_large.pth -o stablevsr.safetensors
+  for streaming:           %(prog)s --stablevsr Stream-DiffVSR/ --flow raft_large.pth -o stream.safetensors
   a stock SD x4 upscaler:  %(prog)s --base x4-upscaler-ema.safetensors --flow raft_large.pth -o base.safetensors
   your TCM on a base:      %(prog)s --base base.safetensors --tcm output/controlnet -o mine.safetensors
   back to diffusers:       %(prog)s --to-diffusers FOLDER mine.safetensors
@@ -23,7 +24,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--stablevsr", type=Path, metavar="DIR", help="the published folder (unet, controlnet, ...)")
+    source.add_argument(
+        "--stablevsr",
+        type=Path,
+        metavar="DIR",
+        help="a published folder (unet, controlnet, ...), of StableVSR or Stream-DiffVSR",
+    )
     source.add_argument(
         "--base",
         type=Path,

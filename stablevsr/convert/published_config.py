@@ -7,6 +7,7 @@ from typing import Any
 from stablevsr.config import (
     ScheduleConfig,
     TCMConfig,
+    TemporalTinyConfig,
     TextConfig,
     TinyDecoderConfig,
     UNetConfig,
@@ -143,6 +144,27 @@ def read_tiny(config: Json, source: str) -> TinyDecoderConfig:
     )
 
 
+def is_tiny(config: Json) -> bool:
+    """Whether the `config` of a pipeline's autoencoder is a tiny one's, by its class or by what it is made of."""
+    return config.get("_class_name") in published_keys.TEMPORAL_TINY.classes or "num_decoder_blocks" in config
+
+
+@_reads(published_keys.TEMPORAL_TINY)
+def read_temporal_tiny(config: Json, source: str) -> TemporalTinyConfig:
+    """`config` of a TemporalAutoencoderTiny: all of one width, the decoder the encoder's mirror."""
+    keys = ("encoder_block_out_channels", "decoder_block_out_channels")
+    widths = {width for key in keys for width in config.get(key, (64,))}
+    if len(widths) != 1:
+        raise UserError(f"{source}: {' and '.join(keys)} have widths {shown(sorted(widths))}, expected a single one")
+    down = tuple(config.get("num_encoder_blocks", (1, 3, 3, 3)))
+    up = tuple(config.get("num_decoder_blocks", (3, 3, 3, 1)))
+    if up != down[::-1]:
+        raise UserError(
+            f"{source}: num_decoder_blocks = {shown(up)}, expected num_encoder_blocks reversed, {down[::-1]}"
+        )
+    return TemporalTinyConfig(latent_channels=config.get("latent_channels", 4), width=widths.pop(), num_blocks=up)
+
+
 @_reads(published_keys.TEXT)
 def read_text(config: Json, source: str) -> TextConfig:
     """`config` of a CLIPTextModel."""
@@ -160,8 +182,14 @@ def read_text(config: Json, source: str) -> TextConfig:
 
 @_reads(published_keys.SCHEDULE)
 def read_schedule(config: Json, source: str) -> ScheduleConfig:
-    """A scheduler config: what DDPMScheduler makes of it, whichever class wrote it."""
-    return ScheduleConfig(**{key: config[key] for key in published_keys.SCHEDULE.read if key in config})
+    """A scheduler config: what DDPMScheduler makes of it, whichever class wrote it.
+
+    The end of DDIM's last step is read where the class is DDIM's; other classes carry the key without reading it.
+    """
+    values = {key: config[key] for key in published_keys.SCHEDULE.read if key in config}
+    if config.get("_class_name") == "DDIMScheduler" and "set_alpha_to_one" in config:
+        values["set_alpha_to_one"] = config["set_alpha_to_one"]
+    return ScheduleConfig(**values)
 
 
 def _up_block_types(encoder: UNetEncoderConfig) -> list[str]:
@@ -234,6 +262,30 @@ def write_vae(config: VAEConfig) -> Json:
     }
 
 
+def write_temporal_tiny(config: TemporalTinyConfig) -> Json:
+    """The inverse of `read_temporal_tiny`."""
+    widths = [config.width] * len(config.num_blocks)
+    return {
+        "_class_name": "TemporalAutoencoderTiny",
+        "act_fn": "relu",
+        "block_out_channels": widths,
+        "decoder_block_out_channels": widths,
+        "encoder_block_out_channels": widths,
+        "force_upcast": False,
+        "in_channels": config.image_channels,
+        "latent_channels": config.latent_channels,
+        "latent_magnitude": 3,
+        "latent_shift": 0.5,
+        "num_decoder_blocks": list(config.num_blocks),
+        "num_encoder_blocks": list(config.num_blocks[::-1]),
+        "out_channels": config.image_channels,
+        "scaling_factor": 1.0,
+        "shift_factor": 0.0,
+        "upsample_fn": "nearest",
+        "upsampling_scaling_factor": 2,
+    }
+
+
 def write_text(config: TextConfig) -> Json:
     """The inverse of `read_text`."""
     return {
@@ -250,8 +302,10 @@ def write_text(config: TextConfig) -> Json:
     }
 
 
-def write_schedule(config: ScheduleConfig) -> Json:
-    """The inverse of `read_schedule`."""
-    fixed = {"thresholding": False, "trained_betas": None, "variance_type": "fixed_small"}
+def write_schedule(config: ScheduleConfig, ddim: bool = False) -> Json:
+    """The inverse of `read_schedule`, as a DDPMScheduler's or, for streaming, a DDIMScheduler's."""
+    fixed = {"rescale_betas_zero_snr": False, "thresholding": False, "trained_betas": None}
     read = {key: getattr(config, key) for key in published_keys.SCHEDULE.read}
-    return {"_class_name": "DDPMScheduler", "rescale_betas_zero_snr": False, **fixed, **read}
+    if ddim:
+        return {"_class_name": "DDIMScheduler", **fixed, **read, "set_alpha_to_one": config.set_alpha_to_one}
+    return {"_class_name": "DDPMScheduler", **fixed, "variance_type": "fixed_small", **read}

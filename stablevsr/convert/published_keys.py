@@ -186,6 +186,14 @@ TINY = Keys(
     ),
 )
 
+# Under AutoencoderTiny's name too: the class is the publisher's own, which a file may say or not.
+TEMPORAL_TINY = Keys(
+    classes=("TemporalAutoencoderTiny", "AutoencoderTiny"),
+    read=("encoder_block_out_channels", "num_encoder_blocks", *TINY.read),
+    fixed={**TINY.fixed, "in_channels": (3,)},
+    ignored=tuple({*TINY.ignored} - {"encoder_block_out_channels", "in_channels", "num_encoder_blocks"}),
+)
+
 TEXT = Keys(
     class_key="model_type",
     classes=("clip_text_model",),

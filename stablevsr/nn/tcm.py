@@ -48,17 +48,21 @@ class TCM(nn.Module):
         x: Tensor,
         timestep: Tensor,
         context: Tensor,
-        picture: Tensor,
+        picture: Tensor | None,
         scale: float = 1.0,
         noise_level: Tensor | None = None,
+        condition: Tensor | None = None,
     ) -> Residuals:
         """
         Args:
             x, timestep, context, noise_level: as in `UNetEncoder.forward`.
             picture: (n, 3, 4h, 4w), the neighbour's decoded x0 estimate warped onto this frame, about [-1, 1].
             scale: multiplies everything that is added to the UNet (the conditioning scale).
+            condition: what `conditioning` makes of the picture, instead of it, for several steps with one picture.
         """
-        features = self.encoder(x, timestep, context, noise_level, self.conditioning(picture))
+        if condition is None:
+            condition = self.conditioning(picture)
+        features = self.encoder(x, timestep, context, noise_level, condition)
         skips = [conv(skip) * scale for conv, skip in zip(self.zero_convs, features.skips, strict=True)]
         return Residuals(skips, self.zero_conv_middle(features.middle) * scale)
 
