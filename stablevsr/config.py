@@ -303,9 +303,6 @@ class ScheduleConfig:
     clip_sample_range: float = 1.0
     timestep_spacing: str = "leading"  # "leading", "linspace" or "trailing"
     steps_offset: int = 0  # added to every timestep of "leading" spacing
-    # Where DDIM's last step ends: at abar = 1, in x0 itself, or at abar_0, with a trace of noise, for streaming weights
-    # that were distilled so. Only streaming looks at it.
-    set_alpha_to_one: bool = True
 
     def __post_init__(self) -> None:
         require_types(self)
@@ -323,6 +320,14 @@ class ScheduleConfig:
 
 
 @dataclass(frozen=True)
+class DDIMScheduleConfig(ScheduleConfig):
+    """The schedule of streaming weights, which were distilled with DDIM's steps and learnt where the last one ends."""
+
+    # The last step ends at abar = 1, in x0 itself; if not, at abar_0, with a trace of noise (Stream-DiffVSR).
+    set_alpha_to_one: bool = True
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """All parts together."""
 
@@ -332,7 +337,7 @@ class ModelConfig:
     flow: FlowConfig | None = field(default_factory=FlowConfig)
     tiny: TinyDecoderConfig | None = None  # decodes for guidance, when asked to
     text: TextConfig | None = None  # None: the file holds the empty prompt's embedding only
-    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    schedule: ScheduleConfig | DDIMScheduleConfig = field(default_factory=ScheduleConfig)
     # Noises the LR frame of models with a noise-level embedding, at most to max_noise_level.
     low_res_schedule: ScheduleConfig | None = None
     max_noise_level: int = 350

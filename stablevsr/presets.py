@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from stablevsr.config import (
+    DDIMScheduleConfig,
     FlowConfig,
     ModelConfig,
     ScheduleConfig,
@@ -42,7 +43,14 @@ STABLEVSR = ModelConfig(schedule=STABLEVSR_SCHEDULE)
 # Stream-DiffVSR (2025): the released model distilled to four steps, with a tiny autoencoder, for streaming.
 STREAM_DIFFVSR = ModelConfig(
     vae=TemporalTinyConfig(),
-    schedule=replace(STABLEVSR_SCHEDULE, timestep_spacing="trailing", set_alpha_to_one=False),
+    schedule=DDIMScheduleConfig(
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        clip_sample=False,
+        timestep_spacing="trailing",
+        steps_offset=1,
+        set_alpha_to_one=False,
+    ),
 )
 
 # The stock SD x4 upscaler, which conditions on the noise level of the LR frame.

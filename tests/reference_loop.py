@@ -46,9 +46,7 @@ class ReferenceLoop:
         low_res = low_res.to(self.device)
         with self.part("flow"):
             forward, backward = self._flows(low_res)
-        settings = asdict(self.config.schedule)
-        del settings["set_alpha_to_one"]  # DDIM's
-        scheduler = DDPMScheduler(**settings)
+        scheduler = DDPMScheduler(**asdict(self.config.schedule))
         scheduler.set_timesteps(steps)
         n = len(low_res)
         latents = [noise.initial(i).to(self.device)[None] for i in range(n)]

@@ -442,5 +442,6 @@ def test_weights_that_noise_the_lr_frame_do_not_stream() -> None:
         StreamDenoiser(model, model.encode_prompt(None))
 
 
-def test_the_schedule_of_weights_without_the_field_ends_at_one() -> None:
-    assert ScheduleConfig().set_alpha_to_one
+def test_weights_of_the_bidirectional_model_end_in_x0(tiny_model: StableVSR) -> None:
+    assert type(tiny_model.config.schedule) is ScheduleConfig
+    assert ddim_steps(tiny_model.config.schedule, 5)[-1].alpha_bar_next == 1

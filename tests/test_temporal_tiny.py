@@ -16,7 +16,15 @@ from stream_models import STREAM, TINY_STREAM, convert_recorded, published_folde
 from torch import Tensor
 
 from stablevsr import weights
-from stablevsr.config import ModelConfig, TemporalTinyConfig, TinyDecoderConfig, VAEConfig, from_dict, to_dict
+from stablevsr.config import (
+    ModelConfig,
+    ScheduleConfig,
+    TemporalTinyConfig,
+    TinyDecoderConfig,
+    VAEConfig,
+    from_dict,
+    to_dict,
+)
 from stablevsr.convert import published_config as published
 from stablevsr.convert.assemble import Sources, convert, describe, to_diffusers
 from stablevsr.convert.keys import diffusers_temporal_tiny, rename_all
@@ -137,12 +145,11 @@ def test_a_configuration_says_which_autoencoder_it_has() -> None:
 
 
 def test_a_configuration_of_before_is_read() -> None:
-    """Without the fields that streaming brought; all of these files hold an autoencoder of the other kind."""
-    old = to_dict(STABLEVSR)
-    del old["schedule"]["set_alpha_to_one"]
-    config = from_dict(ModelConfig, old)
-    assert config == STABLEVSR
+    path = DATA.parent.parent / "stablevsr/assets/small.safetensors"
+    config = weights.read_header(path).config
     assert type(config.vae) is VAEConfig
+    assert type(config.schedule) is ScheduleConfig
+    assert "set_alpha_to_one" not in to_dict(STABLEVSR)["schedule"]  # and an older program reads what is written now
     with torch.device("meta"):
         assert type(StableVSR(config).vae) is VAE
 
@@ -287,20 +294,24 @@ def test_spoilt_folders(folder: Path, spoil: Callable[[Path], None], message: st
     assert [path.name for path in folder.parent.iterdir()] == ["Stream-DiffVSR"]
 
 
-def test_the_end_of_the_last_step_is_read_from_ddims_schedulers_only() -> None:
-    common = {"set_alpha_to_one": False, "timestep_spacing": "trailing"}
-    assert not published.read_schedule({"_class_name": "DDIMScheduler", **common}, "scheduler").set_alpha_to_one
-    for name in ("DDPMScheduler", "PNDMScheduler"):
-        assert published.read_schedule({"_class_name": name, **common}, "scheduler").set_alpha_to_one
-    with pytest.raises(UserError, match=r"scheduler: ScheduleConfig: set_alpha_to_one is 'no', expected bool"):
-        published.read_schedule({"_class_name": "DDIMScheduler", "set_alpha_to_one": "no"}, "scheduler")
+def test_where_the_last_step_ends_is_read_as_the_library_does() -> None:
+    for name in ("DDIMScheduler", "DDPMScheduler", "PNDMScheduler"):
+        for value in (True, False):
+            schedule = published.read_ddim_schedule({"_class_name": name, "set_alpha_to_one": value}, "scheduler")
+            assert schedule.set_alpha_to_one == value
+    assert published.read_ddim_schedule({}, "scheduler").set_alpha_to_one == DDIMScheduler().config.set_alpha_to_one
+    with pytest.raises(UserError, match=r"scheduler: DDIMScheduleConfig: set_alpha_to_one is 'no', expected bool"):
+        published.read_ddim_schedule({"set_alpha_to_one": "no"}, "scheduler")
+    notes: list[str] = []
+    published.read_ddim_schedule({"_class_name": "DDIMScheduler", "gizmo": 1}, "scheduler", notes.append)
+    assert notes == ["scheduler: ignored gizmo, which DDIMScheduler does not read"]
 
 
 def test_configs_survive_the_published_layout() -> None:
     for config in (STREAM_DIFFVSR, TINY_STREAM):
         assert published.read_temporal_tiny(published.write_temporal_tiny(config.vae), "vae") == config.vae
-        written = published.write_schedule(config.schedule, ddim=True)
-        assert published.read_schedule(written, "scheduler") == config.schedule
+        written = published.write_schedule(config.schedule)
+        assert published.read_ddim_schedule(written, "scheduler") == config.schedule
 
 
 def test_a_file_gives_the_model_back(tmp_path: Path) -> None:

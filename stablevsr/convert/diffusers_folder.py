@@ -50,11 +50,14 @@ def read_folder(folder: Path, variant: str | None = None, notify: Notify | None 
     """
     if not folder.is_dir():
         raise UserError(f"{folder} {'is a file' if folder.exists() else 'does not exist'}, expected a folder")
+    vae = _read_vae_config(folder / "vae", notify)
+    is_streaming = isinstance(vae, TemporalTinyConfig)
+    read_schedule = published_config.read_ddim_schedule if is_streaming else published_config.read_schedule
     unet = published_config.read_unet(*_config(folder / "unet"), notify)
     draft = Draft(
         unet=unet,
-        vae=_read_vae_config(folder / "vae", notify),
-        schedule=published_config.read_schedule(*_config(folder / "scheduler", "scheduler_config.json"), notify),
+        vae=vae,
+        schedule=read_schedule(*_config(folder / "scheduler", "scheduler_config.json"), notify),
         text=published_config.read_text(*_config(folder / "text_encoder"), notify),
     )
     if unet.encoder.num_noise_levels is not None:
@@ -174,7 +177,7 @@ def write_folder(folder: Path, header: Header, tensors: dict[str, Tensor]) -> li
     _write_part(folder / "unet", published_config.write_unet(config.unet), _part(tensors, "unet"), DIFFUSERS_UNET)
     _write_part(folder / "controlnet", published_config.write_tcm(config.tcm), _part(tensors, "tcm"), DIFFUSERS_TCM)
     _write_vae(folder / "vae", config.vae, _part(tensors, "vae"), naming)
-    _write_schedule(folder / "scheduler", config.schedule, ddim=config.is_streaming)
+    _write_schedule(folder / "scheduler", config.schedule)
     written = ["unet", "controlnet", "vae", "scheduler"]
     if config.low_res_schedule is not None:
         _write_schedule(folder / "low_res_scheduler", config.low_res_schedule)
@@ -221,23 +224,22 @@ def _write_vae(
     _write_part(folder, write(config), tensors, _vae_table(config, naming))
 
 
-def _write_schedule(folder: Path, config: ScheduleConfig, ddim: bool = False) -> None:
+def _write_schedule(folder: Path, config: ScheduleConfig) -> None:
     folder.mkdir()
-    _write_json(folder / "scheduler_config.json", published_config.write_schedule(config, ddim))
+    _write_json(folder / "scheduler_config.json", published_config.write_schedule(config))
 
 
 def _model_index(header: Header) -> published_config.Json:
     index = {
         "_class_name": "StableVSRPipeline",
         "controlnet": ["diffusers", "ControlNetModel"],
-        "scheduler": ["diffusers", "DDPMScheduler"],
+        "scheduler": ["diffusers", published_config.write_schedule(header.config.schedule)["_class_name"]],
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
     }
     if header.config.is_streaming:
         # The library has no such autoencoder: the pipeline brings its own.
         index |= {"_class_name": "StreamDiffVSRPipeline", "vae": [None, "TemporalAutoencoderTiny"]}
-        index |= {"scheduler": ["diffusers", "DDIMScheduler"]}
         index |= {"feature_extractor": [None, None], "safety_checker": [None, None]}
     if header.config.low_res_schedule is not None:
         index["low_res_scheduler"] = ["diffusers", "DDPMScheduler"]

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from stablevsr.config import (
+    DDIMScheduleConfig,
     ScheduleConfig,
     TCMConfig,
     TemporalTinyConfig,
@@ -182,14 +183,14 @@ def read_text(config: Json, source: str) -> TextConfig:
 
 @_reads(published_keys.SCHEDULE)
 def read_schedule(config: Json, source: str) -> ScheduleConfig:
-    """A scheduler config: what DDPMScheduler makes of it, whichever class wrote it.
+    """A scheduler config: what DDPMScheduler makes of it, whichever class wrote it."""
+    return ScheduleConfig(**{key: config[key] for key in published_keys.SCHEDULE.read if key in config})
 
-    The end of DDIM's last step is read where the class is DDIM's; other classes carry the key without reading it.
-    """
-    values = {key: config[key] for key in published_keys.SCHEDULE.read if key in config}
-    if config.get("_class_name") == "DDIMScheduler" and "set_alpha_to_one" in config:
-        values["set_alpha_to_one"] = config["set_alpha_to_one"]
-    return ScheduleConfig(**values)
+
+@_reads(published_keys.DDIM_SCHEDULE)
+def read_ddim_schedule(config: Json, source: str) -> DDIMScheduleConfig:
+    """The same for streaming weights: what DDIMScheduler makes of it."""
+    return DDIMScheduleConfig(**{key: config[key] for key in published_keys.DDIM_SCHEDULE.read if key in config})
 
 
 def _up_block_types(encoder: UNetEncoderConfig) -> list[str]:
@@ -302,10 +303,11 @@ def write_text(config: TextConfig) -> Json:
     }
 
 
-def write_schedule(config: ScheduleConfig, ddim: bool = False) -> Json:
-    """The inverse of `read_schedule`, as a DDPMScheduler's or, for streaming, a DDIMScheduler's."""
+def write_schedule(config: ScheduleConfig) -> Json:
+    """The inverse of `read_schedule`, and for streaming weights of `read_ddim_schedule`."""
     fixed = {"rescale_betas_zero_snr": False, "thresholding": False, "trained_betas": None}
+    if isinstance(config, DDIMScheduleConfig):
+        read = {key: getattr(config, key) for key in published_keys.DDIM_SCHEDULE.read}
+        return {"_class_name": "DDIMScheduler", **fixed, **read}
     read = {key: getattr(config, key) for key in published_keys.SCHEDULE.read}
-    if ddim:
-        return {"_class_name": "DDIMScheduler", **fixed, **read, "set_alpha_to_one": config.set_alpha_to_one}
     return {"_class_name": "DDPMScheduler", **fixed, "variance_type": "fixed_small", **read}

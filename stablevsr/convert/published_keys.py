@@ -301,3 +301,11 @@ SCHEDULE = Keys(
         "use_lu_lambdas",
     ),
 )
+
+# For streaming weights, whose pipeline makes a DDIMScheduler of it.
+DDIM_SCHEDULE = Keys(
+    classes=("DDIMScheduler", *(name for name in SCHEDULE.classes if name != "DDIMScheduler")),
+    read=(*SCHEDULE.read, "set_alpha_to_one"),
+    fixed=SCHEDULE.fixed,
+    ignored=tuple(key for key in SCHEDULE.ignored if key != "set_alpha_to_one"),
+)

@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from stablevsr.config import ScheduleConfig
+from stablevsr.config import DDIMScheduleConfig, ScheduleConfig
 from stablevsr.errors import UserError
 from stablevsr.nn.warp import warp_published
 from stablevsr.sampling.flow import estimate_flow
@@ -87,14 +87,16 @@ def ddim_steps(config: ScheduleConfig, num_steps: int) -> list[Step]:
     """The steps of a run as diffusers' DDIM takes them, which streaming weights were distilled with.
 
     A step ends at t - n // num_steps (n trained timesteps). That is the run's next timestep only where num_steps
-    divides n, or with "leading" spacing. The last step ends where the schedule says: at abar_0 or at 1.
+    divides n, or with "leading" spacing. The last step ends where the weights learnt it, at abar_0 or at 1; at 1 for
+    weights that were not made for streaming.
 
     Raises:
         UserError: as `timesteps` does.
     """
     times, products = timesteps(config, num_steps), alphas_cumprod(config)
     stride = config.num_train_timesteps // num_steps
-    end = torch.tensor(1.0) if config.set_alpha_to_one else products[0]
+    short = isinstance(config, DDIMScheduleConfig) and not config.set_alpha_to_one
+    end = products[0] if short else torch.tensor(1.0)
     return [
         Step(i, time, products[time], products[time - stride] if time >= stride else end)
         for i, time in enumerate(times)
