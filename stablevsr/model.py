@@ -69,7 +69,8 @@ class StableVSR(nn.Module):
         """Move to a device; all networks get `dtype`, but for those that need more.
 
         Flow stays in float32, for half precision would round positions in the picture. The VAE does for float16,
-        in which the published one overflows; bfloat16 has the range. Weights that are copied anyway come to lie
+        in which the published one overflows, and for which nothing promises the range of a tiny one whose output is
+        fed back; bfloat16 has the range. Weights that are copied anyway come to lie
         channels last, which convolutions like; those that can stay in the mapped file do, for memory's sake.
         """
         for name, part in self.named_children():

@@ -33,6 +33,7 @@ from stablevsr.model import StableVSR, build_model
 from stablevsr.nn.tiny import TemporalProcessor, TemporalTinyVAE
 from stablevsr.nn.vae import VAE
 from stablevsr.presets import STABLEVSR, STREAM_DIFFVSR
+from stablevsr.runtime import compiled_parts
 
 PARTS = {"unet": "diffusion_pytorch_model", "controlnet": "diffusion_pytorch_model"}
 PARTS |= {"vae": "diffusion_pytorch_model", "text_encoder": "model"}
@@ -312,6 +313,26 @@ def test_configs_survive_the_published_layout() -> None:
         assert published.read_temporal_tiny(published.write_temporal_tiny(config.vae), "vae") == config.vae
         written = published.write_schedule(config.schedule)
         assert published.read_ddim_schedule(written, "scheduler") == config.schedule
+
+
+def test_a_weights_file_is_a_base_like_any_other(stream_weights: Path, tmp_path: Path) -> None:
+    header = convert(Sources(stream_weights), tmp_path / "bf16.safetensors", torch.bfloat16)
+    assert header.config.vae == TemporalTinyConfig(width=6)
+    assert header.config.schedule == STREAM_DIFFVSR.schedule
+    assert build_model(tmp_path / "bf16.safetensors", "cpu", "bf16").vae.dtype == torch.bfloat16
+
+
+def test_what_is_compiled() -> None:
+    model = random_stream_model()
+    model.compile_parts()
+    assert compiled_parts(model) == [
+        "unet.encoder",
+        "unet.decoder",
+        "tcm",
+        "tcm.conditioning",
+        "vae.encoder",
+        "vae.decoder",
+    ]
 
 
 def test_a_file_gives_the_model_back(tmp_path: Path) -> None:
