@@ -8,14 +8,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from stablevsr.config import ModelConfig, TemporalTinyConfig, VAEConfig
+from stablevsr.config import ModelConfig
 from stablevsr.errors import UserError
+from stablevsr.nn.autoencoder import build_vae
 from stablevsr.nn.raft import RAFT
 from stablevsr.nn.tcm import TCM
 from stablevsr.nn.text import TextEncoder
-from stablevsr.nn.tiny import TemporalTinyVAE, TinyDecoder
+from stablevsr.nn.tiny import TinyDecoder
 from stablevsr.nn.unet import UNet
-from stablevsr.nn.vae import VAE
 from stablevsr.offload import Offloaded
 from stablevsr.prompt import Tokenizer
 from stablevsr.runtime import check_dtype, pick_device, require_compiler
@@ -94,11 +94,6 @@ class StableVSR(nn.Module):
         for part in parts:
             if part is not None:
                 part.compile(dynamic=False)
-
-
-def build_vae(config: VAEConfig | TemporalTinyConfig) -> VAE | TemporalTinyVAE:
-    """The autoencoder that a configuration describes."""
-    return TemporalTinyVAE(config) if isinstance(config, TemporalTinyConfig) else VAE(config)
 
 
 def empty_model(header: Header) -> StableVSR:

@@ -54,9 +54,14 @@ class OffloadedPart:
     def __init__(self, network: nn.Module, owner: Offloaded) -> None:
         self._network, self._owner = network, owner
 
-    def __call__(self, *arguments: object, **options: object) -> object:
+    def __call__(self, *arguments: object) -> object:
         self._owner.bring(self._network)
-        return self._network(*arguments, **options)
+        return self._network(*arguments)
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Of the VAE."""
+        self._owner.bring(self._network)
+        return self._network.decode(latent)
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Brings the network first, because callers ask its parameters for the device that it works on."""
@@ -64,7 +69,4 @@ class OffloadedPart:
         return self._network.parameters()
 
     def __getattr__(self, name: str) -> object:
-        value = getattr(self._network, name)
-        if callable(value):  # its methods, like the VAE's decode, and its modules
-            self._owner.bring(self._network)
-        return value
+        return getattr(self._network, name)

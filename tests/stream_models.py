@@ -13,8 +13,9 @@ from torch import Tensor
 from stablevsr.config import ModelConfig, TemporalTinyConfig
 from stablevsr.convert.assemble import Sources, convert
 from stablevsr.model import StableVSR
-from stablevsr.presets import STREAM_DIFFVSR, TINY
+from stablevsr.presets import STABLEVSR, STREAM_DIFFVSR, TINY
 
+__all__ = ["STABLEVSR", "STREAM_DIFFVSR", "TINY"]
 STREAM = DATA / "stream"
 TINY_STREAM = replace(TINY, vae=TemporalTinyConfig(width=8), tiny=None, schedule=STREAM_DIFFVSR.schedule)
 

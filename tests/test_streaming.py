@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 from models import random_model, with_noise_levels
-from stream_models import TINY_STREAM, Transcript, convert_recorded, random_stream_model, recorded
+from stream_models import STREAM_DIFFVSR, TINY, TINY_STREAM, Transcript, convert_recorded, random_stream_model, recorded
 from torch import Tensor
 
 from stablevsr.config import ScheduleConfig
@@ -18,8 +18,6 @@ from stablevsr.convert.keys import diffusers_temporal_tiny, rename_all
 from stablevsr.errors import UserError
 from stablevsr.model import StableVSR, build_model
 from stablevsr.nn.warp import warp_published
-from stablevsr.offload import Offloaded
-from stablevsr.presets import STREAM_DIFFVSR, TINY
 from stablevsr.sampling.noise import RecordedNoise, SeededNoise
 from stablevsr.sampling.pictures import normalise, to_uint8
 from stablevsr.sampling.schedule import Step, alphas_cumprod
@@ -82,10 +80,10 @@ def test_every_frame_and_step_as_recorded(name: str, stream_weights: Path) -> No
         picture = to_uint8((frame.state.picture / 2 + 0.5).clamp(0, 1)[None])[0].permute(2, 0, 1)
         assert difference(picture.int(), expected["output_u8"][i].int()) <= 1
         if i == 0:
-            assert frame.guidance is None
+            assert frame.condition is None
             continue
-        assert difference(frame.guidance, expected["guidance"][i - 1]) < 1e-4
-        features = model.vae.features(frame.guidance[None])
+        assert difference(frame.condition, expected["guidance"][i - 1]) < 1e-4
+        features = model.vae.features(frame.condition[None])
         for place, feature in enumerate(reversed(features)):  # recorded in the encoder's order
             assert difference(feature[0], expected[f"feature_{place}"][i - 1].float()) < 3e-3
         flow = networks.flow(low_res[i], low_res[i - 1])
@@ -169,7 +167,7 @@ def test_steps_are_those_of_the_library(spacing: str, to_one: bool, num_steps: i
     steps = ddim_steps(config, num_steps)
     assert [step.timestep for step in steps] == library.timesteps.tolist()
     torch.manual_seed(0)
-    networks = Lambdas(predict=lambda x, low_res, step, condition: x.cos())
+    networks = Lambdas(predict=lambda x, low_res, step, embedding: x.cos())
     seen: list[StreamStep] = []
     low_res, noise = torch.zeros(1, 3, 4, 4), SeededNoise(0, (4, 4, 4))
     list(streaming_sampling(low_res, steps, config, noise, networks, on_step=seen.append))
@@ -212,15 +210,15 @@ class Lambdas:
         self.asked.append("guide")
         return picture + flow
 
-    def condition(self, guidance: Tensor) -> Tensor:
-        self.asked.append("condition")
-        return guidance.mean()
+    def embed(self, condition: Tensor) -> Tensor:
+        self.asked.append("embed")
+        return condition.mean()
 
-    def predict(self, x: Tensor, low_res: Tensor, step: Step, condition: Tensor | None) -> Tensor:
+    def predict(self, x: Tensor, low_res: Tensor, step: Step, embedding: Tensor | None) -> Tensor:
         self.asked.append("predict")
-        return 0.1 * x + low_res.mean() + (0 if condition is None else condition)
+        return 0.1 * x + low_res.mean() + (0 if embedding is None else embedding)
 
-    def decode(self, latent: Tensor, guidance: Tensor | None) -> Tensor:
+    def decode(self, latent: Tensor, condition: Tensor | None) -> Tensor:
         self.asked.append("decode")
         return latent[:3].repeat_interleave(4, -1).repeat_interleave(4, -2)
 
@@ -243,7 +241,7 @@ def pictures(frames: Iterator[StreamFrame]) -> list[Tensor]:
 def test_the_order_of_work() -> None:
     networks = Lambdas()
     list(run(clip(2), networks))
-    first, later = ["predict", "predict", "decode"], ["flow", "guide", "condition", "predict", "predict", "decode"]
+    first, later = ["predict", "predict", "decode"], ["flow", "guide", "embed", "predict", "predict", "decode"]
     assert networks.asked == first + later
 
 
@@ -265,9 +263,9 @@ def test_nothing_but_the_last_state_is_held_while_the_stream_pauses() -> None:
     held = []
 
     class Watched(Lambdas):
-        def decode(self, latent: Tensor, guidance: Tensor | None) -> Tensor:
-            picture = super().decode(latent, guidance)
-            alive.extend(weakref.ref(tensor) for tensor in (latent, picture, guidance) if tensor is not None)
+        def decode(self, latent: Tensor, condition: Tensor | None) -> Tensor:
+            picture = super().decode(latent, condition)
+            alive.extend(weakref.ref(tensor) for tensor in (latent, picture, condition) if tensor is not None)
             return picture
 
     def source() -> Iterator[Tensor]:
@@ -308,7 +306,7 @@ def test_a_cut_may_be_seen_in_the_frames() -> None:
     frames = clip(4)
     found = list(run(frames, is_cut=changed))
     assert asked == [(1, True, True), (2, True, True), (3, True, True)]
-    assert [frame.guidance is None for frame in found] == [True, False, True, False]
+    assert [frame.condition is None for frame in found] == [True, False, True, False]
 
 
 @pytest.mark.parametrize("done", [1, 3])
@@ -343,10 +341,10 @@ def test_numbers_that_overflow_stop_the_stream(value: float) -> None:
     """Also where the decoder's tanh would make a picture of them."""
 
     class Saturated(Lambdas):
-        def decode(self, latent: Tensor, guidance: Tensor | None) -> Tensor:
-            return super().decode(latent.tanh().nan_to_num(), guidance)
+        def decode(self, latent: Tensor, condition: Tensor | None) -> Tensor:
+            return super().decode(latent.tanh().nan_to_num(), condition)
 
-    networks = Saturated(predict=lambda x, low_res, step, condition: x + value)
+    networks = Saturated(predict=lambda x, low_res, step, embedding: x + value)
     with pytest.raises(UserError, match="the numbers of frame 0 overflowed: use bf16 or fp32"):
         next(run(clip(1), networks))
 
@@ -381,7 +379,7 @@ def test_weights_of_the_bidirectional_model_stream_too(tiny_model: StableVSR) ->
 def test_the_tcms_convolutions_once_a_frame_give_the_same_bits(stream_model: StableVSR) -> None:
     x, time, context = torch.randn(1, 7, 6, 5), torch.tensor([499]), stream_model.encode_prompt(None)
     picture, tcm = torch.randn(1, 3, 24, 20), stream_model.tcm
-    whole, halves = tcm(x, time, context, picture), tcm(x, time, context, None, condition=tcm.conditioning(picture))
+    whole, halves = tcm(x, time, context, picture), tcm(x, time, context, None, embedding=tcm.embed(picture))
     for a, b in zip((*whole.skips, whole.middle), (*halves.skips, halves.middle), strict=True):
         assert torch.equal(a, b)
 
@@ -392,7 +390,7 @@ def test_classifier_free_guidance(stream_model: StableVSR) -> None:
 
     def predict(context: Tensor, scale: float = 1.0) -> Tensor:
         networks = StreamDenoiser(stream_model, context, cfg_scale=scale)
-        return networks.predict(x, low_res, step, networks.condition(torch.ones(3, 24, 20)))
+        return networks.predict(x, low_res, step, networks.embed(torch.ones(3, 24, 20)))
 
     negative, positive = predict(contexts[:1]), predict(contexts[1:])
     expected = negative + 2.5 * (positive - negative)
@@ -408,18 +406,6 @@ def test_half_precision_keeps_the_autoencoder_in_float32(stream_weights: Path) -
         for ours, theirs in zip(stream(model, frames), full, strict=True):
             assert ours.dtype == torch.float32
             assert (ours - theirs).abs().mean() < (0.01 if dtype == "fp16" else 0.1)
-
-
-def test_an_offloaded_model_gives_the_same_bits(stream_model: StableVSR) -> None:
-    frames = clip(2, 6, 5)
-    offloaded = Offloaded(random_stream_model(), torch.device("cpu"))
-    brought, bring = [], offloaded.bring
-    offloaded.bring = lambda part: (brought.append(part), bring(part))
-    for a, b in zip(stream(offloaded, frames), stream(stream_model, frames), strict=True):
-        assert torch.equal(a, b)
-    assert {id(part) for part in brought} == {
-        id(getattr(offloaded._model, name)) for name in ("unet", "tcm", "vae", "flow")
-    }
 
 
 def test_a_compiled_model_gives_the_same_pictures(stream_model: StableVSR) -> None:

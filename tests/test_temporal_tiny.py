@@ -12,7 +12,15 @@ import torch
 from diffusers import AutoencoderTiny, ControlNetModel, DDIMScheduler, UNet2DConditionModel
 from models import DATA
 from safetensors.torch import load_file, save_file
-from stream_models import STREAM, TINY_STREAM, convert_recorded, published_folder, random_stream_model
+from stream_models import (
+    STABLEVSR,
+    STREAM,
+    STREAM_DIFFVSR,
+    TINY_STREAM,
+    convert_recorded,
+    published_folder,
+    random_stream_model,
+)
 from torch import Tensor
 
 from stablevsr import weights
@@ -32,7 +40,6 @@ from stablevsr.errors import UserError
 from stablevsr.model import StableVSR, build_model
 from stablevsr.nn.tiny import TemporalProcessor, TemporalTinyVAE
 from stablevsr.nn.vae import VAE
-from stablevsr.presets import STABLEVSR, STREAM_DIFFVSR
 from stablevsr.runtime import compiled_parts
 
 PARTS = {"unet": "diffusion_pytorch_model", "controlnet": "diffusion_pytorch_model"}

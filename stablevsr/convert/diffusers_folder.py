@@ -25,7 +25,7 @@ from stablevsr.convert.keys import (
 )
 from stablevsr.convert.published_keys import Notify
 from stablevsr.errors import UserError
-from stablevsr.model import build_vae
+from stablevsr.nn.autoencoder import build_vae
 from stablevsr.nn.tcm import TCM
 from stablevsr.nn.text import TextEncoder
 from stablevsr.nn.tiny import TinyDecoder

@@ -161,19 +161,19 @@ class TemporalTinyVAE(nn.Module):
         """(n, 3, 4h, 4w) in [-1, 1] to its latent (n, latent_channels, h, w); there is no posterior to draw from."""
         return self.encoder.conv_out(self.encoder((picture + 1) / 2)[-1])
 
-    def features(self, guidance: Tensor) -> list[Tensor]:
+    def features(self, condition: Tensor) -> list[Tensor]:
         """What `decode` takes of the previous frame.
 
         The picture goes into the encoder as it is, in [-1, 1], without the mapping to [0, 1] that `encode` does: the
         TPMs were trained with that.
 
         Args:
-            guidance: (n, 3, 4h, 4w), the previous decoded picture warped onto this frame, about [-1, 1].
+            condition: (n, 3, 4h, 4w), the previous decoded picture warped onto this frame, about [-1, 1].
 
         Returns:
             One tensor for each block of the decoder, in its order: LR size, twice, four times as large.
         """
-        return self.encoder(guidance)[::-1]
+        return self.encoder(condition)[::-1]
 
     def decode(self, latent: Tensor, features: Sequence[Tensor] = ()) -> Tensor:
         """(n, latent_channels, h, w), and `features` or none, to (n, 3, 4h, 4w), about [-1, 1], not clamped."""

@@ -38,18 +38,18 @@ class StreamNetworks(Protocol):
         ...
 
     def guide(self, picture: Tensor, flow: Tensor) -> Tensor:
-        """The previous picture, (3, 4h, 4w), on the grid of the current frame."""
+        """The condition: the previous picture, (3, 4h, 4w), on the grid of the current frame."""
         ...
 
-    def condition(self, guidance: Tensor) -> Tensor:
-        """What the steps of a frame share of the guidance picture: handed to `predict` as it is."""
+    def embed(self, condition: Tensor) -> Tensor:
+        """What the steps of a frame share of the condition: handed to `predict` as it is."""
         ...
 
-    def predict(self, x: Tensor, low_res: Tensor, step: Step, condition: Tensor | None) -> Tensor:
-        """The network's output for x_t, (c, h, w); None for the first frame of a scene."""
+    def predict(self, x: Tensor, low_res: Tensor, step: Step, embedding: Tensor | None) -> Tensor:
+        """The network's output for x_t, (c, h, w); without an embedding for the first frame of a scene."""
         ...
 
-    def decode(self, latent: Tensor, guidance: Tensor | None) -> Tensor:
+    def decode(self, latent: Tensor, condition: Tensor | None) -> Tensor:
         """(c, h, w) to its picture (3, 4h, 4w), about [-1, 1], not clamped."""
         ...
 
@@ -67,7 +67,7 @@ class StreamFrame(NamedTuple):
 
     state: StreamState
     latent: Tensor  # (c, h, w), what was decoded
-    guidance: Tensor | None  # (3, 4h, 4w), what TCM and decoder saw; None for the first frame of a scene
+    condition: Tensor | None  # (3, 4h, 4w), what TCM and decoder saw; None for the first frame of a scene
 
 
 class StreamStep(NamedTuple):
@@ -161,35 +161,35 @@ def _next_frame(
     is_cut: IsCut,
     on_step: OnStep | None,
 ) -> StreamFrame:
-    guidance = None
+    condition = None
     if state is not None:
         _check_size(frame, low_res, state.low_res)
         if not is_cut(frame, low_res, state.low_res):
-            guidance = networks.guide(state.picture, networks.flow(low_res, state.low_res))
+            condition = networks.guide(state.picture, networks.flow(low_res, state.low_res))
     draw = noise.initial(frame)
     x = as_draw(draw, (len(draw), *low_res.shape[1:]), f"frame {frame}").to(low_res)
-    latent = _denoise(frame, x, low_res, guidance, steps, schedule, networks, on_step)
-    picture = networks.decode(latent, guidance)
+    latent = _denoise(frame, x, low_res, condition, steps, schedule, networks, on_step)
+    picture = networks.decode(latent, condition)
     # Of the latent, too: the decoder's tanh makes a picture of infinity.
     if not (latent.isfinite().all() and picture.isfinite().all()):
         raise UserError(f"the numbers of frame {frame} overflowed: use bf16 or fp32")
-    return StreamFrame(StreamState(frame, low_res, picture), latent, guidance)
+    return StreamFrame(StreamState(frame, low_res, picture), latent, condition)
 
 
 def _denoise(
     frame: int,
     x: Tensor,
     low_res: Tensor,
-    guidance: Tensor | None,
+    condition: Tensor | None,
     steps: list[Step],
     schedule: ScheduleConfig,
     networks: StreamNetworks,
     on_step: OnStep | None,
 ) -> Tensor:
     """All steps of a frame: x_T (c, h, w) to what is decoded, x after the last step."""
-    condition = None if guidance is None else networks.condition(guidance)
+    embedding = None if condition is None else networks.embed(condition)
     for step in steps:
-        prediction = networks.predict(x, low_res, step, condition)
+        prediction = networks.predict(x, low_res, step, embedding)
         x0, x = ddim_step(x, prediction, x.new_zeros(()), step, schedule)  # with eta = 0, no noise is added
         if on_step is not None:
             on_step(StreamStep(frame, step, prediction, x0, x))
@@ -241,30 +241,30 @@ class StreamDenoiser:
         """The previous picture, (3, 4h, 4w), warped along the flow, the same shape."""
         return warp_published(picture[None], flow[None])[0]
 
-    def condition(self, guidance: Tensor) -> Tensor:
-        """The TCM's convolutions of the guidance picture, (1, width, h, w), the same in all steps."""
-        return self.model.tcm.conditioning(guidance[None].to(self.model.dtype))
+    def embed(self, condition: Tensor) -> Tensor:
+        """The TCM's convolutions of the condition, (1, width, h, w), the same in all steps."""
+        return self.model.tcm.embed(condition[None].to(self.model.dtype))
 
-    def predict(self, x: Tensor, low_res: Tensor, step: Step, condition: Tensor | None) -> Tensor:
-        """The network's output for x_t, (c, h, w); without a condition the UNet is alone."""
+    def predict(self, x: Tensor, low_res: Tensor, step: Step, embedding: Tensor | None) -> Tensor:
+        """The network's output for x_t, (c, h, w); without an embedding the UNet is alone."""
         model, count = self.model, len(self.context)
         stacked = torch.cat([x, low_res])[None].to(model.dtype).expand(count, -1, -1, -1)
         timestep = torch.full((count,), step.timestep, device=x.device)
         residuals = None
-        if condition is not None:
-            condition = condition.expand(count, -1, -1, -1)
-            residuals = model.tcm(stacked, timestep, self.context, None, self.tcm_scale, condition=condition)
-        prediction = model.unet(stacked, timestep, self.context, residuals=residuals).to(x.dtype)
+        if embedding is not None:
+            embedding = embedding.expand(count, -1, -1, -1)
+            residuals = model.tcm(stacked, timestep, self.context, None, self.tcm_scale, None, embedding)
+        prediction = model.unet(stacked, timestep, self.context, None, residuals).to(x.dtype)
         if count == 1:
             return prediction[0]
         negative, positive = prediction
         return negative + self.cfg_scale * (positive - negative)
 
-    def decode(self, latent: Tensor, guidance: Tensor | None) -> Tensor:
-        """(c, h, w) to its picture, (3, 4h, 4w); with guidance, the temporal modules see its features."""
+    def decode(self, latent: Tensor, condition: Tensor | None) -> Tensor:
+        """(c, h, w) to its picture, (3, 4h, 4w); with a condition, the temporal modules see its features."""
         vae = self.model.vae
         if self.model.config.is_streaming:
-            features = () if guidance is None else vae.features(guidance[None].to(vae.dtype))
+            features = () if condition is None else vae.features(condition[None].to(vae.dtype))
             picture = vae.decode(latent[None].to(vae.dtype), features)
         elif self.picture_decoder is not None:
             picture = self.picture_decoder(latent[None])
