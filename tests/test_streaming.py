@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 from models import random_model, with_noise_levels
+from reference_stream_loop import ReferenceStreamLoop
 from stream_models import STREAM_DIFFVSR, TINY, TINY_STREAM, Transcript, convert_recorded, random_stream_model, recorded
 from torch import Tensor
 
@@ -89,6 +90,21 @@ def test_every_frame_and_step_as_recorded(name: str, stream_weights: Path) -> No
         flow = networks.flow(low_res[i], low_res[i - 1])
         assert difference(flow, expected["flow_forward"][i - 1]) < 5e-4
     assert len(seen) == len(low_res) * len(steps)
+
+
+@pytest.mark.parametrize("name", ["case_stream", "case_stream_odd"])
+def test_the_loop_that_speed_is_measured_against(name: str, stream_weights: Path) -> None:
+    """The libraries' modules in the published loop replay the recorded cases, so the baseline is the real thing."""
+    expected, options = recorded(name)
+    model = build_model(stream_weights, device="cpu")
+    found = ReferenceStreamLoop(model).run(
+        normalise(expected["input"].permute(0, 2, 3, 1)),
+        RecordedNoise(expected["init_noise"], expected["init_noise"][None]),
+        int(options["steps"]),
+        model.encode_prompt(options["prompt"]),
+        float(options["conditioning_scale"]),
+    )
+    assert difference(found, expected["decoded"]) < 1e-4
 
 
 # ---------------------------------------------------------------------------------------------------------------------
