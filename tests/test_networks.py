@@ -26,7 +26,7 @@ from stablevsr.config import (
 from stablevsr.convert.keys import diffusers_tiny, rename_all
 from stablevsr.errors import UserError
 from stablevsr.nn.attention import CHUNK, attend, attend_in_chunks
-from stablevsr.nn.layers import double_and_convolve
+from stablevsr.nn.layers import MIN_PIXELS, Upsample, double_and_convolve
 from stablevsr.nn.raft import RAFT, CorrelationPyramid, OnDemandCorrelation
 from stablevsr.nn.tcm import TCM
 from stablevsr.nn.text import TextEncoder
@@ -591,6 +591,16 @@ def test_doubling_in_one_convolution_equals_the_two_steps(layout: torch.memory_f
     x = torch.randn(2, 5, 6, 9, dtype=torch.float64)
     expected = conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
     torch.testing.assert_close(double_and_convolve(x, conv), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("width", [31, 32, 33])
+def test_upsampling_small_and_large_pictures(width: int) -> None:
+    """Fewer pixels than `MIN_PIXELS` take the two steps as they are."""
+    upsample, x = Upsample(5).double(), torch.randn(1, 5, 32, width, dtype=torch.float64)
+    expected = upsample.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+    found = upsample(x, (64, 2 * width))
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    assert torch.equal(found, expected) == (32 * width < MIN_PIXELS)
 
 
 @both_precisions

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+MIN_PIXELS = 1024  # of a picture for `double_and_convolve` to save more products than summing the weights costs
+
 
 class TimeEmbedding(nn.Module):
     """Sinusoidal embedding of the timestep (Ho et al. 2020), then two linear layers.
@@ -84,6 +86,7 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """(n, c, h, w) to (n, c, *size)."""
-        if size == (2 * x.shape[-2], 2 * x.shape[-1]):
+        height, width = x.shape[-2:]
+        if size == (2 * height, 2 * width) and height * width >= MIN_PIXELS:
             return double_and_convolve(x, self.conv)
         return self.conv(F.interpolate(x, size=size, mode="nearest"))
