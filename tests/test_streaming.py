@@ -18,6 +18,7 @@ from stablevsr.config import ScheduleConfig
 from stablevsr.convert.keys import diffusers_temporal_tiny, rename_all
 from stablevsr.errors import UserError
 from stablevsr.model import StableVSR, build_model
+from stablevsr.nn.attention import Attention, CachedContext
 from stablevsr.nn.warp import warp_published
 from stablevsr.sampling.noise import RecordedNoise, SeededNoise
 from stablevsr.sampling.pictures import normalise, to_uint8
@@ -398,6 +399,28 @@ def test_the_tcms_convolutions_once_a_frame_give_the_same_bits(stream_model: Sta
     whole, halves = tcm(x, time, context, picture), tcm(x, time, context, None, embedding=tcm.embed(picture))
     for a, b in zip((*whole.skips, whole.middle), (*halves.skips, halves.middle), strict=True):
         assert torch.equal(a, b)
+
+
+def test_the_texts_keys_and_values_once_a_run_give_the_same_bits(stream_model: StableVSR) -> None:
+    x, time, context = torch.randn(1, 7, 6, 5), torch.tensor([499]), torch.randn(1, 77, 32)
+    picture, cached = torch.randn(1, 3, 24, 20), CachedContext(context)
+    asked = []
+    hooks = [
+        module.to_k.register_forward_hook(lambda module, inputs, _: asked.append(inputs[0].shape[1]))
+        for network in (stream_model.unet, stream_model.tcm)
+        for module in network.modules()
+        if isinstance(module, Attention)
+    ]
+    found = []
+    for text in (context, cached, cached):
+        asked.clear()
+        found.append(stream_model.unet(x, time, text, None, stream_model.tcm(x, time, text, picture)))
+        of_text = asked.count(77)
+        assert bool(of_text) == (len(found) < 3)  # the second call fills the cache, the third finds all of it
+    for hook in hooks:
+        hook.remove()
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
 
 
 def test_classifier_free_guidance(stream_model: StableVSR) -> None:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stablevsr.config import TCMConfig
+from stablevsr.nn.attention import Context
 from stablevsr.nn.unet import Residuals, UNetEncoder
 
 
@@ -47,7 +48,7 @@ class TCM(nn.Module):
         self,
         x: Tensor,
         timestep: Tensor,
-        context: Tensor,
+        context: Context,
         picture: Tensor | None,
         scale: float = 1.0,
         noise_level: Tensor | None = None,

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple, Protocol
 
 import torch
@@ -9,7 +10,9 @@ from torch import Tensor
 
 from stablevsr.config import DDIMScheduleConfig, ScheduleConfig
 from stablevsr.errors import UserError
+from stablevsr.nn.attention import CachedContext, Context
 from stablevsr.nn.warp import warp_published
+from stablevsr.runtime import compiled_parts
 from stablevsr.sampling.flow import estimate_flow
 from stablevsr.sampling.networks import Networks
 from stablevsr.sampling.noise import as_draw
@@ -233,6 +236,11 @@ class StreamDenoiser:
                 "streaming weights"
             )
 
+    @cached_property
+    def _text(self) -> Context:
+        """Its keys and values are computed once a run; a compiled network computes them in every step."""
+        return self.context if compiled_parts(self.model) else CachedContext(self.context)
+
     def flow(self, low_res: Tensor, previous_low_res: Tensor) -> Tensor:
         """From the pixels of the current frame to their places in the previous one: (2, 4h, 4w) in pixels."""
         return estimate_flow(self.model.flow, low_res[None], previous_low_res[None], self.half_flow)[0]
@@ -253,8 +261,8 @@ class StreamDenoiser:
         residuals = None
         if embedding is not None:
             embedding = embedding.expand(count, -1, -1, -1)
-            residuals = model.tcm(stacked, timestep, self.context, None, self.tcm_scale, None, embedding)
-        prediction = model.unet(stacked, timestep, self.context, None, residuals).to(x.dtype)
+            residuals = model.tcm(stacked, timestep, self._text, None, self.tcm_scale, None, embedding)
+        prediction = model.unet(stacked, timestep, self._text, None, residuals).to(x.dtype)
         if count == 1:
             return prediction[0]
         negative, positive = prediction
