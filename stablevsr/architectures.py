@@ -3,10 +3,12 @@
 from dataclasses import replace
 
 from stablevsr.config import (
+    DDIMScheduleConfig,
     FlowConfig,
     ModelConfig,
     ScheduleConfig,
     TCMConfig,
+    TemporalTinyConfig,
     TinyDecoderConfig,
     UNetConfig,
     UNetEncoderConfig,
@@ -37,6 +39,19 @@ LOW_RES_SCHEDULE = ScheduleConfig(beta_schedule="squaredcos_cap_v2")
 
 # The released model (ECCV 2024).
 STABLEVSR = ModelConfig(schedule=STABLEVSR_SCHEDULE)
+
+# Stream-DiffVSR (2025): the released model distilled to four steps, with a tiny autoencoder, for streaming.
+STREAM_DIFFVSR = ModelConfig(
+    vae=TemporalTinyConfig(),
+    schedule=DDIMScheduleConfig(
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        clip_sample=False,
+        timestep_spacing="trailing",
+        steps_offset=1,
+        set_alpha_to_one=False,
+    ),
+)
 
 # The stock SD x4 upscaler, which conditions on the noise level of the LR frame.
 _SD_X4_ENCODER = UNetEncoderConfig(num_noise_levels=1000)

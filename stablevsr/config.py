@@ -218,6 +218,14 @@ class TinyDecoderConfig:
 
 
 @dataclass(frozen=True)
+class TemporalTinyConfig(TinyDecoderConfig):
+    """The temporal tiny autoencoder of Stream-DiffVSR: TAESD at f4 with a temporal processor module in every block.
+
+    The fields are those of its decoder, which the encoder mirrors. Defaults are the released ones.
+    """
+
+
+@dataclass(frozen=True)
 class FlowConfig:
     """RAFT (Teed and Deng, ECCV 2020). `RAFT_LARGE` and `RAFT_SMALL` are the published ones."""
 
@@ -315,20 +323,33 @@ class ScheduleConfig:
 
 
 @dataclass(frozen=True)
+class DDIMScheduleConfig(ScheduleConfig):
+    """The schedule of streaming weights, which were distilled with DDIM's steps and learnt where the last one ends."""
+
+    # The last step ends at abar = 1, in x0 itself; if not, at abar_0, with a trace of noise (Stream-DiffVSR).
+    set_alpha_to_one: bool = True
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """All parts together."""
 
     unet: UNetConfig = field(default_factory=UNetConfig)
     tcm: TCMConfig = field(default_factory=TCMConfig)
-    vae: VAEConfig = field(default_factory=VAEConfig)
+    vae: VAEConfig | TemporalTinyConfig = field(default_factory=VAEConfig)  # the latter makes it a streaming model
     flow: FlowConfig | None = field(default_factory=FlowConfig)
     tiny: TinyDecoderConfig | None = None  # decodes for guidance, when asked to
     text: TextConfig | None = None  # None: the file holds the empty prompt's embedding only
-    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    schedule: ScheduleConfig | DDIMScheduleConfig = field(default_factory=ScheduleConfig)
     # Noises the LR frame of models with a noise-level embedding, at most to max_noise_level.
     low_res_schedule: ScheduleConfig | None = None
     max_noise_level: int = 350
     context_tokens: int = 77  # of the empty prompt's embedding
+
+    @property
+    def is_streaming(self) -> bool:
+        """Whether the weights were made for streaming: the past only, a few steps a frame (Stream-DiffVSR)."""
+        return isinstance(self.vae, TemporalTinyConfig)
 
     def __post_init__(self) -> None:
         require_types(self)
@@ -413,7 +434,9 @@ def _from_json(hint: Any, value: Any) -> Any:
         classes = [option for option in options if dataclasses.is_dataclass(option)]
         if not classes:
             raise TypeError(f"an object, {value}, where none is expected")
-        return from_dict(classes[0], value)
+        # Of several classes it is the one that has all the keys; from_dict tells what is wrong if there is none.
+        fitting = (cls for cls in classes if set(value) <= {each.name for each in dataclasses.fields(cls)})
+        return from_dict(next(fitting, classes[0]), value)
     if isinstance(value, list):
         return tuple(_from_json(None, item) for item in value)
     return value

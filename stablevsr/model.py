@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from stablevsr.config import DTYPE_NAMES, ModelConfig
 from stablevsr.errors import UserError
+from stablevsr.nn.autoencoder import build_vae
 from stablevsr.nn.raft import RAFT
 from stablevsr.nn.tcm import TCM
 from stablevsr.nn.text import TextEncoder
-from stablevsr.nn.tiny import TinyDecoder
+from stablevsr.nn.tiny import TemporalTinyVAE, TinyDecoder
 from stablevsr.nn.unet import UNet
 from stablevsr.nn.vae import VAE
 from stablevsr.prompt import Tokenizer
@@ -32,7 +33,7 @@ DTYPES = {name: getattr(torch, dtype) for name, dtype in DTYPE_NAMES.items()}
 class Part(NamedTuple):
     """A network of the model: how it is built, placed and compiled. Its name is that of its field in `ModelConfig`."""
 
-    network: type[nn.Module]
+    network: Callable[..., nn.Module]  # builds it from its configuration
     compiled: tuple[str, ...] = ()  # which of its modules `compile` compiles, "" for the whole
     float32_for: tuple[torch.dtype, ...] = ()  # the dtypes of a model for which it stays in float32
     channels_last: bool = True
@@ -43,8 +44,9 @@ PARTS = {
     # Two halves, so that they serve with the TCM in between and without.
     "unet": Part(UNet, compiled=("encoder", "decoder")),
     "tcm": Part(TCM, compiled=("",)),
-    # The published weights overflow in float16; bfloat16 has the range.
-    "vae": Part(VAE, compiled=("decoder",), float32_for=(torch.float16,)),
+    # The published weights overflow in float16, and nothing promises the range of a tiny one, whose output is fed
+    # back; bfloat16 has the range.
+    "vae": Part(build_vae, compiled=("decoder",), float32_for=(torch.float16,)),
     # Half precision rounds pixel coordinates. Computed once a pair of frames, which does not pay for its compilation.
     "flow": Part(RAFT, float32_for=(torch.float16, torch.bfloat16), channels_last=False),
     "tiny": Part(TinyDecoder, compiled=("",)),
@@ -57,7 +59,7 @@ class StableVSR(nn.Module):
 
     unet: UNet
     tcm: TCM
-    vae: VAE
+    vae: VAE | TemporalTinyVAE
     flow: RAFT | None
     tiny: TinyDecoder | None
     text: TextEncoder | None

@@ -66,9 +66,7 @@ class Header:
             if not set(parts["tokenizer"] or ()) <= set(VOCABULARY_FILES):
                 raise ValueError(f"tokenizer holds other files than {', '.join(VOCABULARY_FILES)}")
             sampling = from_dict(SamplingConfig, json.loads(metadata.get("sampling", "{}")))
-            config = from_dict(ModelConfig, parts.pop("config"))
-            sampling.check(config)
-            return cls(config, **parts, sampling=sampling)
+            return cls(from_dict(ModelConfig, parts.pop("config")), **parts, sampling=sampling)
         except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
             raise UserError(f"{path} has damaged metadata ({error!r}): {CONVERT_HINT}") from error
         except UserError as error:

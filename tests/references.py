@@ -121,7 +121,7 @@ def _fill(module: nn.Module, name: str, tensor: Tensor, generator: torch.Generat
         tensor.zero_()
     elif name == "running_var":
         tensor.uniform_(0.5, 1.5, generator=generator)
-    elif tensor.dim() == 1:  # biases, running means, and the weights of norms
+    elif tensor.dim() <= 1:  # biases, running means, the weights of norms, and single numbers
         tensor.normal_(1.0 if name == "weight" else 0.0, 0.2, generator=generator)
     else:
         spread = 1.0 if isinstance(module, nn.Embedding) else math.sqrt(3 / tensor[0].numel())

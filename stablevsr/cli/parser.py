@@ -14,6 +14,7 @@ from stablevsr.sampling.config import PRESETS, SamplingConfig
 
 CONVERT_EXAMPLES = """examples:
   the published model:     %(prog)s --stablevsr StableVSR/ --flow raft_large.pth -o stablevsr.safetensors
+  Stream-DiffVSR:          %(prog)s --stablevsr Stream-DiffVSR/ --flow raft_large.pth -o stream.safetensors
   a stock SD x4 upscaler:  %(prog)s --base x4-upscaler-ema.safetensors --flow raft_large.pth -o base.safetensors
   your TCM on a base:      %(prog)s --base base.safetensors --tcm output/controlnet -o mine.safetensors
   back to diffusers:       %(prog)s --to-diffusers FOLDER mine.safetensors

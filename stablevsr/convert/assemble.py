@@ -144,6 +144,8 @@ def describe(path: Path) -> str:
             lines.append(f"  {part:5} {count:>13,}  {dtypes:9} {header.provenance.get(part, 'origin unknown')}")
         else:
             lines.append(f"  {part:5} {'not held':>13}")
+    if header.config.is_streaming:
+        lines.append("  made for streaming: a temporal tiny autoencoder, the past only")
     schedule = header.config.schedule
     lines.append(
         f"  schedule: {schedule.beta_schedule}, {schedule.prediction_type}, {schedule.timestep_spacing} spacing"

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from stablevsr.config import ScheduleConfig, TemporalTinyConfig, VAEConfig
 from stablevsr.convert import checkpoint, published_config
 from stablevsr.convert.checkpoint import find_weights, read_json
 from stablevsr.convert.draft import Draft, embed_empty_prompt, on_meta, to_ours
@@ -18,16 +19,17 @@ from stablevsr.convert.keys import (
     TRANSFORMERS_TEXT,
     TRANSFORMERS_TEXT_BARE,
     Table,
+    diffusers_temporal_tiny,
     diffusers_tiny,
     rename,
 )
 from stablevsr.convert.published_keys import Notify
 from stablevsr.errors import UserError
+from stablevsr.nn.autoencoder import build_vae
 from stablevsr.nn.tcm import TCM
 from stablevsr.nn.text import TextEncoder
 from stablevsr.nn.tiny import TinyDecoder
 from stablevsr.nn.unet import UNet
-from stablevsr.nn.vae import VAE
 from stablevsr.prompt import VOCABULARY_FILES, Tokenizer
 from stablevsr.weights import Header
 
@@ -38,7 +40,7 @@ TEXT_TABLES: dict[str, Table] = {"text_model.": TRANSFORMERS_TEXT, "": TRANSFORM
 
 
 def read_folder(folder: Path, variant: str | None = None, notify: Notify | None = None) -> Draft:
-    """The published StableVSR folder, or a stock SD x4 upscaler folder, which has no `controlnet`.
+    """The published StableVSR or Stream-DiffVSR folder, or a stock SD x4 upscaler folder, which has no `controlnet`.
 
     Args:
         notify: called with a sentence for each config that has keys which its class does not read.
@@ -48,11 +50,14 @@ def read_folder(folder: Path, variant: str | None = None, notify: Notify | None 
     """
     if not folder.is_dir():
         raise UserError(f"{folder} {'is a file' if folder.exists() else 'does not exist'}, expected a folder")
+    vae = _read_vae_config(folder / "vae", notify)
+    is_streaming = isinstance(vae, TemporalTinyConfig)
+    read_schedule = published_config.read_ddim_schedule if is_streaming else published_config.read_schedule
     unet = published_config.read_unet(*_config(folder / "unet"), notify)
     draft = Draft(
         unet=unet,
-        vae=published_config.read_vae(*_config(folder / "vae"), notify),
-        schedule=published_config.read_schedule(*_config(folder / "scheduler", "scheduler_config.json"), notify),
+        vae=vae,
+        schedule=read_schedule(*_config(folder / "scheduler", "scheduler_config.json"), notify),
         text=published_config.read_text(*_config(folder / "text_encoder"), notify),
     )
     if unet.encoder.num_noise_levels is not None:
@@ -119,12 +124,30 @@ def _read_unet(draft: Draft, folder: Path, variant: str | None) -> None:
     draft.provenance["unet"] = f"diffusers, {folder.name}/{name}"
 
 
+def _read_vae_config(folder: Path, notify: Notify | None) -> VAEConfig | TemporalTinyConfig:
+    config, source = _config(folder)
+    read = published_config.read_temporal_tiny if published_config.is_tiny(config) else published_config.read_vae
+    return read(config, source, notify)
+
+
 def _read_vae(draft: Draft, folder: Path, variant: str | None) -> None:
     tensors, name = find_weights(folder, variant)
-    naming = "old" if any(".query." in key for key in tensors) else "new"
-    draft.tensors["vae"] = to_ours(tensors, on_meta(VAE, draft.vae), VAE_TABLES[naming], str(folder / name))
-    draft.naming["vae_attention"] = naming
+    if not isinstance(draft.vae, TemporalTinyConfig):
+        draft.naming["vae_attention"] = "old" if any(".query." in key for key in tensors) else "new"
+    elif not any(".temporal_processor." in key for key in tensors):
+        raise UserError(
+            f"{folder / name} is a tiny autoencoder without temporal modules, expected AutoencoderKL "
+            "or TemporalAutoencoderTiny: give a plain one with --tiny, to decode for guidance"
+        )
+    table = _vae_table(draft.vae, draft.naming)
+    draft.tensors["vae"] = to_ours(tensors, on_meta(build_vae, draft.vae), table, str(folder / name))
     draft.provenance["vae"] = f"diffusers, {folder.name}/{name}"
+
+
+def _vae_table(config: VAEConfig | TemporalTinyConfig, naming: dict[str, str]) -> Table:
+    if isinstance(config, TemporalTinyConfig):
+        return diffusers_temporal_tiny(config)
+    return VAE_TABLES.get(naming.get("vae_attention", "new"), DIFFUSERS_VAE)
 
 
 def _read_text(draft: Draft, folder: Path, variant: str | None) -> None:
@@ -147,14 +170,13 @@ def write_folder(folder: Path, header: Header, tensors: dict[str, Tensor]) -> li
         The parts that were written. The flow network is not part of that layout.
     """
     config, naming = header.config, header.naming
-    vae_table = VAE_TABLES.get(naming.get("vae_attention", "new"), DIFFUSERS_VAE)
     text_prefix = naming.get("text_prefix", "text_model.")
     text_table = TEXT_TABLES.get(text_prefix, TRANSFORMERS_TEXT)
     folder.mkdir(parents=True)
     _write_json(folder / "model_index.json", _model_index(header))
     _write_part(folder / "unet", published_config.write_unet(config.unet), _part(tensors, "unet"), DIFFUSERS_UNET)
     _write_part(folder / "controlnet", published_config.write_tcm(config.tcm), _part(tensors, "tcm"), DIFFUSERS_TCM)
-    _write_part(folder / "vae", published_config.write_vae(config.vae), _part(tensors, "vae"), vae_table)
+    _write_vae(folder / "vae", config.vae, _part(tensors, "vae"), naming)
     _write_schedule(folder / "scheduler", config.schedule)
     written = ["unet", "controlnet", "vae", "scheduler"]
     if config.low_res_schedule is not None:
@@ -194,7 +216,15 @@ def _write_part(
     save_file({**published, **(extra or {})}, folder / f"{stem}.safetensors", metadata={"format": "pt"})
 
 
-def _write_schedule(folder: Path, config: published_config.ScheduleConfig) -> None:
+def _write_vae(
+    folder: Path, config: VAEConfig | TemporalTinyConfig, tensors: dict[str, Tensor], naming: dict[str, str]
+) -> None:
+    is_tiny = isinstance(config, TemporalTinyConfig)
+    write = published_config.write_temporal_tiny if is_tiny else published_config.write_vae
+    _write_part(folder, write(config), tensors, _vae_table(config, naming))
+
+
+def _write_schedule(folder: Path, config: ScheduleConfig) -> None:
     folder.mkdir()
     _write_json(folder / "scheduler_config.json", published_config.write_schedule(config))
 
@@ -203,10 +233,14 @@ def _model_index(header: Header) -> published_config.Json:
     index = {
         "_class_name": "StableVSRPipeline",
         "controlnet": ["diffusers", "ControlNetModel"],
-        "scheduler": ["diffusers", "DDPMScheduler"],
+        "scheduler": ["diffusers", published_config.write_schedule(header.config.schedule)["_class_name"]],
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
     }
+    if header.config.is_streaming:
+        # The library has no such autoencoder: the pipeline brings its own.
+        index |= {"_class_name": "StreamDiffVSRPipeline", "vae": [None, "TemporalAutoencoderTiny"]}
+        index |= {"feature_extractor": [None, None], "safety_checker": [None, None]}
     if header.config.low_res_schedule is not None:
         index["low_res_scheduler"] = ["diffusers", "DDPMScheduler"]
         index["max_noise_level"] = header.config.max_noise_level

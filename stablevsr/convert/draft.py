@@ -1,6 +1,6 @@
 """A model on its way into a weights file."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 
 import torch
@@ -11,6 +11,7 @@ from stablevsr.config import (
     ModelConfig,
     ScheduleConfig,
     TCMConfig,
+    TemporalTinyConfig,
     TextConfig,
     TinyDecoderConfig,
     UNetConfig,
@@ -31,7 +32,7 @@ class Draft:
     """The parts read so far. `tensors` has a dictionary of our parameter names for each part."""
 
     unet: UNetConfig
-    vae: VAEConfig
+    vae: VAEConfig | TemporalTinyConfig
     schedule: ScheduleConfig
     low_res_schedule: ScheduleConfig | None = None
     max_noise_level: int = 350
@@ -68,7 +69,7 @@ class Draft:
         return Header(config, self.provenance, self.naming, self.tokenizer, self.sampling), tensors
 
 
-def on_meta(network: type[nn.Module], config: object) -> dict[str, Tensor]:
+def on_meta(network: Callable[..., nn.Module], config: object) -> dict[str, Tensor]:
     """The names and shapes of a network's parameters, without memory."""
     with torch.device("meta"):
         return network(config).state_dict()

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from stablevsr.config import FlowConfig, TinyDecoderConfig
+from stablevsr.config import FlowConfig, TemporalTinyConfig, TinyDecoderConfig
 from stablevsr.errors import UserError
 
 Table = list[tuple[str, str]]
@@ -135,19 +135,41 @@ TORCHVISION_RAFT: Table = [
 
 
 def diffusers_tiny(config: TinyDecoderConfig) -> Table:
-    """The decoder of diffusers' AutoencoderTiny, whose layers are numbered through, those without weights too."""
-    table, place = [(r"^conv_in\.", "decoder.layers.0.")], 2
-    for level, count in enumerate(config.num_blocks):
+    """The decoder of diffusers' AutoencoderTiny."""
+    return _tiny_layers(config.num_blocks, "", "decoder.layers.")
+
+
+def diffusers_temporal_tiny(config: TemporalTinyConfig) -> Table:
+    """Stream-DiffVSR's TemporalAutoencoderTiny: AutoencoderTiny's names, and those of a TPM in every block."""
+    return [
+        *_tiny_layers(config.num_blocks[::-1], r"encoder\.", "encoder.layers."),
+        *_tiny_layers(config.num_blocks, r"decoder\.", "decoder.layers."),
+        (r"\.temporal\.alpha$", ".alpha"),
+        *((rf"\.temporal\.convs\.{i}\.", f".temporal_processor.{2 * i}.") for i in range(2)),
+    ]
+
+
+def _tiny_layers(num_blocks: tuple[int, ...], ours: str, theirs: str) -> Table:
+    """Half of an AutoencoderTiny, whose layers are numbered through, those without weights too.
+
+    Args:
+        ours, theirs: what stands before the names of a layer; `ours` is a pattern.
+    """
+    decodes = theirs.startswith("decoder")
+    # A decoder has a ReLU after its first convolution, and a layer that upsamples before those between the levels.
+    table, place = [(rf"^{ours}conv_in\.", f"{theirs}0.")], 2 if decodes else 1
+    for level, count in enumerate(num_blocks):
         for block in range(count):
-            table += [
-                (rf"^levels\.{level}\.{block}\.convs\.{i}\.", f"decoder.layers.{place + block}.conv.{2 * i}.")
-                for i in range(3)
-            ]
+            layer = f"{theirs}{place + block}."
+            before = rf"^{ours}levels\.{level}\.{block}\."
+            table += [(rf"{before}convs\.{i}\.", f"{layer}conv.{2 * i}.") for i in range(3)]
+            table.append((rf"{before}temporal\.", f"{layer}temporal."))
         place += count
-        if level < len(config.num_blocks) - 1:
-            table.append((rf"^upsamples\.{level}\.", f"decoder.layers.{place + 1}."))
-            place += 2
-    return [*table, (r"^conv_out\.", f"decoder.layers.{place}.")]
+        if level < len(num_blocks) - 1:
+            between = rf"^{ours}{'upsamples' if decodes else 'downsamples'}\.{level}\."
+            table.append((between, f"{theirs}{place + decodes}."))
+            place += 1 + decodes
+    return [*table, (rf"^{ours}conv_out\.", f"{theirs}{place}.")]
 
 
 def princeton_raft(config: FlowConfig) -> Table:

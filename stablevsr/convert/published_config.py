@@ -5,8 +5,10 @@ from collections.abc import Callable
 from typing import Any
 
 from stablevsr.config import (
+    DDIMScheduleConfig,
     ScheduleConfig,
     TCMConfig,
+    TemporalTinyConfig,
     TextConfig,
     TinyDecoderConfig,
     UNetConfig,
@@ -143,6 +145,27 @@ def read_tiny(config: Json, source: str) -> TinyDecoderConfig:
     )
 
 
+def is_tiny(config: Json) -> bool:
+    """Whether the `config` of a pipeline's autoencoder is a tiny one's, by its class or by what it is made of."""
+    return config.get("_class_name") in published_keys.TEMPORAL_TINY.classes or "num_decoder_blocks" in config
+
+
+@_reads(published_keys.TEMPORAL_TINY)
+def read_temporal_tiny(config: Json, source: str) -> TemporalTinyConfig:
+    """`config` of a TemporalAutoencoderTiny: all of one width, the decoder the encoder's mirror."""
+    keys = ("encoder_block_out_channels", "decoder_block_out_channels")
+    widths = {width for key in keys for width in config.get(key, (64,))}
+    if len(widths) != 1:
+        raise UserError(f"{source}: {' and '.join(keys)} have widths {shown(sorted(widths))}, expected a single one")
+    down = tuple(config.get("num_encoder_blocks", (1, 3, 3, 3)))
+    up = tuple(config.get("num_decoder_blocks", (3, 3, 3, 1)))
+    if up != down[::-1]:
+        raise UserError(
+            f"{source}: num_decoder_blocks = {shown(up)}, expected num_encoder_blocks reversed, {down[::-1]}"
+        )
+    return TemporalTinyConfig(latent_channels=config.get("latent_channels", 4), width=widths.pop(), num_blocks=up)
+
+
 @_reads(published_keys.TEXT)
 def read_text(config: Json, source: str) -> TextConfig:
     """`config` of a CLIPTextModel."""
@@ -162,6 +185,12 @@ def read_text(config: Json, source: str) -> TextConfig:
 def read_schedule(config: Json, source: str) -> ScheduleConfig:
     """A scheduler config: what DDPMScheduler makes of it, whichever class wrote it."""
     return ScheduleConfig(**{key: config[key] for key in published_keys.SCHEDULE.read if key in config})
+
+
+@_reads(published_keys.DDIM_SCHEDULE)
+def read_ddim_schedule(config: Json, source: str) -> DDIMScheduleConfig:
+    """The same for streaming weights: what DDIMScheduler makes of it."""
+    return DDIMScheduleConfig(**{key: config[key] for key in published_keys.DDIM_SCHEDULE.read if key in config})
 
 
 def _up_block_types(encoder: UNetEncoderConfig) -> list[str]:
@@ -234,6 +263,30 @@ def write_vae(config: VAEConfig) -> Json:
     }
 
 
+def write_temporal_tiny(config: TemporalTinyConfig) -> Json:
+    """The inverse of `read_temporal_tiny`."""
+    widths = [config.width] * len(config.num_blocks)
+    return {
+        "_class_name": "TemporalAutoencoderTiny",
+        "act_fn": "relu",
+        "block_out_channels": widths,
+        "decoder_block_out_channels": widths,
+        "encoder_block_out_channels": widths,
+        "force_upcast": False,
+        "in_channels": config.image_channels,
+        "latent_channels": config.latent_channels,
+        "latent_magnitude": 3,
+        "latent_shift": 0.5,
+        "num_decoder_blocks": list(config.num_blocks),
+        "num_encoder_blocks": list(config.num_blocks[::-1]),
+        "out_channels": config.image_channels,
+        "scaling_factor": 1.0,
+        "shift_factor": 0.0,
+        "upsample_fn": "nearest",
+        "upsampling_scaling_factor": 2,
+    }
+
+
 def write_text(config: TextConfig) -> Json:
     """The inverse of `read_text`."""
     return {
@@ -251,7 +304,10 @@ def write_text(config: TextConfig) -> Json:
 
 
 def write_schedule(config: ScheduleConfig) -> Json:
-    """The inverse of `read_schedule`."""
-    fixed = {"thresholding": False, "trained_betas": None, "variance_type": "fixed_small"}
+    """The inverse of `read_schedule`, and for streaming weights of `read_ddim_schedule`."""
+    fixed = {"rescale_betas_zero_snr": False, "thresholding": False, "trained_betas": None}
+    if isinstance(config, DDIMScheduleConfig):
+        read = {key: getattr(config, key) for key in published_keys.DDIM_SCHEDULE.read}
+        return {"_class_name": "DDIMScheduler", **fixed, **read}
     read = {key: getattr(config, key) for key in published_keys.SCHEDULE.read}
-    return {"_class_name": "DDPMScheduler", "rescale_betas_zero_snr": False, **fixed, **read}
+    return {"_class_name": "DDPMScheduler", **fixed, "variance_type": "fixed_small", **read}

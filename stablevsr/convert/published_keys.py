@@ -186,6 +186,14 @@ TINY = Keys(
     ),
 )
 
+# Under AutoencoderTiny's name too: the class is the publisher's own, which a file may say or not.
+TEMPORAL_TINY = Keys(
+    classes=("TemporalAutoencoderTiny", "AutoencoderTiny"),
+    read=("encoder_block_out_channels", "num_encoder_blocks", *TINY.read),
+    fixed={**TINY.fixed, "in_channels": (3,)},
+    ignored=tuple({*TINY.ignored} - {"encoder_block_out_channels", "in_channels", "num_encoder_blocks"}),
+)
+
 TEXT = Keys(
     class_key="model_type",
     classes=("clip_text_model",),
@@ -292,4 +300,12 @@ SCHEDULE = Keys(
         "use_karras_sigmas",
         "use_lu_lambdas",
     ),
+)
+
+# For streaming weights, whose pipeline makes a DDIMScheduler of it.
+DDIM_SCHEDULE = Keys(
+    classes=("DDIMScheduler", *(name for name in SCHEDULE.classes if name != "DDIMScheduler")),
+    read=(*SCHEDULE.read, "set_alpha_to_one"),
+    fixed=SCHEDULE.fixed,
+    ignored=tuple(key for key in SCHEDULE.ignored if key != "set_alpha_to_one"),
 )

@@ -52,14 +52,36 @@ class Attention(nn.Module):
         self.to_v = nn.Linear(context_dim, dim, bias=bias)
         self.to_out = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, context: "Context") -> Tensor:
         """(n, tokens, dim), (n, context tokens, context_dim) to (n, tokens, dim)."""
-        q, k, v = (
-            rearrange(t, "n l (heads d) -> n heads l d", heads=self.num_heads)
-            for t in (self.to_q(x), self.to_k(context), self.to_v(context))
-        )
+        if isinstance(context, CachedContext):
+            k, v = context.keys_and_values(self)
+        else:
+            k, v = self.to_k(context), self.to_v(context)
+        q, k, v = (rearrange(t, "n l (heads d) -> n heads l d", heads=self.num_heads) for t in (self.to_q(x), k, v))
         y = attend(q, k, v)
         return self.to_out(rearrange(y, "n heads l d -> n l (heads d)"))
+
+
+class CachedContext:
+    """A text context that keeps what every attention makes of it, for runs in which the text stays the same.
+
+    The caller owns it, for as long as weights and text do not change; the networks keep nothing. Not for compiled
+    networks.
+    """
+
+    def __init__(self, context: Tensor) -> None:
+        self._context = context  # (n, tokens, context_dim)
+        self._kept: dict[Attention, tuple[Tensor, Tensor]] = {}
+
+    def keys_and_values(self, attention: Attention) -> tuple[Tensor, Tensor]:
+        """(n, tokens, dim) each; computed when first asked for."""
+        if attention not in self._kept:
+            self._kept[attention] = attention.to_k(self._context), attention.to_v(self._context)
+        return self._kept[attention]
+
+
+Context = Tensor | CachedContext
 
 
 class FeedForward(nn.Module):
@@ -92,7 +114,7 @@ class TransformerBlock(nn.Module):
         self.norm3 = nn.LayerNorm(dim)
         self.feed_forward = FeedForward(dim)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, context: Context) -> Tensor:
         y = self.norm1(x)
         x = x + self.attn1(y, context if self.only_cross_attention else y)
         x = x + self.attn2(self.norm2(x), context)
@@ -121,7 +143,7 @@ class Transformer(nn.Module):
         )
         self.proj_out = nn.Linear(channels, channels) if linear_projection else nn.Conv2d(channels, channels, 1)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, context: Context) -> Tensor:
         """(n, c, h, w), (n, tokens, context_dim) to (n, c, h, w)."""
         height = x.shape[-2]
         y = self.norm(x)

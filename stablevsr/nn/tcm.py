@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stablevsr.config import TCMConfig
+from stablevsr.nn.attention import Context
 from stablevsr.nn.unet import Residuals, UNetEncoder
 
 
@@ -47,20 +48,27 @@ class TCM(nn.Module):
         self,
         x: Tensor,
         timestep: Tensor,
-        context: Tensor,
-        picture: Tensor,
+        context: Context,
+        picture: Tensor | None,
         scale: float = 1.0,
         noise_level: Tensor | None = None,
+        embedding: Tensor | None = None,
     ) -> Residuals:
         """
         Args:
             x, timestep, context, noise_level: as in `UNetEncoder.forward`.
             picture: (n, 3, 4h, 4w), the neighbour's decoded x0 estimate warped onto this frame, about [-1, 1].
             scale: multiplies everything that is added to the UNet (the conditioning scale).
+            embedding: what `embed` makes of the picture, instead of it, for several steps with one picture.
         """
-        features = self.encoder(x, timestep, context, noise_level, self.conditioning(picture))
+        embedding = self.conditioning(picture) if embedding is None else embedding
+        features = self.encoder(x, timestep, context, noise_level, embedding)
         skips = [conv(skip) * scale for conv, skip in zip(self.zero_convs, features.skips, strict=True)]
         return Residuals(skips, self.zero_conv_middle(features.middle) * scale)
+
+    def embed(self, picture: Tensor) -> Tensor:
+        """What `forward` makes of the picture before anything else: (n, 3, 4h, 4w) to (n, width, h, w)."""
+        return self.conditioning(picture)
 
     def zero(self) -> None:
         """Set what ControlNets start from at zero: then the TCM adds nothing (paper, section 4.1)."""

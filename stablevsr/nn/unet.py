@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stablevsr.config import UNetConfig, UNetEncoderConfig
-from stablevsr.nn.attention import Transformer
+from stablevsr.nn.attention import Context, Transformer
 from stablevsr.nn.layers import ResBlock, TimeEmbedding, Upsample
 
 
@@ -66,7 +66,7 @@ class EncoderLevel(nn.Module):
         last = level == len(config.channels) - 1
         self.downsample = None if last else nn.Conv2d(channels, channels, 3, stride=2, padding=1)
 
-    def forward(self, x: Tensor, time: Tensor, context: Tensor, skips: list[Tensor]) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor, context: Context, skips: list[Tensor]) -> Tensor:
         """Appends what it makes to `skips` and returns the last of it."""
         for i, block in enumerate(self.blocks):
             x = block(x, time)
@@ -89,7 +89,7 @@ class Middle(nn.Module):
         self.transformer = _transformer(config, len(config.channels) - 1, only_cross_attention=False)
         self.block_2 = _res_block(config, channels, channels)
 
-    def forward(self, x: Tensor, time: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor, context: Context) -> Tensor:
         return self.block_2(self.transformer(self.block_1(x, time), context), time)
 
 
@@ -110,7 +110,7 @@ class UNetEncoder(nn.Module):
         self,
         x: Tensor,
         timestep: Tensor,
-        context: Tensor,
+        context: Context,
         noise_level: Tensor | None = None,
         conditioning: Tensor | None = None,
     ) -> Features:
@@ -118,7 +118,7 @@ class UNetEncoder(nn.Module):
         Args:
             x: (n, in_channels, h, w), noisy latent and LR frame stacked.
             timestep: (n,) integers in [0, num_train_timesteps).
-            context: (n, tokens, context_dim), the text.
+            context: (n, tokens, context_dim), the text; a `CachedContext` of it saves its keys and values.
             noise_level: (n,) integers, needed when the model embeds the noise level of the LR frame.
             conditioning: (n, channels[0], h, w), added behind the first convolution (the TCM's picture).
         """
@@ -149,7 +149,7 @@ class DecoderLevel(nn.Module):
         self.transformers = _transformers(config, level, len(skip_channels))
         self.upsample = Upsample(channels) if level > 0 else None
 
-    def forward(self, x: Tensor, time: Tensor, context: Tensor, skips: list[Tensor]) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor, context: Context, skips: list[Tensor]) -> Tensor:
         """Takes its skips off the end of `skips`."""
         for i, block in enumerate(self.blocks):
             x = block(torch.cat([x, skips.pop()], dim=1), time)
@@ -176,7 +176,7 @@ class UNetDecoder(nn.Module):
         self.norm_out = nn.GroupNorm(encoder.norm_groups, encoder.channels[0], encoder.norm_eps)
         self.conv_out = nn.Conv2d(encoder.channels[0], config.out_channels, 3, padding=1)
 
-    def forward(self, features: Features, context: Tensor) -> Tensor:
+    def forward(self, features: Features, context: Context) -> Tensor:
         skips, x = list(features.skips), features.middle
         for level in self.levels:
             x = level(x, features.time, context, skips)
@@ -195,7 +195,7 @@ class UNet(nn.Module):
         self,
         x: Tensor,
         timestep: Tensor,
-        context: Tensor,
+        context: Context,
         noise_level: Tensor | None = None,
         residuals: Residuals | None = None,
     ) -> Tensor:

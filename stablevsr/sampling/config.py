@@ -140,6 +140,12 @@ class SamplingConfig:
         """
         from stablevsr.sampling.schedule import timesteps  # imports torch
 
+        _require(
+            not model.is_streaming,
+            "these are streaming weights, which were distilled for the past only and a few steps: sample them with "
+            "stablevsr.sampling.streaming, or use StableVSR weights",
+        )
+
         timesteps(model.schedule, self.steps)
         for name in ("prompt", "negative_prompt"):
             _require(

@@ -8,7 +8,7 @@ from torch import Tensor
 from stablevsr.config import ModelConfig
 from stablevsr.nn.raft import RAFT
 from stablevsr.nn.tcm import TCM
-from stablevsr.nn.tiny import TinyDecoder
+from stablevsr.nn.tiny import TemporalTinyVAE, TinyDecoder
 from stablevsr.nn.unet import UNet
 from stablevsr.nn.vae import VAE
 from stablevsr.sampling.config import SamplingConfig
@@ -21,7 +21,7 @@ class Networks(Protocol):
     sampling: SamplingConfig  # what the weights were made for
     unet: UNet
     tcm: TCM
-    vae: VAE
+    vae: VAE | TemporalTinyVAE
     flow: RAFT | None  # float32
     tiny: TinyDecoder | None
 

@@ -1,0 +1,281 @@
+"""The streaming loop (Stream-DiffVSR, 2025): frame by frame, all steps of a frame before the next, the past only."""
+
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from stablevsr.config import DDIMScheduleConfig, ScheduleConfig
+from stablevsr.errors import UserError
+from stablevsr.nn.attention import CachedContext, Context
+from stablevsr.nn.warp import warp_published
+from stablevsr.runtime import compiled_parts
+from stablevsr.sampling.flow import estimate_flow
+from stablevsr.sampling.networks import Networks
+from stablevsr.sampling.noise import as_draw
+from stablevsr.sampling.samplers import ddim_step
+from stablevsr.sampling.schedule import Step, alphas_cumprod, timesteps
+
+DISTILLED_STEPS = 4  # of the released streaming weights; other numbers run, but are not what they learnt
+
+# (frame, its LR picture, the LR picture before) -> whether the frame begins a new scene
+IsCut = Callable[[int, Tensor, Tensor], bool]
+
+
+class InitialNoise(Protocol):
+    """Where x_T comes from; any `NoiseSource` will do. No other noise is drawn."""
+
+    def initial(self, frame: int) -> Tensor:
+        """Unit Gaussian noise, (latent channels, h, w)."""
+        ...
+
+
+class StreamNetworks(Protocol):
+    """What the loop calls; `StreamDenoiser` is one. Tensors are single frames, without a batch dimension."""
+
+    def flow(self, low_res: Tensor, previous_low_res: Tensor) -> Tensor:
+        """The flow that fetches the previous frame onto the current one, (2, 4h, 4w); LR frames are (3, h, w)."""
+        ...
+
+    def guide(self, picture: Tensor, flow: Tensor) -> Tensor:
+        """The condition: the previous picture, (3, 4h, 4w), on the grid of the current frame."""
+        ...
+
+    def embed(self, condition: Tensor) -> Tensor:
+        """What the steps of a frame share of the condition: handed to `predict` as it is."""
+        ...
+
+    def predict(self, x: Tensor, low_res: Tensor, step: Step, embedding: Tensor | None) -> Tensor:
+        """The network's output for x_t, (c, h, w); without an embedding for the first frame of a scene."""
+        ...
+
+    def decode(self, latent: Tensor, condition: Tensor | None) -> Tensor:
+        """(c, h, w) to its picture (3, 4h, 4w), about [-1, 1], not clamped."""
+        ...
+
+
+class StreamState(NamedTuple):
+    """The last finished frame: all that the next one needs of the past, and what a run goes on from."""
+
+    frame: int
+    low_res: Tensor  # (3, h, w) in [-1, 1]
+    picture: Tensor  # (3, 4h, 4w), about [-1, 1], not clamped: it is warped as it is
+
+
+class StreamFrame(NamedTuple):
+    """A finished frame."""
+
+    state: StreamState
+    latent: Tensor  # (c, h, w), what was decoded
+    condition: Tensor | None  # (3, 4h, 4w), what TCM and decoder saw; None for the first frame of a scene
+
+
+class StreamStep(NamedTuple):
+    """A frame after one of its steps."""
+
+    frame: int
+    step: Step
+    prediction: Tensor  # (c, h, w), the network's output
+    x0: Tensor  # (c, h, w), the clean estimate; the loop does not use it
+    latent: Tensor  # (c, h, w), x at the next timestep
+
+
+OnStep = Callable[[StreamStep], None]
+
+
+def ddim_steps(config: ScheduleConfig, num_steps: int) -> list[Step]:
+    """The steps of a run as diffusers' DDIM takes them, which streaming weights were distilled with.
+
+    A step ends at t - n // num_steps (n trained timesteps). That is the run's next timestep only where num_steps
+    divides n, or with "leading" spacing. The last step ends where the weights learnt it, at abar_0 or at 1; at 1 for
+    weights that were not made for streaming.
+
+    Raises:
+        UserError: as `timesteps` does.
+    """
+    times, products = timesteps(config, num_steps), alphas_cumprod(config)
+    stride = config.num_train_timesteps // num_steps
+    short = isinstance(config, DDIMScheduleConfig) and not config.set_alpha_to_one
+    end = products[0] if short else torch.tensor(1.0)
+    return [
+        Step(i, time, products[time], products[time - stride] if time >= stride else end)
+        for i, time in enumerate(times)
+    ]
+
+
+def cuts_at(frames: Collection[int]) -> IsCut:
+    """New scenes at these frames."""
+    return lambda frame, low_res, previous_low_res: frame in frames
+
+
+NO_CUTS = cuts_at(())
+
+
+def streaming_sampling(
+    frames: Iterable[Tensor],
+    steps: list[Step],
+    schedule: ScheduleConfig,
+    noise: InitialNoise,
+    networks: StreamNetworks,
+    is_cut: IsCut = NO_CUTS,
+    start: StreamState | None = None,
+    on_step: OnStep | None = None,
+) -> Iterator[StreamFrame]:
+    """Upscale frames as they come. A frame is given out before the next one is asked for.
+
+    While the loop waits for a frame, it holds the last `StreamState` and nothing else.
+
+    Args:
+        frames: (3, h, w) each, in [-1, 1], all of one size; the loop computes in their precision and on their device.
+        steps: from `ddim_steps`.
+        schedule: what the network predicts, and clipping.
+        noise: asked for `initial(frame)` once a frame.
+        networks: a `StreamDenoiser`, or anything with its methods.
+        is_cut: asked for every frame but the first.
+        start: where to go on: the last finished frame. `frames` are those after it.
+        on_step: called after each step.
+
+    Yields:
+        A `StreamFrame` for every frame.
+
+    Raises:
+        UserError: for a frame of another size than the one before, noise of the wrong shape, and numbers that overflow.
+    """
+    state = start
+    for frame, low_res in enumerate(frames, start=0 if state is None else state.frame + 1):
+        finished = _next_frame(frame, low_res, state, steps, schedule, noise, networks, is_cut, on_step)
+        state = finished.state
+        yield finished
+        del finished, low_res  # nothing but the state is held while a stream pauses
+
+
+@torch.no_grad()  # not of the generator: its wrapper would hold the last frame
+def _next_frame(
+    frame: int,
+    low_res: Tensor,
+    state: StreamState | None,
+    steps: list[Step],
+    schedule: ScheduleConfig,
+    noise: InitialNoise,
+    networks: StreamNetworks,
+    is_cut: IsCut,
+    on_step: OnStep | None,
+) -> StreamFrame:
+    condition = None
+    if state is not None:
+        _check_size(frame, low_res, state.low_res)
+        if not is_cut(frame, low_res, state.low_res):
+            condition = networks.guide(state.picture, networks.flow(low_res, state.low_res))
+    draw = noise.initial(frame)
+    x = as_draw(draw, (len(draw), *low_res.shape[1:]), f"frame {frame}").to(low_res)
+    latent = _denoise(frame, x, low_res, condition, steps, schedule, networks, on_step)
+    picture = networks.decode(latent, condition)
+    # Of the latent, too: the decoder's tanh makes a picture of infinity.
+    if not (latent.isfinite().all() and picture.isfinite().all()):
+        raise UserError(f"the numbers of frame {frame} overflowed: use bf16 or fp32")
+    return StreamFrame(StreamState(frame, low_res, picture), latent, condition)
+
+
+def _denoise(
+    frame: int,
+    x: Tensor,
+    low_res: Tensor,
+    condition: Tensor | None,
+    steps: list[Step],
+    schedule: ScheduleConfig,
+    networks: StreamNetworks,
+    on_step: OnStep | None,
+) -> Tensor:
+    """All steps of a frame: x_T (c, h, w) to what is decoded, x after the last step."""
+    embedding = None if condition is None else networks.embed(condition)
+    for step in steps:
+        prediction = networks.predict(x, low_res, step, embedding)
+        x0, x = ddim_step(x, prediction, x.new_zeros(()), step, schedule)  # with eta = 0, no noise is added
+        if on_step is not None:
+            on_step(StreamStep(frame, step, prediction, x0, x))
+    return x
+
+
+def _check_size(frame: int, low_res: Tensor, previous: Tensor) -> None:
+    if low_res.shape != previous.shape:
+        (h, w), (before_h, before_w) = low_res.shape[-2:], previous.shape[-2:]
+        raise UserError(
+            f"frame {frame} is {w}x{h}, the frames before it {before_w}x{before_h}: a stream keeps one size, scale or "
+            "split it first"
+        )
+
+
+@dataclass(frozen=True)
+class StreamDenoiser:
+    """The model bound to a run: `StreamNetworks`.
+
+    StableVSR's weights will do, too, though they were not trained for this: their autoencoder decodes every frame
+    alone.
+
+    Raises:
+        UserError: for weights without flow network, and for those that noise the LR frame.
+    """
+
+    model: Networks
+    context: Tensor  # (1, tokens, width), or (2, tokens, width) for guidance: negative prompt, prompt
+    tcm_scale: float = 1.0  # multiplies what the TCM adds
+    cfg_scale: float = 1.0  # classifier-free guidance, used when `context` has two entries
+    half_flow: bool = False  # estimate flow at half the HR size
+    # Scaled latents (1, c, h, w) to pictures, for an autoencoder without temporal modules; None decodes the whole.
+    picture_decoder: Callable[[Tensor], Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        if self.model.flow is None:
+            raise UserError("these weights hold no flow network, which a stream needs: convert with --flow")
+        if self.model.config.unet.encoder.num_noise_levels is not None:
+            raise UserError(
+                "these weights noise the LR frame (stock SD x4), which streaming does not: use StableVSR's or "
+                "streaming weights"
+            )
+
+    @cached_property
+    def _text(self) -> Context:
+        """Its keys and values are computed once a run; a compiled network computes them in every step."""
+        return self.context if compiled_parts(self.model) else CachedContext(self.context)
+
+    def flow(self, low_res: Tensor, previous_low_res: Tensor) -> Tensor:
+        """From the pixels of the current frame to their places in the previous one: (2, 4h, 4w) in pixels."""
+        return estimate_flow(self.model.flow, low_res[None], previous_low_res[None], self.half_flow)[0]
+
+    def guide(self, picture: Tensor, flow: Tensor) -> Tensor:
+        """The previous picture, (3, 4h, 4w), warped along the flow, the same shape."""
+        return warp_published(picture[None], flow[None])[0]
+
+    def embed(self, condition: Tensor) -> Tensor:
+        """The TCM's convolutions of the condition, (1, width, h, w), the same in all steps."""
+        return self.model.tcm.embed(condition[None].to(self.model.dtype))
+
+    def predict(self, x: Tensor, low_res: Tensor, step: Step, embedding: Tensor | None) -> Tensor:
+        """The network's output for x_t, (c, h, w); without an embedding the UNet is alone."""
+        model, count = self.model, len(self.context)
+        stacked = torch.cat([x, low_res])[None].to(model.dtype).expand(count, -1, -1, -1)
+        timestep = torch.full((count,), step.timestep, device=x.device)
+        residuals = None
+        if embedding is not None:
+            embedding = embedding.expand(count, -1, -1, -1)
+            residuals = model.tcm(stacked, timestep, self._text, None, self.tcm_scale, None, embedding)
+        prediction = model.unet(stacked, timestep, self._text, None, residuals).to(x.dtype)
+        if count == 1:
+            return prediction[0]
+        negative, positive = prediction
+        return negative + self.cfg_scale * (positive - negative)
+
+    def decode(self, latent: Tensor, condition: Tensor | None) -> Tensor:
+        """(c, h, w) to its picture, (3, 4h, 4w); with a condition, the temporal modules see its features."""
+        vae = self.model.vae
+        if self.model.config.is_streaming:
+            features = () if condition is None else vae.features(condition[None].to(vae.dtype))
+            picture = vae.decode(latent[None].to(vae.dtype), features)
+        elif self.picture_decoder is not None:
+            picture = self.picture_decoder(latent[None])
+        else:
+            picture = vae.decode(latent[None].to(vae.dtype) / vae.scaling_factor)
+        return picture[0].to(latent.dtype)
