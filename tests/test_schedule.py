@@ -182,3 +182,18 @@ def test_samplers_by_name() -> None:
         sampler_by_name("ddim", 2)
     with pytest.raises(UserError, match="no effect with sampler ddpm"):
         sampler_by_name("ddpm", 0.5)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+def test_the_step_in_use_is_the_papers(prediction_type: str) -> None:
+    """In float64, at every step of a run: the form through x0 against the one with the predicted noise."""
+    config = dataclasses.replace(STABLEVSR_SCHEDULE, prediction_type=prediction_type)
+    for step in run_steps(config, 20):
+        bars = {name: getattr(step, name).double() for name in ("alpha_bar", "alpha_bar_next")}
+        x, noise, z = torch.randn(3, 4, 5, 6, dtype=torch.float64)
+        x0 = (x - (1 - bars["alpha_bar"]) ** 0.5 * noise) / bars["alpha_bar"] ** 0.5
+        outputs = {"epsilon": noise, "v_prediction": ddpm.v_target(x0, noise, bars["alpha_bar"]), "sample": x0}
+        found_x0, found = ddpm.ddpm_step(x, outputs[prediction_type], z, dataclasses.replace(step, **bars), config)
+        torch.testing.assert_close(found_x0, x0, rtol=1e-9, atol=1e-9)
+        expected = ddpm.paper_step(x, noise, z, **bars)
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)

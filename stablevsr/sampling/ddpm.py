@@ -1,4 +1,13 @@
-"""DDPM (Ho et al. 2020) as equations on tensors. `alpha_bar` is abar_t throughout, float32, broadcastable."""
+"""DDPM (Ho et al. 2020) as equations on tensors. `alpha_bar` is abar_t throughout, float32, broadcastable.
+
+The papers write the step with the predicted noise e (algorithm 2 of Ho et al.; StableVSR, section 3):
+
+    x_{t-1} = (x_t - (1 - a_t) / sqrt(1 - abar_t) e) / sqrt(a_t) + s_t z        `paper_step`
+    x_0     = (x_t - sqrt(1 - abar_t) e) / sqrt(abar_t)                         `predict_x0`, equation 15
+
+The sampler uses the equal form that goes through x_0 (equations 6 and 7), which allows x_0 to be clipped, needs no
+division by sqrt(a_t) of its own for each kind of prediction, and is what the published pipeline computes.
+"""
 
 import torch
 from torch import Tensor
@@ -37,6 +46,14 @@ def posterior(x0: Tensor, x: Tensor, alpha_bar: Tensor, alpha_bar_next: Tensor) 
     mean = (alpha_bar_next**0.5 * beta) / (1 - alpha_bar) * x0 + alpha**0.5 * (1 - alpha_bar_next) / (1 - alpha_bar) * x
     variance = (1 - alpha_bar_next) / (1 - alpha_bar) * beta
     return mean, variance.clamp(min=MIN_VARIANCE)
+
+
+def paper_step(x: Tensor, noise_estimate: Tensor, z: Tensor, alpha_bar: Tensor, alpha_bar_next: Tensor) -> Tensor:
+    """x at the next timestep in the papers' form (algorithm 2): from x_t, the predicted noise and fresh noise z."""
+    alpha = alpha_bar / alpha_bar_next
+    mean = (x - (1 - alpha) / (1 - alpha_bar) ** 0.5 * noise_estimate) / alpha**0.5
+    sigma = ((1 - alpha_bar_next) / (1 - alpha_bar) * (1 - alpha)) ** 0.5
+    return mean + sigma * z
 
 
 def clean_estimate(x: Tensor, prediction: Tensor, step: Step, config: ScheduleConfig) -> Tensor:
