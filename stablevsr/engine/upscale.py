@@ -109,7 +109,7 @@ def upscale(
         if not keep_workspace:
             workspace.remove()
     if writers.failures:
-        raise IncompleteOutput("; ".join(writers.failures))
+        raise IncompleteOutput(f"{output} is written, but not all of it: {' '.join(writers.failures)}")
     return len(footage.frames)
 
 
