@@ -10,19 +10,22 @@ from pathlib import Path
 
 import torch
 
+from stablevsr import SamplingConfig, TemporalGuidance
+from stablevsr.architectures import SMALL
 from stablevsr.errors import UserError
-from stablevsr.model import StableVSR
-from stablevsr.presets import SMALL
+from stablevsr.model import PARTS, StableVSR
 from stablevsr.training.train import read_part
 from stablevsr.weights import Header, write
 
-PARTS = ("unet", "tcm", "vae", "flow", "tiny")
+# What measures best for this model: benchmarks/results/steps_small.json.
+SAMPLING = SamplingConfig(steps=5, temporal=TemporalGuidance(tiny=True))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("target", type=Path, help="the file to write")
-    for part in PARTS:
+    names = [part for part in PARTS if getattr(SMALL, part)]
+    for part in names:
         metavar = (f"{part.upper()}.safetensors", "RECIPE")
         parser.add_argument(f"--{part}", required=True, nargs=2, metavar=metavar, help="the part, and its recipe")
     options = parser.parse_args()
@@ -30,10 +33,10 @@ def main() -> None:
         model = StableVSR(SMALL)
     tensors, provenance = {}, {}
     try:
-        for part in PARTS:
+        for part in names:
             file, provenance[part] = getattr(options, part)
             tensors |= read_part(Path(file), part, model)
-        write(options.target, Header(model.config, provenance), tensors, torch.float16)
+        write(options.target, Header(model.config, provenance, sampling=SAMPLING), tensors, torch.float16)
     except UserError as error:
         parser.error(str(error))
 

@@ -805,8 +805,7 @@ from dataclasses import replace
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from stablevsr import build_model
-from stablevsr.engine.upscale import upscale
+from stablevsr import TemporalGuidance, build_model, upscale
 from stablevsr.media import open_reader
 
 def anonymous():
@@ -822,10 +821,10 @@ def watch():
 
 model = build_model(device="cpu")
 model.flow.config = replace(model.flow.config, num_updates=1)  # as much memory, less time
-watcher = threading.Thread(target=watch)
+watcher = threading.Thread(target=watch, daemon=True)
 watcher.start()
 with open_reader(Path(sys.argv[1])) as clip:
-    upscale(model, clip, Path(sys.argv[2]), steps=1, temporal=TemporalGuidance())
+    upscale(model, clip, Path(sys.argv[2]), steps=1, temporal=TemporalGuidance(), scene_cuts="off")
 running = False
 watcher.join()
 print(peak)
