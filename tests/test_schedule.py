@@ -175,15 +175,6 @@ def test_a_perfect_network_needs_no_more_than_one_step() -> None:
             torch.testing.assert_close(x, truth, rtol=1e-4, atol=1e-4)
 
 
-def test_samplers_by_name() -> None:
-    with pytest.raises(UserError, match="got sampler 'euler', expected one of ddpm"):
-        sampler_by_name("euler")
-    with pytest.raises(UserError, match="got eta 2, expected 0 to 1"):
-        sampler_by_name("ddim", 2)
-    with pytest.raises(UserError, match="no effect with sampler ddpm"):
-        sampler_by_name("ddpm", 0.5)
-
-
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
 def test_the_step_in_use_is_the_papers(prediction_type: str) -> None:
     """In float64, at every step of a run: the form through x0 against the one with the predicted noise."""

@@ -192,8 +192,14 @@ class DiskArray:
         self._worker.write(lambda: self._put(index, value))
 
     def prefetch(self, index: int) -> None:
-        if index not in self._behind and index not in self._ahead:
+        if index in self._ahead:
+            return
+        waiting = self._behind.get(index)
+        if waiting is None:
             self._ahead[index] = self._worker.read(lambda: to_device(self._file.read(index), self._device))
+        else:  # kept, for it may be written, and gone from here, by the time it is read
+            self._ahead[index] = Future()
+            self._ahead[index].set_result(to_device(waiting, self._device))
 
     def _put(self, index: int, value: Tensor) -> None:
         self._file.write(index, value)  # waits for the device, in this thread
