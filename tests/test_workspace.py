@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from stablevsr.engine import workspace as room
+from stablevsr.engine.state import RunState
 from stablevsr.engine.workspace import ArrayFile, Workspace, open_workspace, workspace_path
 from stablevsr.errors import UserError
 
@@ -172,12 +173,12 @@ def test_errors_of_the_disk_name_the_file_and_the_cause(tmp_path, monkeypatch, m
 def test_the_estimate_comes_back_on_the_device_that_is_asked_for(tmp_path: Path) -> None:
     """On a GPU the loop mixes it with tensors there. The meta device stands in for one."""
     workspace = Workspace(tmp_path)
-    assert workspace.state(torch.device("meta")) == ("flow", 0, None)
+    assert workspace.state(torch.device("meta")) == RunState("flow", 0, None)
     x0 = torch.arange(3.0)
-    workspace.save_state("denoise", 7, x0)
-    phase, done, found = workspace.state(torch.device("meta"))
-    assert (phase, done, found.device.type) == ("denoise", 7, "meta")
-    assert torch.equal(workspace.state(torch.device("cpu"))[2], x0)
+    workspace.save_state(RunState("denoise", 7, x0))
+    found = workspace.state(torch.device("meta"))
+    assert (found.phase, found.done, found.x0.device.type) == ("denoise", 7, "meta")
+    assert torch.equal(workspace.state(torch.device("cpu")).x0, x0)
 
 
 def test_temporaries_elsewhere_cannot_be_guessed_and_go_with_the_next_run(output: Path, tmp_path: Path) -> None:
@@ -211,11 +212,12 @@ def test_the_list_of_files_is_complete(output: Path) -> None:
     """What a run leaves must be known, or the next one takes it for somebody else's."""
     with open_workspace(output) as workspace:
         workspace.begin({})
-        for name in ("frames", "flows", "latents", "estimates"):
+        for name in ("frames", "alpha", "flows", "latents", "estimates", "pictures"):
             workspace.arrays(name, (1,))
-        for name in ("clip", "plan", "tiles"):
+        for name in ("clip", "plan"):
             workspace.note(name, {})
         workspace.outside(output)
-        workspace.save_state("flow", 0, None)
-        (workspace.folder / "output").touch()
+        workspace.save_state(RunState())
+        for name in ("output", "output.joined", "output.rehearsal"):
+            (workspace.folder / name).touch()
     assert sorted(os.listdir(workspace_path(output))) == sorted(room.FILES)
