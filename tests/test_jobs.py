@@ -705,6 +705,31 @@ def test_nothing_on_the_way_of_a_frame_step_waits_for_the_disk(model, clip, tmp_
     assert {name for _, name, _ in events} == {"frames", "latents", "flows", "pictures"}
 
 
+@pytest.mark.parametrize("fields", [{}, {"every": 2}, {"first_step": 2}])
+def test_nothing_that_was_read_ahead_stays_in_memory(model, clip, tmp_path, monkeypatch, fields: dict) -> None:
+    stores, real = [], store.DiskStore.__init__
+    monkeypatch.setattr(store.DiskStore, "__init__", lambda self, *of: stores.append(self) or real(self, *of))
+    most = 0
+
+    def progress(event: Progress) -> None:
+        nonlocal most
+        if event.phase == "denoise":
+            arrays = stores[-1]._arrays
+            most = max(most, *(len(arrays[name]._ahead) for name in ("latents", "flows") if name in arrays))
+
+    frames = write_frames(tmp_path / "more", pictures(6))
+    run(model, frames, tmp_path / "out", temporal=TemporalGuidance(**fields), steps=4, progress=progress)
+    assert most <= 1
+
+
+def test_the_weights_of_an_offloaded_model_are_hashed_once(clip, tmp_path, monkeypatch) -> None:
+    model, hashed, real = offloaded(random_model()), [], fingerprints._hash
+    monkeypatch.setattr(fingerprints, "_hash", lambda of: hashed.append(of) or real(of))
+    for name in ("a", "b"):
+        run(model, clip, tmp_path / name)
+    assert hashed == [model]
+
+
 def test_an_error_of_the_disk_reaches_the_run_and_stops_the_writing(tmp_path: Path, monkeypatch) -> None:
     written, real = [], ArrayFile._put
 

@@ -31,6 +31,7 @@ from stablevsr.model import StableVSR
         ({"noise_level": -1}, "got noise_level -1"),
         ({"scene_cuts": "some"}, "got scene_cuts 'some', expected auto, off or frame numbers above 0"),
         ({"scene_cuts": (0, 3)}, r"got scene_cuts \(0, 3\)"),
+        ({"scene_cuts": [3, "a"]}, r"scene_cuts is \(3, 'a'\), expected"),
         ({"tile": 8}, "got tile 8, expected auto, off or a number of at least 16"),
         ({"tile": "big"}, "got tile 'big', expected auto"),
         ({"color_fix": "sepia"}, "got color_fix 'sepia', expected one of wavelet, adain"),
@@ -78,6 +79,7 @@ def test_more_checks_against_weights_and_clip() -> None:
 def test_what_means_the_same_is_the_same() -> None:
     assert SamplingConfig(steps=np.int64(5), cfg_scale=np.float32(2.0)) == SamplingConfig(steps=5, cfg_scale=2.0)
     assert SamplingConfig(prompt="") == SamplingConfig()
+    assert SamplingConfig(scene_cuts=np.array([7, 3])) == SamplingConfig(scene_cuts={3, 7})
     assert SamplingConfig(scene_cuts=[7, 3]) == SamplingConfig(scene_cuts=(3, 7))
 
 

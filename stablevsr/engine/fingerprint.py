@@ -2,11 +2,11 @@
 
 import hashlib
 import json
+from itertools import chain
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
 
 from stablevsr import __version__
 from stablevsr.config import to_dict
@@ -31,24 +31,24 @@ def fingerprint(model: StableVSR, clip: Reader, config: SamplingConfig) -> dict[
     }
 
 
-# Model to the state of its tensors and their digest: a batch of clips hashes gigabytes once.
+# Model to the state of its tensors and their digest: a batch of clips hashes gigabytes once. An offloaded model swaps
+# where its tensors lie, so that the state is not about places.
 _known: WeakKeyDictionary[object, tuple[list[tuple[int, int]], str]] = WeakKeyDictionary()
 
 
 def hash_weights(model: StableVSR) -> str:
     """A digest of the config and of all weights; known for a model whose tensors have not changed since."""
-    tensors = model.state_dict()
-    state = [(value.data_ptr(), value._version) for value in tensors.values()]
+    state = [(id(tensor), tensor._version) for tensor in chain(model.parameters(), model.buffers())]
     known_state, known = _known.get(model, (None, ""))
     if state != known_state:
-        known = _hash(model, tensors)
+        known = _hash(model)
         _known[model] = state, known
     return known
 
 
-def _hash(model: StableVSR, tensors: dict[str, Tensor]) -> str:
+def _hash(model: StableVSR) -> str:
     digest = hashlib.sha256(json.dumps(to_dict(model.config)).encode())
-    for name, value in sorted(tensors.items()):
+    for name, value in sorted(model.state_dict().items()):
         digest.update(name.encode())
         digest.update(value.reshape(-1).view(torch.uint8).cpu().numpy().data)
     return digest.hexdigest()[:16]

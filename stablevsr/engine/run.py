@@ -122,6 +122,8 @@ class Run:
                 array.write(pair, torch.stack([self._estimated.estimate(*way) for way in ways]))
             self._save(RunState("flow", pair + 1))
             yield Progress("flow", pair + 1, total)
+        if self._estimated is not None:
+            self._estimated.forget()
         self._save(RunState("denoise"), now=True)
 
     def frame_steps(self) -> Iterator[FrameStep]:
@@ -158,7 +160,8 @@ class Run:
                 for kept in (self._frames, latents, estimates):
                     if kept is not None:
                         kept.prefetch(frame)
-                if array and max(frame, source) not in self._cuts:
+                guided = config.temporal.applies_to((unit + 1) // n) and max(frame, source) not in self._cuts
+                if array and guided:  # what is announced and not read would stay in memory
                     array.prefetch(min(frame, source))
 
         prepare(start.done)
@@ -192,6 +195,7 @@ class Run:
             latents.prefetch(self.state.done)
         for frame in range(self.state.done, total):
             latents.prefetch(min(frame + 1, total - 1))
+            self._frames.prefetch(min(frame + 1, total - 1))
             array.write(frame, self._picture(frame, latents))
             state = RunState("decode", frame + 1, depth=self._format.name)
             self._save(state, unit=self.num_frame_steps + frame, now=frame + 1 == total)

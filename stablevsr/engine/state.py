@@ -26,7 +26,7 @@ class RunState:
     def to_bytes(self) -> bytes:
         progress = {"phase": self.phase, "done": self.done, "tiled_since": self.tiled_since, "depth": self.depth}
         tensors = {} if self.x0 is None else {"x0": self.x0.cpu().contiguous()}
-        return save(tensors | {"present": torch.ones(1)}, {"state": json.dumps(progress)})
+        return save(tensors, {"state": json.dumps(progress)})
 
     @classmethod
     def from_bytes(cls, data: bytes, device: torch.device) -> "RunState":
@@ -37,7 +37,7 @@ class RunState:
         """
         size = int.from_bytes(data[:8], "little")
         progress = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["state"])
-        if progress["phase"] not in PHASES or not all(type(progress[name]) is int for name in ("done",)):
+        if progress["phase"] not in PHASES or type(progress["done"]) is not int:
             raise ValueError("no state of a run")
         x0 = load(data).get("x0")
         return cls(**progress, x0=None if x0 is None else x0.to(device))

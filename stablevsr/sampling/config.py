@@ -101,6 +101,8 @@ class SamplingConfig:
     def __post_init__(self) -> None:
         _make_plain(self)
         require_types(self)
+        if isinstance(self.scene_cuts, tuple):
+            object.__setattr__(self, "scene_cuts", tuple(sorted(self.scene_cuts)))
         _require(self.steps >= 1, f"got steps {self.steps}, expected 1 or more")
         _require(self.sampler in SAMPLERS, f"got sampler {self.sampler!r}, expected one of {', '.join(SAMPLERS)}")
         _require(0 <= self.eta <= 1, f"got eta {self.eta}, expected 0 to 1")
@@ -228,14 +230,17 @@ def resolve(config: SamplingConfig | None, default: SamplingConfig, fields: dict
 
 
 def _make_plain(config: SamplingConfig) -> None:
-    """Numbers of numpy become Python's, an empty prompt None, any collection of cuts a sorted tuple."""
+    """Numbers of numpy become Python's, an empty prompt None, any collection of cuts a tuple."""
+
+    def plain(value: Any) -> Any:
+        return value.item() if type(value).__module__ == "numpy" and getattr(value, "ndim", 1) == 0 else value
+
     for name, value in vars(config).items():
-        if type(value).__module__ == "numpy" and getattr(value, "ndim", 1) == 0:
-            object.__setattr__(config, name, value.item())
-        elif name in ("prompt", "negative_prompt") and value == "":
+        object.__setattr__(config, name, plain(value))
+        if name in ("prompt", "negative_prompt") and value == "":
             object.__setattr__(config, name, None)
         elif name == "scene_cuts" and isinstance(value, Collection) and not isinstance(value, str):
-            object.__setattr__(config, name, tuple(sorted(value)))
+            object.__setattr__(config, name, tuple(map(plain, value)))
 
 
 def _check_names(owner: Any, names: list[str], prefix: str = "") -> None:

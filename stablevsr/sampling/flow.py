@@ -125,6 +125,11 @@ class EstimatedFlows:
             flow = self._padding.crop(bilinear_upsample(flow))
         return _to_size(flow, self._size, self._half)
 
+    def forget(self) -> None:
+        """Free what is held of the last frames, when no flow is asked for any more."""
+        self._features.clear()
+        self._contexts.clear()
+
     def _encode(self, target: int, source: int) -> None:
         """Have the features of two neighbours, and the context of the target."""
         missing = [frame for frame in sorted((target, source)) if frame not in self._features]
