@@ -5,8 +5,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
@@ -89,39 +89,35 @@ class ProgressBars:
         self._bar.update(progress.done - self._bar.n)
 
 
-@contextmanager
-def leaving_when_interrupted() -> Iterator[None]:
+def leaving_when_interrupted() -> AbstractContextManager[None]:
     """End the process at Ctrl-C with one line: for imports, where an exception could be taken for a module's error."""
 
     def leave(number: int, frame: FrameType | None) -> NoReturn:
         os.write(sys.stderr.fileno(), b"stablevsr: interrupted\n")
         os._exit(INTERRUPTED)
 
-    if threading.current_thread() is not threading.main_thread():  # only there signals may be handled
-        yield
-        return
-    before = signal.signal(signal.SIGINT, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
+    return _handling(signal.SIGINT, leave)
+
+
+def stopped_by_signal() -> AbstractContextManager[None]:
+    """Let SIGTERM clean up as Ctrl-C does."""
+
+    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
+        raise KeyboardInterrupt
+
+    return _handling(signal.SIGTERM, interrupt)
 
 
 @contextmanager
-def stopped_by_signal() -> Iterator[None]:
-    """Let SIGTERM clean up as Ctrl-C does."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
+def _handling(number: int, handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # only there signals may be handled
         yield
         return
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = signal.signal(number, handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(number, before)
 
 
 def close_streams() -> None:
