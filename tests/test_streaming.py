@@ -84,12 +84,16 @@ def test_every_frame_and_step_as_recorded(name: str, stream_weights: Path) -> No
         if i == 0:
             assert frame.condition is None
             continue
-        assert difference(frame.condition, expected["guidance"][i - 1]) < 1e-4
+        # The warp is exact, but a flow that is 1e-5 px off moves a picture of random weights, which jumps by its whole
+        # range from pixel to pixel, by more: the recorded guidance is itself 1.08e-4 from a run in float64.
+        guidance, previous = expected["guidance"][i - 1], expected["decoded"][i - 1]
+        assert difference(networks.guide(previous, expected["flow_forward"][i - 1]), guidance) < 1e-5
+        assert difference(frame.condition, guidance) < 1e-4 * previous.abs().max()
         features = model.vae.features(frame.condition[None])
         for place, feature in enumerate(reversed(features)):  # recorded in the encoder's order
             assert difference(feature[0], expected[f"feature_{place}"][i - 1].float()) < 3e-3
         flow = networks.flow(low_res[i], low_res[i - 1])
-        assert difference(flow, expected["flow_forward"][i - 1]) < 5e-4
+        assert difference(flow, expected["flow_forward"][i - 1]) < 1e-4
     assert len(seen) == len(low_res) * len(steps)
 
 
