@@ -20,8 +20,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from stablevsr.atomic import replacing
-from stablevsr.config import ModelConfig, from_dict, to_dict
+from stablevsr.config import ModelConfig
 from stablevsr.errors import UserError
+from stablevsr.fields import from_dict, to_dict
 from stablevsr.prompt import VOCABULARY_FILES
 from stablevsr.sampling.config import SamplingConfig
 

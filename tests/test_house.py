@@ -14,13 +14,14 @@ PACKAGE = ROOT / "stablevsr"
 
 # Each room may import those in the set, itself, and nothing else of ours. `runtime` knows no network and no
 # configuration: it is the floor that everything which touches a device stands on.
-BASE = {"errors", "atomic", "runtime", "config"}
+BASE = {"errors", "atomic", "runtime", "fields", "config"}
 MODEL = BASE | {"architectures", "nn", "sampling", "prompt", "weights", "model"}
 ROOMS = {
     "errors": set(),
     "atomic": {"errors"},
     "runtime": {"errors"},
-    "config": {"errors"},
+    "fields": {"errors"},
+    "config": {"fields"},
     "architectures": {"config"},
     "nn": BASE,
     "sampling": BASE | {"nn"},

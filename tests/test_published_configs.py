@@ -287,7 +287,7 @@ def test_a_known_key_with_another_value_is_refused(part: str, key: str) -> None:
         ("scheduler", {"beta_schedule": "sigmoid"}, "beta_schedule 'sigmoid' is not supported"),
         ("scheduler", {"clip_sample_range": float("inf")}, "clip_sample_range is inf, expected a finite number"),
         ("unet", {"norm_eps": float("nan")}, "norm_eps is nan, expected a finite number"),
-        ("unet", {"layers_per_block": 10**9}, "blocks_per_level holds 1000000000, expected at most 256"),
+        ("unet", {"layers_per_block": 10**9}, "blocks_per_level is 1000000000, expected at most 256"),
     ],
 )
 def test_values_that_would_change_the_result_are_refused(part: str, changes: Json, message: str) -> None:

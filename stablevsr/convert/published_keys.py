@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from stablevsr.config import shorten
 from stablevsr.errors import UserError
+from stablevsr.fields import shorten
 
 Json = dict[str, Any]
 Fixed = dict[str, tuple[Any, ...]]
