@@ -195,7 +195,8 @@ def add_sampling(command: argparse.ArgumentParser) -> None:
         "--preset",
         choices=PRESETS,
         help="exact: 50 steps, as published; balanced: 20; fast: 10, guided by the tiny decoder, with flow at half "
-        "size (default: what the weights were made for)",
+        "size; streaming: 4 steps a frame, the past only, for streaming weights (default: what the weights were made "
+        "for)",
     )
     for name, field, hint in sampling_fields():
         text, choices = field.metadata["help"], field.metadata.get("choices")
