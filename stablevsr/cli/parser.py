@@ -156,7 +156,8 @@ def add_upscale(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         type=Path,
         nargs="+",
         metavar="PATH",
-        help="IN OUT: what to read (a video, a folder of images, one image) and what to write; or with -o, inputs only",
+        help="IN OUT: what to read (a video, a folder of images, one image) and what to write; or with -o, "
+        "inputs only; - is a pipe of yuv4mpegpipe, for --mode streaming",
     )
     command.add_argument("-o", "--output", type=Path, metavar="OUT", help="the output; for several inputs a folder")
     command.add_argument(
