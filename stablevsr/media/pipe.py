@@ -32,7 +32,7 @@ PIXEL_FORMATS = {  # the header's name -> FFmpeg's
     **_SUBSAMPLINGS,
     **dict.fromkeys(_SITINGS, "yuv420p"),
     **{f"{name}p{depth}": f"{_SUBSAMPLINGS[name]}{depth}le" for name in ("420", "422", "444") for depth in _DEPTHS},
-    **{f"mono{depth}": f"gray{depth}le" for depth in _DEPTHS},
+    **{f"mono{depth}": f"gray{depth}le" for depth in (9, 10, 12, 16)},
 }
 _HOW = "write it with ffmpeg -i INPUT -f yuv4mpegpipe -strict -1 -"
 
