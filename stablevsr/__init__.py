@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from stablevsr.engine.memory import sample_video
     from stablevsr.engine.progress import Progress, Stopped
+    from stablevsr.engine.stream import stream_video
     from stablevsr.engine.upscale import upscale
     from stablevsr.errors import UserError
     from stablevsr.model import build_model
@@ -17,6 +18,7 @@ __version__ = "0.1.0"
 _PLACES = {
     "build_model": "model",
     "sample_video": "engine.memory",
+    "stream_video": "engine.stream",
     "upscale": "engine.upscale",
     "SamplingConfig": "sampling.config",
     "TemporalGuidance": "sampling.config",
@@ -37,6 +39,7 @@ __all__ = [
     "__version__",
     "build_model",
     "sample_video",
+    "stream_video",
     "upscale",
 ]
 

@@ -15,8 +15,8 @@ from stablevsr.convert.published_config import write_schedule
 from stablevsr.model import StableVSR
 from stablevsr.nn.tiny import TemporalTinyVAE
 from stablevsr.sampling.flow import Padding
+from stablevsr.sampling.noise import NoiseSource
 from stablevsr.sampling.pictures import bicubic
-from stablevsr.sampling.streaming import InitialNoise
 
 
 class Processor(nn.Module):
@@ -100,7 +100,7 @@ class ReferenceStreamLoop:
         self.device, self.part, self.num_updates = model.device, part, config.flow.num_updates
 
     @torch.no_grad()
-    def run(self, low_res: Tensor, noise: InitialNoise, steps: int, context: Tensor, tcm_scale: float = 1.0) -> Tensor:
+    def run(self, low_res: Tensor, noise: NoiseSource, steps: int, context: Tensor, tcm_scale: float = 1.0) -> Tensor:
         """
         Args:
             low_res: (n, 3, h, w) in [-1, 1].

@@ -36,8 +36,11 @@ def convert_recorded(folder: Path) -> Path:
 
 
 def random_stream_model(config: ModelConfig = TINY_STREAM) -> StableVSR:
-    """Random weights; every alpha is another number, some outside of [0, 1]."""
+    """Random weights; every alpha is another number, some outside of [0, 1]. Pictures are neither black nor white."""
     model = random_model(config)
+    last = model.vae.decoder.conv_out
+    last.weight *= 6
+    last.bias -= model.vae.decode(torch.randn(1, model.config.vae.latent_channels, 16, 16)).mean((0, 2, 3)) / 2
     alphas = [parameter for name, parameter in model.vae.named_parameters() if name.endswith("alpha")]
     for i, alpha in enumerate(alphas):
         alpha.fill_(-0.2 + 0.1 * i)

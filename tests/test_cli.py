@@ -457,7 +457,7 @@ def timed(command: list[str]) -> float:
     return os.times().children_user + os.times().children_system - before
 
 
-@pytest.mark.parametrize(("words", "said"), [(["-q"], "note: random"), (["-qq"], None)])
+@pytest.mark.parametrize(("words", "said"), [(["-q", "--spacing", "trailing"], "note: random"), (["-qq"], None)])
 def test_a_quiet_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture, words, said) -> None:
     assert run(folder, tmp_path / "out", *words) == 0
     told = capsys.readouterr().err

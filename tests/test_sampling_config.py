@@ -6,10 +6,12 @@ import json
 import numpy as np
 import pytest
 from models import TINY, with_noise_levels
+from stream_models import TINY_STREAM
 
 from stablevsr import PRESETS, FlowOptions, SamplingConfig, TemporalGuidance, UserError, sample_video
-from stablevsr.config import from_dict, to_dict
+from stablevsr.config import ModelConfig, from_dict, to_dict
 from stablevsr.model import StableVSR
+from stablevsr.sampling.schedule import timesteps
 
 
 @pytest.mark.parametrize(
@@ -18,6 +20,8 @@ from stablevsr.model import StableVSR
         ({"steps": 0}, "got steps 0, expected 1 or more"),
         ({"steps": True}, "steps is True, expected int"),
         ({"steps": "5"}, "steps is '5', expected int"),
+        ({"mode": "live"}, "got mode 'live', expected one of bidirectional, streaming"),
+        ({"spacing": "even"}, "got spacing 'even', expected one of leading, trailing, linspace"),
         ({"sampler": "euler"}, "got sampler 'euler', expected one of ddpm, ddim, dpm"),
         ({"sampler": "ddim", "eta": 2.0}, "got eta 2.0, expected 0 to 1"),
         ({"eta": 0.5}, "got eta 0.5 with sampler ddpm, which has none: use sampler ddim"),
@@ -38,7 +42,7 @@ from stablevsr.model import StableVSR
         ({"temporal.every": 0}, "got temporal.every 0, expected 1 or more"),
         ({"temporal.first_step": -1}, "got temporal.first_step -1"),
         ({"temporal": 3}, "temporal is 3, expected TemporalGuidance"),
-        ({"stepz": 3}, "got stepz, which no sampling option is called: expected some of steps, sampler"),
+        ({"stepz": 3}, "got stepz, which no sampling option is called: expected some of mode, steps, spacing, sampler"),
         ({"temporal.evry": 3}, "got temporal.evry, which no .* expected some of temporal.every"),
         ({"steps.x": 3}, "got steps.x, which no sampling option"),
     ],
@@ -64,6 +68,57 @@ def test_fields_are_checked_against_weights_and_clip(fields: dict, num_frames: i
     poor = dataclasses.replace(TINY, tiny=None, flow=None)
     with pytest.raises(UserError, match=message):
         SamplingConfig().with_fields(fields).check(poor, num_frames)
+
+
+@pytest.mark.parametrize(
+    ("config", "fields", "message"),
+    [
+        (TINY_STREAM, {}, "got mode bidirectional for streaming weights, which learned .* use preset streaming"),
+        (
+            TINY_STREAM,
+            {"mode": "streaming", "tile": 64},
+            "got tile 64, but streaming weights decode a frame",
+        ),
+        (dataclasses.replace(TINY, flow=None), {"mode": "streaming"}, "no flow network, which a stream needs: convert"),
+        (
+            with_noise_levels(TINY),
+            {"mode": "streaming"},
+            r"noise the LR frame \(stock SD x4\), which",
+        ),
+    ],
+)
+def test_what_streams_and_what_does_not(config: ModelConfig, fields: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        SamplingConfig().with_fields(fields).check(config)
+    PRESETS["streaming"].check(TINY_STREAM)
+    PRESETS["streaming"].check(TINY)
+
+
+@pytest.mark.parametrize(
+    ("config", "fields", "notice"),
+    [
+        (TINY, {"steps": 5}, "5 steps begin at timestep 801, where 14% of the picture should still be there"),
+        (TINY, {"steps": 1}, "1 steps begin at timestep 1, where 100% of the picture"),
+        (TINY, {"steps": 5, "spacing": "trailing"}, None),
+        (TINY, {}, None),
+        (TINY, {"cfg_scale": 0.5}, "cfg_scale 0.5 means no classifier-free guidance"),
+        (TINY, {"mode": "streaming"}, "were not trained for streaming"),
+        (TINY_STREAM, {"mode": "streaming", "steps": 4}, None),
+        (TINY_STREAM, {"mode": "streaming", "steps": 4, "temporal.tiny": True}, None),
+        (TINY_STREAM, {"mode": "streaming", "steps": 6}, "distilled for 4 steps, not 6"),
+        (TINY_STREAM, {"mode": "streaming", "steps": 4, "temporal.every": 2}, "temporal options have no effect"),
+    ],
+)
+def test_what_works_but_should_be_known(config: ModelConfig, fields: dict, notice: str | None) -> None:
+    found = SamplingConfig().with_fields(fields).notices(config)
+    assert len(found) == (notice is not None)
+    assert not found or notice in found[0]
+
+
+def test_spacing_of_ones_own() -> None:
+    config = SamplingConfig(steps=4, spacing="trailing")
+    assert timesteps(config.schedule_for(TINY), 4) == [999, 749, 499, 249]
+    assert SamplingConfig().schedule_for(TINY) == TINY.schedule
 
 
 def test_more_checks_against_weights_and_clip() -> None:

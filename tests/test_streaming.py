@@ -9,22 +9,22 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DDIMScheduler
-from models import random_model, with_noise_levels
 from reference_stream_loop import ReferenceStreamLoop
-from stream_models import STREAM_DIFFVSR, TINY, TINY_STREAM, Transcript, convert_recorded, random_stream_model, recorded
+from stream_models import STREAM_DIFFVSR, Transcript, convert_recorded, random_stream_model, recorded
 from torch import Tensor
 
+from stablevsr import sample_video
 from stablevsr.config import ScheduleConfig
 from stablevsr.convert.keys import diffusers_temporal_tiny, rename_all
 from stablevsr.errors import UserError
 from stablevsr.model import StableVSR, build_model
 from stablevsr.nn.attention import Attention, CachedContext
 from stablevsr.nn.warp import warp_published
+from stablevsr.sampling.config import DISTILLED_STEPS
 from stablevsr.sampling.noise import RecordedNoise, SeededNoise
 from stablevsr.sampling.pictures import normalise
 from stablevsr.sampling.schedule import Step, alphas_cumprod
 from stablevsr.sampling.streaming import (
-    DISTILLED_STEPS,
     StreamDenoiser,
     StreamFrame,
     StreamState,
@@ -459,16 +459,13 @@ def test_a_compiled_model_gives_the_same_pictures(stream_model: StableVSR) -> No
         torch.testing.assert_close(a, b)
 
 
-def test_streaming_needs_a_flow_network() -> None:
-    model = random_stream_model(replace(TINY, vae=TINY_STREAM.vae, tiny=None, flow=None))
-    with pytest.raises(UserError, match="these weights hold no flow network, which a stream needs: convert with"):
-        StreamDenoiser(model, model.encode_prompt(None))
-
-
-def test_weights_that_noise_the_lr_frame_do_not_stream() -> None:
-    model = random_model(with_noise_levels(TINY))
-    with pytest.raises(UserError, match="these weights noise the LR frame"):
-        StreamDenoiser(model, model.encode_prompt(None))
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm++"])
+def test_all_samplers_agree_with_the_bidirectional_loop_on_a_single_frame(sampler: str, tiny_model: StableVSR) -> None:
+    """Where there is nothing to be guided by, both loops do the same."""
+    options = {"sampler": sampler, "steps": 4, "eta": 0.7 if sampler == "ddim" else 0.0, "seed": 5}
+    frame = clip(1, 6, 5) / 2 + 0.5
+    expected = sample_video(tiny_model, frame, **options)
+    assert torch.equal(sample_video(tiny_model, frame, mode="streaming", **options), expected)
 
 
 def test_weights_of_the_bidirectional_model_end_in_x0(tiny_model: StableVSR) -> None:

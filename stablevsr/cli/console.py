@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from stablevsr.engine.progress import Progress
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
-UNITS = {"read": "frame", "flow": "pair", "denoise": "frame-step", "decode": "frame", "write": "frame"}
+UNITS = {"flow": "pair", "denoise": "frame-step"}  # of the phases that do not count frames
 
 
 class _Handler(logging.Handler):
@@ -82,7 +82,9 @@ class ProgressBars:
             self.__exit__()
             self._phase = progress.phase
             before = progress.done - 1  # more than 0 where an unfinished run continues
-            self._bar = tqdm(total=progress.total, initial=before, desc=progress.phase, unit=UNITS[progress.phase])
+            self._bar = tqdm(
+                total=progress.total, initial=before, desc=progress.phase, unit=UNITS.get(progress.phase, "frame")
+            )
             _Handler.bar = self._bar
         assert self._bar is not None
         self._bar.total = progress.total

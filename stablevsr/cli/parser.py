@@ -156,7 +156,8 @@ def add_upscale(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         type=Path,
         nargs="+",
         metavar="PATH",
-        help="IN OUT: what to read (a video, a folder of images, one image) and what to write; or with -o, inputs only",
+        help="IN OUT: what to read (a video, a folder of images, one image) and what to write; or with -o, "
+        "inputs only; - is a pipe of yuv4mpegpipe, for --mode streaming",
     )
     command.add_argument("-o", "--output", type=Path, metavar="OUT", help="the output; for several inputs a folder")
     command.add_argument(
@@ -195,7 +196,8 @@ def add_sampling(command: argparse.ArgumentParser) -> None:
         "--preset",
         choices=PRESETS,
         help="exact: 50 steps, as published; balanced: 20; fast: 10, guided by the tiny decoder, with flow at half "
-        "size (default: what the weights were made for)",
+        "size; streaming: 4 steps a frame, the past only, for streaming weights (default: what the weights were made "
+        "for)",
     )
     for name, field, hint in sampling_fields():
         text, choices = field.metadata["help"], field.metadata.get("choices")

@@ -17,6 +17,7 @@ from stablevsr.engine.upscale import upscale
 from stablevsr.engine.workspace import workspace_path
 from stablevsr.errors import UserError
 from stablevsr.media import Encoding, PartReader, Reader, check_output, open_reader, output_for
+from stablevsr.media.pipe import PIPE, PipeReader
 from stablevsr.model import StableVSR, build_model, bundled_weights
 from stablevsr.sampling.config import PRESETS, SamplingConfig
 from stablevsr.weights import read_header
@@ -42,8 +43,9 @@ def run(options: argparse.Namespace) -> int:
         fatal = len(tasks) == 1 or options.debug
         try:
             for path in filter(None, (task.output, options.side_by_side)):
-                restore(path)
-                check_output(path, task.input, options.force)
+                if path != PIPE:
+                    restore(path)
+                    check_output(path, task.input, options.force)
             with open_clip(task.input, options) as clip:
                 if model is None:
                     fatal = True  # what is wrong with the weights or the device is wrong for all inputs
@@ -79,6 +81,11 @@ def find_tasks(options: argparse.Namespace) -> list[Task]:
         twice = [name for name in names if names.count(name) > 1]
         if twice:
             raise UserError(f"two inputs would both become {output / twice[0]}: rename one, or upscale it by itself")
+    if PIPE in [path for task in tasks for path in vars(task).values()]:
+        if len(tasks) > 1:
+            raise UserError("got - among several inputs, but a pipe carries one video")
+        if options.json and tasks[0].output == PIPE:
+            raise UserError("standard output cannot take both the video and what --json prints: leave one out")
     pair = options.side_by_side
     if pair and len(tasks) > 1:
         raise UserError("--side-by-side is for one input, got several")
@@ -98,7 +105,7 @@ def sampling_config(options: argparse.Namespace) -> SamplingConfig:
 @contextmanager
 def open_clip(path: Path, options: argparse.Namespace) -> Iterator[Reader]:
     """Open the input, optionally a frame range, and log its notices."""
-    with open_reader(path, options.allow_truncated, options.allow_hdr) as clip:
+    with PipeReader() if path == PIPE else open_reader(path, options.allow_truncated, options.allow_hdr) as clip:
         part = clip if options.frames == (0, None) else PartReader(clip, *options.frames)
         for notice in part.notices:
             log.warning("%s", notice)

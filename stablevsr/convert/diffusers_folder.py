@@ -31,6 +31,7 @@ from stablevsr.nn.text import TextEncoder
 from stablevsr.nn.tiny import TinyDecoder
 from stablevsr.nn.unet import UNet
 from stablevsr.prompt import VOCABULARY_FILES, Tokenizer
+from stablevsr.sampling.config import STREAMING, SamplingConfig
 from stablevsr.weights import Header
 
 POSITION_IDS = "embeddings.position_ids"  # a buffer that older files carry: 0, 1, 2, ...
@@ -59,6 +60,7 @@ def read_folder(folder: Path, variant: str | None = None, notify: Notify | None 
         vae=vae,
         schedule=read_schedule(*_config(folder / "scheduler", "scheduler_config.json"), notify),
         text=published_config.read_text(*_config(folder / "text_encoder"), notify),
+        sampling=STREAMING if is_streaming else SamplingConfig(),
     )
     if unet.encoder.num_noise_levels is not None:
         low_res = _config(folder / "low_res_scheduler", "scheduler_config.json")

@@ -8,7 +8,7 @@ from stablevsr.runtime import to_device
 from stablevsr.sampling.bidirectional import pass_order
 from stablevsr.sampling.flow import EstimatedFlows
 from stablevsr.sampling.noise import NoiseSource, as_draw
-from stablevsr.sampling.pictures import normalise
+from stablevsr.sampling.pictures import in_model_range
 
 
 class LowResFrames:
@@ -30,11 +30,7 @@ class LowResFrames:
         """(3, h, w) float32 in [-1, 1], on the CPU."""
         if not 0 <= frame < self._count:
             raise IndexError(frame)  # which ends an iteration
-        picture = self._array.read(frame)
-        if picture.is_floating_point():
-            # Contiguous, because convolutions round differently for other layouts.
-            return picture.contiguous().float() * 2.0 - 1.0
-        return normalise(picture[None])[0]
+        return in_model_range(self._array.read(frame))
 
     def raw(self, frame: int) -> Tensor:
         """The frame as it is kept."""

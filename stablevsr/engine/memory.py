@@ -1,17 +1,23 @@
 """A clip in memory through the whole model: `sample_video`."""
 
+import logging
+
 import torch
+from torch import Tensor
 
 from stablevsr.engine.arrays import LowResFrames
-from stablevsr.engine.progress import OnProgress, report
+from stablevsr.engine.progress import OnProgress, Progress, report
 from stablevsr.engine.run import Run
 from stablevsr.engine.store import MemoryStore
+from stablevsr.engine.stream import Stream
 from stablevsr.sampling.config import SamplingConfig, resolve
 from stablevsr.sampling.cuts import scene_cuts
 from stablevsr.sampling.denoiser import prompt_context
 from stablevsr.sampling.networks import Networks
 from stablevsr.sampling.noise import NoiseSource
 from stablevsr.sampling.pictures import Clip, ClipKind
+
+log = logging.getLogger(__name__)
 
 
 def sample_video(
@@ -23,7 +29,7 @@ def sample_video(
     progress: OnProgress | None = None,
     **fields: object,
 ) -> Clip:
-    """Upscale a clip four times (paper, section 4).
+    """Upscale a clip four times: StableVSR (paper, section 4), or by streaming, as the config and the weights say.
 
     Args:
         model: from `build_model`.
@@ -47,6 +53,8 @@ def sample_video(
     context = prompt_context(model, config)
     store = MemoryStore()
     low_res = LowResFrames(store.hold("frames", kind.to_arrays(frames)), len(frames), kind.size)
+    if config.mode == "streaming":
+        return kind.finish(_streamed(model, low_res, config, kind, noise, context, progress))
     run = Run(
         model,
         store,
@@ -60,3 +68,21 @@ def sample_video(
     for event in run.events():
         report(progress, event)
     return kind.finish(torch.stack(list(run.pictures())))
+
+
+def _streamed(
+    model: Networks,
+    low_res: LowResFrames,
+    config: SamplingConfig,
+    kind: ClipKind,
+    noise: NoiseSource | None,
+    context: Tensor,
+    progress: OnProgress | None,
+) -> Tensor:
+    for notice in config.notices(model.config):
+        log.warning("%s", notice)
+    stream, pictures = Stream(model, config, low_res.size, noise=noise, context=context), []
+    for frame in stream.frames(low_res):
+        pictures.append(stream.picture(frame, kind.format))
+        report(progress, Progress("stream", len(pictures), len(low_res)))
+    return torch.stack(pictures)

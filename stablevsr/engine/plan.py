@@ -80,7 +80,7 @@ class Plan:
             return cls(sizes, frozenset(known["kept"]))
         workspace.drop("flows")  # of a run killed before its first flow was safe: it counts as room
         needed = sum(size for name, size in sizes.items() if name not in OPTIONAL)
-        left = _room_after(workspace.folder, needed, num_frames, outputs)
+        left = require_room(workspace.folder, needed, num_frames, outputs)
         kept = sorted(name for name in OPTIONAL if sizes.get(name, left + 1) <= left)
         workspace.note("plan", {"kept": kept})
         return cls(sizes, frozenset(kept))
@@ -96,7 +96,7 @@ class Plan:
         return text
 
 
-def _room_after(folder: Path, arrays: int, num_frames: int, outputs: list[Output]) -> int:
+def require_room(folder: Path, arrays: int, num_frames: int, outputs: list[Output]) -> int:
     """What is left on the disk of `folder` with everything that must be written; `UserError` when it is too small."""
     needed = {folder.stat().st_dev: (folder, arrays)}  # by disk
     for output in outputs:

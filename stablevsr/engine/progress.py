@@ -7,8 +7,8 @@ from typing import NamedTuple
 class Progress(NamedTuple):
     """How far a run is, within one phase."""
 
-    phase: str  # "read", "flow", "denoise", "decode" or "write"
-    done: int  # frames, pairs of frames, frame-steps, frames, frames
+    phase: str  # "read", "flow", "denoise", "decode", "write"; in streaming mode "stream"
+    done: int  # frames; pairs of frames in "flow", frame-steps in "denoise"
     total: int
 
 

@@ -73,8 +73,8 @@ class Run:
         self._noise = noise or SeededNoise(config.seed, self._latent_shape)
         self._context = prompt_context(model, config) if context is None else context
         self._format, self._picture_shape = format, format.shape(SCALE * height, SCALE * width)
-        if config.cfg_scale < 1.0:
-            log.warning("cfg_scale %g means no classifier-free guidance, which begins above 1", config.cfg_scale)
+        for notice in config.notices(model.config):
+            log.warning("%s", notice)
         if len(frames) == 1 and config.tcm_scale != 1.0:
             log.warning("tcm_scale has no effect on a single frame")
         self._sampler = sampler_by_name(config.sampler, config.eta)
@@ -129,6 +129,7 @@ class Run:
     def frame_steps(self) -> Iterator[FrameStep]:
         """The bidirectional loop; yields every frame-step once it is recorded."""
         model, config, n = self._model, self._config, len(self._frames)
+        schedule = config.schedule_for(model.config)
         start = SamplingState(self.state.done, self.state.x0) if self.state.phase == "denoise" else START
         array = self._flow_array()
         flows = KeptFlows(array, self._estimated) if array else self._estimated
@@ -138,8 +139,8 @@ class Run:
         estimates = self._latents("estimates", start.done) if self._sampler.keeps_x0 else None
         loop = bidirectional_sampling(
             latents,
-            run_steps(model.config.schedule, config.steps),
-            model.config.schedule,
+            run_steps(schedule, config.steps),
+            schedule,
             self._noise,
             denoiser.predict,
             denoiser.guide,

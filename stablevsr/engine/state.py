@@ -7,25 +7,28 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-PHASES = ("flow", "denoise", "decode")
+PHASES = ("flow", "denoise", "decode", "stream")
 
 
 @dataclass(frozen=True)
 class RunState:
     """Everything that a run needs to continue, beside its arrays.
 
-    Units of work are counted over the whole run: frame-steps, then the frames of the final decode.
+    Units of work are counted over the whole run: frame-steps, then the frames of the final decode; in streaming mode
+    frames.
     """
 
     phase: str = "flow"
     done: int = 0  # units of the phase: pairs of frames, frame-steps, frames
     x0: Tensor | None = None  # (c, h, w), the clean estimate of the last frame-step, on the run's device
+    picture: Tensor | None = None  # (3, 4h, 4w), the last finished frame of a stream, on the run's device
     tiled_since: int | None = None  # the unit since which decoding is tiled, because memory ran out
     depth: str | None = None  # the format of the decoded pictures
 
     def to_bytes(self) -> bytes:
         progress = {"phase": self.phase, "done": self.done, "tiled_since": self.tiled_since, "depth": self.depth}
-        tensors = {} if self.x0 is None else {"x0": self.x0.cpu().contiguous()}
+        tensors = {"x0": self.x0, "picture": self.picture}
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items() if tensor is not None}
         return save(tensors, {"state": json.dumps(progress)})
 
     @classmethod
@@ -33,11 +36,10 @@ class RunState:
         """The inverse of `to_bytes`; raises ValueError for anything else.
 
         Args:
-            device: where x0 goes.
+            device: where its tensors go.
         """
         size = int.from_bytes(data[:8], "little")
         progress = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["state"])
         if progress["phase"] not in PHASES or type(progress["done"]) is not int:
             raise ValueError("no state of a run")
-        x0 = load(data).get("x0")
-        return cls(**progress, x0=None if x0 is None else x0.to(device))
+        return cls(**progress, **{name: tensor.to(device) for name, tensor in load(data).items()})

@@ -162,6 +162,10 @@ class DiskStore:
             self._worker.write(lambda: self._save(state))
             self._saved = time.monotonic()
 
+    def later(self, task: Callable[[], object]) -> None:
+        """Do something else in that thread, after what it was asked before."""
+        self._worker.write(task)
+
     def flush(self) -> None:
         """Wait until everything is written; raises what went wrong."""
         self._worker.flush()

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,17 +14,23 @@ from stablevsr.atomic import restore
 from stablevsr.config import SCALE
 from stablevsr.engine.fingerprint import fingerprint
 from stablevsr.engine.ingest import Footage, ingest
-from stablevsr.engine.plan import Clock, Output, Plan
+from stablevsr.engine.outputs import Writers
+from stablevsr.engine.pipe import upscale_pipe
+from stablevsr.engine.plan import Clock, Plan
 from stablevsr.engine.progress import OnProgress, Progress, report
 from stablevsr.engine.run import Run
 from stablevsr.engine.store import DiskStore
+from stablevsr.engine.stream import Stream
+from stablevsr.engine.stream_file import StreamedFile
 from stablevsr.engine.workspace import Workspace, open_workspace
 from stablevsr.errors import IncompleteOutput, UserError
-from stablevsr.media import Encoding, Frame, Reader, Writer, check_output, open_reader, open_writer
+from stablevsr.media import Encoding, Reader, check_output, open_reader, open_writer
+from stablevsr.media.paths import output_kind
+from stablevsr.media.pipe import PIPE, PipeReader, PipeWriter
 from stablevsr.model import StableVSR
 from stablevsr.sampling.config import SamplingConfig, resolve
 from stablevsr.sampling.denoiser import prompt_context
-from stablevsr.sampling.pictures import PictureFormat, bicubic, normalise
+from stablevsr.sampling.pictures import PictureFormat
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -52,8 +57,9 @@ def upscale(
 
     Args:
         model: from `build_model`.
-        input: a video, an image or a folder of images, or an open reader.
-        output: a video, an image (for one frame), or a folder; the name decides.
+        input: a video, an image or a folder of images, or an open reader; "-" is yuv4mpegpipe from standard input.
+        output: a video, an image (for one frame), or a folder; the name decides. "-" is yuv4mpegpipe to standard
+            output. Pipes are for mode "streaming", and what goes through them cannot be continued.
         config: how to sample; None takes what the weights were made for.
         side_by_side: a second output, with bicubic interpolation on the left and the result on the right.
         encoding: codec and quality of a video.
@@ -75,9 +81,13 @@ def upscale(
     output = Path(output)
     config = resolve(config, model.sampling, fields)
     with ExitStack() as stack:
-        clip = input if isinstance(input, Reader) else stack.enter_context(open_reader(input))
+        clip = input if isinstance(input, Reader) else stack.enter_context(_open(input))
         config.check(model.config, clip.frame_count)
         context = prompt_context(model, config)
+        if PIPE in (clip.path, output):
+            if side_by_side or (output != PIPE and output_kind(output) == "image"):
+                raise UserError(f"a pipe gives or takes one video: leave {side_by_side or output} out")
+            return _through_pipe(model, clip, output, config, context, encoding, force, progress)
         for path in filter(None, (output, side_by_side)):
             restore(path)
             check_output(path, clip.path, force)
@@ -88,29 +98,56 @@ def upscale(
             writers = Writers.open(open_writers, workspace, clip, output, side_by_side, encoding, force)
             for notice in writers.result.notices:
                 log.warning("%s", notice)
-            workspace.begin(fingerprint(model, clip, config), restart)
+            job = fingerprint(model, clip, config)
+            if config.mode == "streaming":  # where the outputs are begun with the first frame
+                job |= {"encoding": encoding or Encoding(), "side by side": side_by_side}
+            workspace.begin(job, restart)
             store = open_writers.enter_context(DiskStore(workspace, model.device))
-            footage = _follow(ingest(store, workspace, clip, config), progress)
-            config.check(model.config, len(footage.frames))
-            run = Run(
-                model,
-                store,
-                config,
-                footage.frames,
-                cuts=footage.cuts,
-                context=context,
-                format=PictureFormat(torch.uint16 if writers.is_deep else torch.uint8),
-            )
-            _sample(run, store, workspace, footage, writers.bounds, progress)
-            phase = "write" if store.keeps("pictures") else "decode"
-            for index, picture in enumerate(run.pictures()):
-                writers.write(picture, footage.frame(index))
-                report(progress, Progress(phase, index + 1, len(footage.frames)))
+            count = _Job(model, clip, config, context, workspace, store, writers, progress).run()
         if not keep_workspace:
             workspace.remove()
     if writers.failures:
         raise IncompleteOutput(f"{output} is written, but not all of it: {' '.join(writers.failures)}")
-    return len(footage.frames)
+    return count
+
+
+def _open(path: str | Path) -> Reader:
+    return PipeReader() if Path(path) == PIPE else open_reader(path)
+
+
+def _through_pipe(
+    model: StableVSR,
+    clip: Reader,
+    output: Path,
+    config: SamplingConfig,
+    context: Tensor,
+    encoding: Encoding | None,
+    force: bool,
+    progress: OnProgress | None,
+) -> int:
+    """From a pipe, into one, or both."""
+    if config.mode != "streaming":
+        raise UserError(
+            f"got mode {config.mode} for a pipe, but it needs all frames before the first is done: use mode streaming, "
+            "or give files"
+        )
+    size, failure, count = {"height": SCALE * clip.height, "width": SCALE * clip.width}, None, 0
+    if output == PIPE:
+        opened = PipeWriter(clip, **size)
+    else:
+        check_output(output, clip.path, force)
+        opened = open_writer(output, clip, force=force, encoding=encoding, **size)
+    with opened as writer:
+        for notice in writer.notices:
+            log.warning("%s", notice)
+        stream = Stream(model, config, (clip.height, clip.width), context=context)
+        try:
+            count = upscale_pipe(stream, clip, Writers(writer), progress)
+        except IncompleteOutput as error:  # the output is finished with what there is, then it is told
+            failure = error
+    if failure:
+        raise failure
+    return count
 
 
 @contextmanager
@@ -119,36 +156,71 @@ def _removed_if_refused(workspace: Workspace) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        refused = isinstance(error, UserError) and not workspace.has_state()
-        if workspace.is_ours and (refused or workspace.noted("clip") is None):
+        refused = isinstance(error, UserError) or workspace.noted("clip") is None
+        if workspace.is_ours and refused and not workspace.has_state():
             workspace.remove()
         raise
 
 
-def _sample(
-    run: Run,
-    store: DiskStore,
-    workspace: Workspace,
-    footage: Footage,
-    outputs: list[Output],
-    progress: OnProgress | None,
-) -> None:
-    """Everything up to the decoded pictures, from where an earlier run stopped; says what it will take."""
-    n, state, total = len(footage.frames), run.state, run.num_frame_steps
-    new = state.phase == "flow" and state.done == 0
-    plan = Plan.make(workspace, run.sizes(), new, n, outputs)
-    store.kept = plan.kept
-    if not new:
-        units = {"flow": n - 1, "denoise": total, "decode": n}[state.phase]
-        log.info("continuing: %d of %d in phase %s are done", state.done, units, state.phase)
-    elif footage.cuts:
-        log.info("scene cuts at frames %s", ", ".join(map(str, footage.cuts)))
-    log.info("%s", plan.sentence(n, total))
-    clock = Clock(total - (state.done if state.phase == "denoise" else 0))
-    for event in run.events():
-        report(progress, event)
-        if event.phase == "denoise" and (sentence := clock.after_a_step()):
-            log.info("%s", sentence)
+@dataclass(frozen=True)
+class _Job:
+    """A run with everything open."""
+
+    model: StableVSR
+    clip: Reader
+    config: SamplingConfig
+    context: Tensor
+    workspace: Workspace
+    store: DiskStore
+    writers: Writers
+    progress: OnProgress | None
+
+    def run(self) -> int:
+        """Do what an earlier run has left; returns the number of frames."""
+        return self._stream() if self.config.mode == "streaming" else self._sample()
+
+    def _stream(self) -> int:
+        for notice in self.config.notices(self.model.config):
+            log.warning("%s", notice)
+        stream = Stream(self.model, self.config, (self.clip.height, self.clip.width), context=self.context)
+        return StreamedFile(stream, self.clip, self.writers, self.store, self.workspace).run(self.progress)
+
+    def _sample(self) -> int:
+        footage = _follow(ingest(self.store, self.workspace, self.clip, self.config), self.progress)
+        self.config.check(self.model.config, len(footage.frames))
+        run = Run(
+            self.model,
+            self.store,
+            self.config,
+            footage.frames,
+            cuts=footage.cuts,
+            context=self.context,
+            format=PictureFormat(torch.uint16 if self.writers.is_deep else torch.uint8),
+        )
+        self._plan(run, footage)
+        clock = Clock(run.num_frame_steps - (run.state.done if run.state.phase == "denoise" else 0))
+        for event in run.events():
+            report(self.progress, event)
+            if event.phase == "denoise" and (sentence := clock.after_a_step()):
+                log.info("%s", sentence)
+        phase = "write" if self.store.keeps("pictures") else "decode"
+        for index, picture in enumerate(run.pictures()):
+            self.writers.write(picture, footage.frame(index))
+            report(self.progress, Progress(phase, index + 1, len(footage.frames)))
+        return len(footage.frames)
+
+    def _plan(self, run: Run, footage: Footage) -> None:
+        """Decide what to keep, and say what the run will take."""
+        n, state, total = len(footage.frames), run.state, run.num_frame_steps
+        new = state.phase == "flow" and state.done == 0
+        plan = Plan.make(self.workspace, run.sizes(), new, n, self.writers.bounds)
+        self.store.kept = plan.kept
+        if not new:
+            units = {"flow": n - 1, "denoise": total, "decode": n}[state.phase]
+            log.info("continuing: %d of %d in phase %s are done", state.done, units, state.phase)
+        elif footage.cuts:
+            log.info("scene cuts at frames %s", ", ".join(map(str, footage.cuts)))
+        log.info("%s", plan.sentence(n, total))
 
 
 def _follow(work: Generator[Progress, None, T], progress: OnProgress | None) -> T:
@@ -159,70 +231,3 @@ def _follow(work: Generator[Progress, None, T], progress: OnProgress | None) -> 
         except StopIteration as end:
             return end.value
         report(progress, event)
-
-
-@dataclass(frozen=True)
-class Writers:
-    """The outputs of a run, open."""
-
-    result: Writer
-    pair: Writer | None  # bicubic interpolation beside the result
-    bounds: list[Output]  # what they can need of the disk
-
-    @classmethod
-    def open(
-        cls,
-        stack: ExitStack,
-        workspace: Workspace,
-        clip: Reader,
-        output: Path,
-        side_by_side: Path | None,
-        encoding: Encoding | None,
-        force: bool,
-    ) -> "Writers":
-        """Open them on `stack`; the last one opened, the result, is the first that is put in place."""
-
-        def open_one(path: Path, part: Path, width: int) -> Writer:
-            size = {"height": SCALE * clip.height, "width": width}
-            writer = stack.enter_context(open_writer(path, clip, force=force, part=part, encoding=encoding, **size))
-            bounds.append(Output.of(writer, clip, encoding, size["height"] * width, part.parent))
-            return writer
-
-        bounds, pair = [], None
-        if side_by_side:  # not in the workspace: its name may be on another disk
-            pair = open_one(side_by_side, workspace.outside(side_by_side), 2 * SCALE * clip.width)
-        return cls(open_one(output, workspace.folder / "output", SCALE * clip.width), pair, bounds)
-
-    @property
-    def failures(self) -> list[str]:
-        """What could not be added to a picture that is in place, once they are closed."""
-        return self.result.failures + (self.pair.failures if self.pair else [])
-
-    @property
-    def is_deep(self) -> bool:
-        """Whether one of them takes 16 bits a channel."""
-        return self.result.is_deep or (self.pair is not None and self.pair.is_deep)
-
-    def write(self, picture: Tensor, frame: Frame) -> None:
-        """Append a finished picture, (4h, 4w, 3) uint8 or uint16, for `frame`, whose alpha is enlarged with it."""
-        image = in_depth(picture.numpy(), self.result.is_deep)
-        if frame.alpha is not None and self.result.takes_alpha:
-            alpha = enlarged(frame.alpha[..., None], self.result.is_deep)
-            image = np.concatenate([image, alpha], axis=-1)
-        self.result.write(image, frame)
-        if self.pair:
-            both = [enlarged(frame.image, self.pair.is_deep), in_depth(picture.numpy(), self.pair.is_deep)]
-            self.pair.write(np.concatenate(both, axis=1), frame)
-
-
-def in_depth(image: np.ndarray, is_deep: bool) -> np.ndarray:
-    """(h, w, c) uint8 or uint16 in the depth that a writer takes."""
-    if (image.dtype == np.uint16) == is_deep:
-        return image
-    return image.astype(np.uint16) * 257 if is_deep else ((image.astype(np.uint32) + 128) // 257).astype(np.uint8)
-
-
-def enlarged(image: np.ndarray, is_deep: bool) -> np.ndarray:
-    """(h, w, c) uint8 or uint16 to (4h, 4w, c) by bicubic interpolation, in the depth that a writer takes."""
-    picture = (bicubic(normalise(torch.from_numpy(image)[None])) / 2 + 0.5).clamp(0, 1)
-    return PictureFormat(torch.uint16 if is_deep else torch.uint8).encode(picture).numpy()

@@ -8,7 +8,8 @@
     flows.raw        both flows of each pair, float32, at the size at which they were estimated; until the loop is done
     latents.raw      two slots a frame: what a step starts from outlives the step
     estimates.raw    the same for the clean estimates, where the sampler needs them
-    pictures.raw     decoded frames, uint8 or uint16
+    pictures.raw     decoded frames, uint8 or uint16; in streaming mode those that are not safe in `written` yet
+    written, written.pair    in streaming mode, the outputs as far as they are: finished segments, or a folder's images
     state.safetensors    how far the run is, and the last clean estimate
     output           what is being written; renamed to the final name when whole. Beside it, for a moment each,
                      output.rehearsal and output.joined, see `media.video_writer`
@@ -52,6 +53,8 @@ FILES = (
     "estimates.raw",
     "state.safetensors",
     "pictures.raw",
+    "written",
+    "written.pair",
     "output",
     "output.joined",
     "output.rehearsal",

@@ -73,6 +73,11 @@ def is_transparent(frame: av.VideoFrame) -> bool:
     return has_alpha and bool((frame.to_ndarray(format="rgba")[..., 3] < 255).any())
 
 
+def matrix_for(height: int) -> int:
+    """The matrix that untagged YUV of so many lines counts as: BT.601 below 720, BT.709 from there."""
+    return _HD_MATRIX if height >= 720 else _SD_MATRIX
+
+
 def to_rgb(frame: av.VideoFrame, deep: bool = False) -> np.ndarray:
     """Decoded frame -> (h, w, 3) RGB with the frame's own matrix and range: uint16 when `deep`, else uint8.
 
@@ -80,7 +85,7 @@ def to_rgb(frame: av.VideoFrame, deep: bool = False) -> np.ndarray:
     matrix that swscale does not know.
     """
     if frame.colorspace == UNTAGGED:
-        frame.colorspace = _HD_MATRIX if frame.height >= 720 else _SD_MATRIX
+        frame.colorspace = matrix_for(frame.height)
     form = "rgb48le" if deep else "rgb24"
     if _is_limited_gray(frame):
         return _from_limited_gray(frame, deep)

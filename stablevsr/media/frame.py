@@ -144,6 +144,14 @@ class Writer(ABC):
         self._write(image, frame)
         self._count += 1
 
+    def keep(self, folder: Path) -> int:
+        """Before the first frame: write to `folder` on the way, from where a later process can go on.
+
+        Returns how many frames a process before has left there; those after them are to be written next. The same
+        frames give the same output, whether it was interrupted or not.
+        """
+        return 0
+
     @abstractmethod
     def _write(self, image: np.ndarray, frame: Frame) -> None: ...
 

@@ -1,8 +1,8 @@
 """The last step of a video: its finished picture and the source's other streams in one file."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -85,6 +85,39 @@ def join(
                 copies.copy_until(time)
             copies.copy_until(None)
     return copies.failures
+
+
+def concatenate(pieces: list[tuple[Path, Iterable[PacketTimes]]], target: Path, form: str) -> list[PacketTimes]:
+    """Write files with one stream, all of one encoder, each with the times of its packets, to `target` end to end.
+
+    Returns the times of all packets. Raises av.FFmpegError or OSError.
+    """
+    found: list[PacketTimes] = []
+    with av.open(str(target), "w", format=form, container_options=muxer_options(form)) as output:
+        copy = None
+        for path, times in pieces:
+            times = _rising(list(times), found[-1].decoded if found else None)
+            with open_input(path) as piece:
+                template = piece.streams.video[0]
+                if copy is None:
+                    copy = _add_picture(output, template, times[0].time_base)
+                    output.start_encoding()
+                for packet in _timed(piece, template, times):
+                    packet.stream = copy
+                    output.mux_one(packet)
+            found += times
+    return found
+
+
+def _rising(times: list[PacketTimes], last: int | None) -> list[PacketTimes]:
+    """Times of decoding after `last`: where frames come irregularly, an encoder may begin too early for its piece."""
+    found = []
+    for time in times:
+        if last is not None and time.decoded <= last:
+            time = replace(time, decoded=last + 1)
+        last = time.decoded
+        found.append(time)
+    return found
 
 
 def _add_picture(output: av.container.OutputContainer, template: av.VideoStream, base: Fraction) -> av.VideoStream:

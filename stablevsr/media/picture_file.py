@@ -1,8 +1,10 @@
-"""The picture of a video, encoded into a file of its own."""
+"""The picture of a video, encoded into a file of its own, or into several that a crash leaves whole."""
 
+import json
 import os
+from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from fractions import Fraction
 from pathlib import Path
 
@@ -10,10 +12,13 @@ import av
 import numpy as np
 from av.codec.context import Flags
 
+from stablevsr.atomic import replacing, sync
 from stablevsr.errors import UserError
 from stablevsr.media.codecs import Codec
 from stablevsr.media.colour import Colours, to_frame
-from stablevsr.media.joining import PacketTimes, muxer_options
+from stablevsr.media.joining import PacketTimes, concatenate, muxer_options
+
+SEGMENT = 100  # frames
 
 
 @dataclass(frozen=True)
@@ -37,13 +42,13 @@ class PictureFormat:
 
 
 class PictureFile:
-    """A video without sound, and the exact times of its packets in `times`.
+    """A video without sound, the number of its frames in `count`, and the exact times of its packets in `times`.
 
     Raises UserError when the encoder is missing, av.FFmpegError for what it or the container refuses.
     """
 
     def __init__(self, path: Path, how: PictureFormat) -> None:
-        self._how, self._count = how, 0
+        self._how, self.count = how, 0
         self.times: list[PacketTimes] = []
         if how.codec.encoder not in av.codecs_available:
             raise UserError(
@@ -85,7 +90,7 @@ class PictureFile:
         self._how.colours.label_frame(picture)
         picture.time_base, picture.pts, picture.duration = self._how.time_base, tick, duration
         self._mux(picture)
-        self._count += 1
+        self.count += 1
 
     def finish(self) -> None:
         """Write what the encoder holds back, and the file's end."""
@@ -99,9 +104,74 @@ class PictureFile:
 
     def _mux(self, picture: av.VideoFrame | None) -> None:
         for packet in self._stream.encode(picture):
-            if picture is None and self._count < 3:
+            if picture is None and self.count < 3:
                 # x265 learns from the third frame how far decoding runs ahead; without one, its decoding times are
                 # uninitialised memory. No frame of so short a clip is out of order, whatever the encoder.
                 packet.dts = packet.pts
             self.times.append(PacketTimes(packet.pts, packet.dts, packet.duration or 0, packet.time_base))
             self._container.mux_one(packet)
+
+
+class SegmentedPicture:
+    """As `PictureFile`, but in segments of `SEGMENT` frames that outlive the process, each with an encoder of its own.
+
+    Those that a killed process has finished are taken up, so that its run can be continued; `count` is how many frames
+    they hold. What it left unfinished is written anew.
+
+    Args:
+        folder: where the segments are, and stay.
+        target: where `finish` puts them together.
+    """
+
+    def __init__(self, folder: Path, target: Path, how: PictureFormat) -> None:
+        self._folder, self._target, self._how = folder, target, how
+        self.count, self.last_tick = 0, None
+        self.times: list[PacketTimes] = []  # once finished
+        self._begun: PictureFile | None = None
+        folder.mkdir(exist_ok=True)
+        self._finished = 0
+        while (record := self._record(self._finished)).exists():
+            found = json.loads(record.read_text())
+            self.count, self.last_tick = self.count + found["frames"], found["last_tick"]
+            self._finished += 1
+
+    def write(self, image: np.ndarray, tick: int, duration: int) -> None:
+        """As `PictureFile.write`."""
+        if self._begun is None:
+            self._begun = PictureFile(self._path(self._finished), self._how)
+        self._begun.write(image, tick, duration)
+        self.count, self.last_tick = self.count + 1, tick
+        if self._begun.count == SEGMENT:
+            self._end()
+
+    def finish(self) -> None:
+        """Put everything together in the target; the segments stay."""
+        if self._begun is not None:
+            self._end()
+        pieces = [(self._path(i), self._times(i)) for i in range(self._finished)]
+        self.times = concatenate(pieces, self._target, self._how.form)
+
+    def close(self) -> None:
+        """Let go of a segment that is not finished."""
+        if self._begun is not None:
+            self._begun.close()
+
+    def _end(self) -> None:
+        done, self._begun = self._begun, None
+        done.finish()
+        sync(self._path(self._finished))
+        times = [[*astuple(each)[:3], str(each.time_base)] for each in done.times]
+        record = {"frames": done.count, "last_tick": self.last_tick, "times": times}
+        with replacing(self._record(self._finished)) as part:  # only from here on it counts
+            part.write_text(json.dumps(record))
+        self._finished += 1
+
+    def _path(self, index: int) -> Path:
+        return self._folder / f"{index:06d}"
+
+    def _record(self, index: int) -> Path:
+        return self._folder / f"{index:06d}.json"
+
+    def _times(self, index: int) -> Iterator[PacketTimes]:
+        for shown, decoded, duration, base in json.loads(self._record(index).read_text())["times"]:
+            yield PacketTimes(shown, decoded, duration, Fraction(base))

@@ -1,6 +1,8 @@
 """Frames written as a folder of PNG files, or as one image."""
 
+import errno
 import io
+import os
 from fractions import Fraction
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import av
 import imageio.v3 as iio
 import numpy as np
 
-from stablevsr.atomic import sync
+from stablevsr.atomic import hidden_sibling, remove, sync
 from stablevsr.errors import UserError
 from stablevsr.media.frame import Frame, Reader, Writer
 from stablevsr.media.profiles import to_srgb, with_png_profile, with_tiff_profile
@@ -40,16 +42,35 @@ class FolderWriter(Writer):
     def __init__(self, path: Path, source: Reader, height: int, width: int, part: Path | None = None) -> None:
         super().__init__(path, height, width, part)
         self.is_deep = source.is_deep
+        self._keeps = False
         with self._reporting():
             self._part.mkdir()
 
-    def _write(self, image: np.ndarray, frame: Frame) -> None:
-        name = frame.name or f"frame_{self._count + 1:06d}"
+    def keep(self, folder: Path) -> int:
+        remove(self._part)
+        self._part, self._keeps = folder, True
         with self._reporting():
-            _save(self._part / f"{name}.png", ".png", image, frame.profile)
+            folder.mkdir(exist_ok=True)
+            for unfinished in folder.glob(".*"):
+                remove(unfinished)
+            self._count = len(list(folder.iterdir()))
+        return self._count
+
+    def _write(self, image: np.ndarray, frame: Frame) -> None:
+        file = self._part / f"{frame.name or f'frame_{self._count + 1:06d}'}.png"
+        with self._reporting():
+            if file.exists():  # two frames of one name must not overwrite each other
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+            unfinished = hidden_sibling(file)
+            _save(unfinished, ".png", image, frame.profile)
+            os.replace(unfinished, file)
 
     def _finish(self) -> None:
         sync(self._part)
+
+    def _abandon(self) -> None:
+        if not self._keeps:
+            super()._abandon()
 
 
 class ImageWriter(Writer):
@@ -81,7 +102,7 @@ class ImageWriter(Writer):
 def _save(file: Path, suffix: str, image: np.ndarray, profile: bytes | None) -> None:
     if profile and suffix in _WITHOUT_PROFILE:
         image, profile = to_srgb(image, profile), None
-    with file.open("xb") as stream:  # "x": two frames of one name must not overwrite each other
+    with file.open("xb") as stream:
         stream.write(
             _encode_deep(image, *_DEEP[suffix], profile)
             if image.dtype == np.uint16

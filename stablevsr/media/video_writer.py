@@ -17,7 +17,7 @@ from stablevsr.media.demuxing import open_input
 from stablevsr.media.frame import Frame, Reader, Writer
 from stablevsr.media.joining import Companions, PacketTimes, join
 from stablevsr.media.paths import VIDEO_FORMATS
-from stablevsr.media.picture_file import PictureFile, PictureFormat
+from stablevsr.media.picture_file import PictureFile, PictureFormat, SegmentedPicture
 from stablevsr.media.profiles import to_srgb
 from stablevsr.media.tags import Tags
 from stablevsr.media.tracks import choose
@@ -77,10 +77,18 @@ class VideoWriter(Writer):
             source.colours,
         )
         self._tick: int | None = None
-        self._picture: PictureFile | None = None
+        self._picture: PictureFile | SegmentedPicture | None = None
         self._joined = self._part.with_name(self._part.name + ".joined")
         self._companions: Companions | None = None
         self._open(source)
+
+    def keep(self, folder: Path) -> int:
+        self._picture.close()
+        remove(self._part)
+        with self._reporting():
+            self._picture = SegmentedPicture(folder, self._part, self._how)
+        self._count, self._tick = self._picture.count, self._picture.last_tick
+        return self._count
 
     def _open(self, source: Reader) -> None:
         try:

@@ -9,12 +9,16 @@ from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
-from stablevsr.config import ModelConfig, require_types
+from stablevsr.config import ModelConfig, ScheduleConfig, require_types
 from stablevsr.errors import UserError
 
+MODES = ("bidirectional", "streaming")
 SAMPLERS = ("ddpm", "ddim", "dpm++")
+SPACINGS = ("leading", "trailing", "linspace")
 COLOR_FIXES = ("wavelet", "adain")
 DEFAULT_NOISE_LEVEL = 20
+DISTILLED_STEPS = 4  # of the released streaming weights; other numbers run, but are not what they learned
+MAX_SIGNAL = 0.05  # of the clean picture, sqrt(abar_t), at the first timestep, where sampling starts from pure noise
 MIN_TILE = 16
 
 
@@ -30,7 +34,7 @@ def _require(ok: bool, message: str) -> None:
 
 @dataclass(frozen=True)
 class TemporalGuidance:
-    """Temporal Texture Guidance (paper, section 4.2). The defaults are the published ones.
+    """Temporal Texture Guidance (paper, section 4.2), in bidirectional mode. The defaults are the published ones.
 
     Decoding the neighbour's x0 is about 75% of the compute. These options trade temporal consistency for speed.
     """
@@ -73,7 +77,18 @@ class SamplingConfig:
         UserError: for a field of the wrong type, a value out of range, and fields that exclude each other.
     """
 
+    mode: str = option(
+        "bidirectional",
+        "bidirectional: each noise level over all frames, as StableVSR; streaming: frame by frame, guided by the last "
+        "finished frame, as Stream-DiffVSR",
+        choices=MODES,
+    )
     steps: int = option(50, "denoising steps", metavar="N")
+    spacing: str | None = option(
+        None,
+        "which timesteps the steps visit; trailing starts at the noisiest, as few steps should (default: the weights')",
+        choices=SPACINGS,
+    )
     sampler: str = option("ddpm", "ddpm as published; the others for fewer steps", choices=SAMPLERS)
     eta: float = option(0.0, "share of DDPM's noise that the ddim sampler adds, 0 to 1")
     seed: int = option(0, "seed of the noise; the same on every device")
@@ -104,7 +119,12 @@ class SamplingConfig:
         if isinstance(self.scene_cuts, tuple):
             object.__setattr__(self, "scene_cuts", tuple(sorted(self.scene_cuts)))
         _require(self.steps >= 1, f"got steps {self.steps}, expected 1 or more")
-        _require(self.sampler in SAMPLERS, f"got sampler {self.sampler!r}, expected one of {', '.join(SAMPLERS)}")
+        for name, choices in (("mode", MODES), ("sampler", SAMPLERS)):
+            value = getattr(self, name)
+            _require(value in choices, f"got {name} {value!r}, expected one of {', '.join(choices)}")
+        _require(
+            self.spacing in (None, *SPACINGS), f"got spacing {self.spacing!r}, expected one of {', '.join(SPACINGS)}"
+        )
         _require(0 <= self.eta <= 1, f"got eta {self.eta}, expected 0 to 1")
         _require(
             self.eta == 0 or self.sampler == "ddim",
@@ -142,13 +162,15 @@ class SamplingConfig:
         """
         from stablevsr.sampling.schedule import timesteps  # imports torch
 
-        _require(
-            not model.is_streaming,
-            "these are streaming weights, which were distilled for the past only and a few steps: sample them with "
-            "stablevsr.sampling.streaming, or use StableVSR weights",
-        )
-
-        timesteps(model.schedule, self.steps)
+        if self.mode == "streaming":
+            self._check_streaming(model)
+        else:
+            _require(
+                not model.is_streaming,
+                "got mode bidirectional for streaming weights, which learned to be guided by finished frames of the "
+                "past only: use preset streaming, or StableVSR weights",
+            )
+        timesteps(self.schedule_for(model), self.steps)
         for name in ("prompt", "negative_prompt"):
             _require(
                 not getattr(self, name) or model.text is not None,
@@ -178,6 +200,47 @@ class SamplingConfig:
             )
             for cut in self.scene_cuts if isinstance(self.scene_cuts, tuple) else ():
                 _require(cut < num_frames, f"got a scene cut at frame {cut}, but the clip has {num_frames} frames")
+
+    def _check_streaming(self, model: ModelConfig) -> None:
+        _require(
+            model.flow is not None, "these weights hold no flow network, which a stream needs: convert with --flow"
+        )
+        _require(
+            model.unet.encoder.num_noise_levels is None,
+            "these weights noise the LR frame (stock SD x4), which streaming does not: use StableVSR's or streaming "
+            "weights",
+        )
+        _require(
+            not (model.is_streaming and isinstance(self.tile, int)),
+            f"got tile {self.tile}, but streaming weights decode a frame as a whole: leave it out",
+        )
+
+    def notices(self, model: ModelConfig) -> list[str]:
+        """What the user should know of these options with these weights, though they work: sentences."""
+        from stablevsr.sampling.schedule import alphas_cumprod, timesteps  # imports torch
+
+        found = []
+        if self.cfg_scale < 1.0:
+            found.append(f"cfg_scale {self.cfg_scale:g} means no classifier-free guidance, which begins above 1")
+        first = timesteps(self.schedule_for(model), self.steps)[0]
+        signal = alphas_cumprod(model.schedule)[first].item() ** 0.5
+        if signal > MAX_SIGNAL:
+            found.append(
+                f"{self.steps} steps begin at timestep {first}, where {100 * signal:.0f}% of the picture should "
+                "still be there, but sampling starts from pure noise: take more steps, or spacing trailing"
+            )
+        if self.mode == "streaming":
+            if not model.is_streaming:
+                found.append("these weights were not trained for streaming, and flicker more than streaming weights")
+            elif self.steps != DISTILLED_STEPS:
+                found.append(f"streaming weights were distilled for {DISTILLED_STEPS} steps, not {self.steps}")
+            if replace(self.temporal, tiny=False) != TemporalGuidance():
+                found.append("the temporal options have no effect in streaming, which is guided by finished frames")
+        return found
+
+    def schedule_for(self, model: ModelConfig) -> ScheduleConfig:
+        """The weights' noise schedule, with the spacing asked for."""
+        return replace(model.schedule, timestep_spacing=self.spacing) if self.spacing else model.schedule
 
     def noise_level_for(self, model: ModelConfig) -> int | None:
         """The noise level of the LR frames: the default one for None, None for weights without noise levels."""
@@ -253,10 +316,11 @@ def _check_names(owner: Any, names: list[str], prefix: str = "") -> None:
     )
 
 
-PUBLISHED = SamplingConfig(scene_cuts="off")
+STREAMING = SamplingConfig(mode="streaming", steps=DISTILLED_STEPS, spacing="trailing", sampler="ddim")
 PRESETS = {
-    "exact": PUBLISHED,  # the published algorithm
+    "exact": SamplingConfig(scene_cuts="off"),  # StableVSR as published
     "balanced": SamplingConfig(steps=20),
     # Needs weights with a tiny decoder. The tiny decoder costs no quality; half the flow's size costs a little.
     "fast": SamplingConfig(steps=10, temporal=TemporalGuidance(tiny=True), flow=FlowOptions(half_size=True)),
+    "streaming": replace(STREAMING, scene_cuts="off"),  # Stream-DiffVSR as published
 }

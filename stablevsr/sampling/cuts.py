@@ -1,5 +1,6 @@
 """Where a new scene begins, seen from the LR frames."""
 
+from collections import deque
 from collections.abc import Iterable
 
 import numpy as np
@@ -22,11 +23,19 @@ def changes(frames: Iterable[Tensor]) -> list[float]:
     """
     found, previous = [], None
     for frame in frames:
-        thumbnail = F.adaptive_avg_pool2d(frame[None] / 2 + 0.5, THUMBNAIL)
+        thumbnail = _thumbnail(frame)
         if previous is not None:
-            found.append((thumbnail - previous).abs().mean().item())
+            found.append(_change(thumbnail, previous))
         previous = thumbnail
     return found
+
+
+def _thumbnail(frame: Tensor) -> Tensor:
+    return F.adaptive_avg_pool2d(frame[None] / 2 + 0.5, THUMBNAIL)
+
+
+def _change(thumbnail: Tensor, previous: Tensor) -> float:
+    return (thumbnail - previous).abs().mean().item()
 
 
 def scene_cuts(config: SamplingConfig, frames: Iterable[Tensor]) -> list[int]:
@@ -44,7 +53,33 @@ def find_cuts(changes: list[float]) -> list[int]:
     cuts = []
     for i, change in enumerate(changes):
         around = changes[max(0, i - AROUND) : i] + changes[i + 1 : i + 1 + AROUND]
-        usual = float(np.median(around)) if around else 0.0
-        if change > MIN_CHANGE and change > RATIO * usual:
+        if _stands_out(change, around):
             cuts.append(i + 1)
     return cuts
+
+
+def _stands_out(change: float, around: Iterable[float]) -> bool:
+    around = list(around)
+    usual = float(np.median(around)) if around else 0.0
+    return change > MIN_CHANGE and change > RATIO * usual
+
+
+class StreamCuts:
+    """Where a new scene begins in a stream, where nobody can look ahead: the rule of `find_cuts`, with the past only.
+
+    A sudden fast pan counts as a cut here: one frame is not guided, and the changes after it are no longer unusual.
+    """
+
+    def __init__(self) -> None:
+        self._changes: deque[float] = deque(maxlen=AROUND)
+
+    def __call__(self, frame: int, low_res: Tensor, previous_low_res: Tensor) -> bool:
+        """Whether `frame` begins a new scene; to be asked once for every frame but the first, in order.
+
+        Args:
+            low_res, previous_low_res: this frame and the one before, (3, h, w) in [-1, 1].
+        """
+        change = _change(_thumbnail(low_res), _thumbnail(previous_low_res))
+        is_cut = _stands_out(change, self._changes)
+        self._changes.append(change)
+        return is_cut

@@ -39,6 +39,14 @@ def normalise(frames: Tensor) -> Tensor:
     return rearrange(frames, "n h w c -> n c h w").contiguous().float() / half - 1.0
 
 
+def in_model_range(picture: Tensor) -> Tensor:
+    """(h, w, 3) uint8 or uint16, or (3, h, w) float in [0, 1], to (3, h, w) float32 in [-1, 1]."""
+    if picture.is_floating_point():
+        # Contiguous, because convolutions round differently for other layouts.
+        return picture.contiguous().float() * 2.0 - 1.0
+    return normalise(picture[None])[0]
+
+
 @dataclass(frozen=True)
 class PictureFormat:
     """How pictures are kept: (h, w, 3) uint8 or uint16 over the whole range, or (3, h, w) float32 in [0, 1]."""
@@ -75,6 +83,10 @@ class ClipKind:
     format: PictureFormat
     device: torch.device
     size: tuple[int, int]  # height, width
+
+    def __str__(self) -> str:
+        library = "numpy" if self.is_numpy else f"torch on {self.device}"
+        return f"{self.size[1]}x{self.size[0]} {self.format.name} ({library})"
 
     @classmethod
     def of(cls, frames: Clip) -> "ClipKind":

@@ -21,6 +21,7 @@ class Sampler(NamedTuple):
 
     step: StepFunction
     keeps_x0: bool  # whether the step needs the frame's previous clean estimate
+    adds_noise: bool  # whether it uses the noise that it is given
 
 
 def predict_noise(x: Tensor, prediction: Tensor, alpha_bar: Tensor, prediction_type: str) -> Tensor:
@@ -89,12 +90,13 @@ def log_snr(alpha_bar: Tensor) -> Tensor:
     return 0.5 * (alpha_bar / (1 - alpha_bar)).log()
 
 
-DDPM = Sampler(ddpm_step, keeps_x0=False)
+DDPM = Sampler(ddpm_step, keeps_x0=False, adds_noise=True)
+DDIM = Sampler(ddim_step, keeps_x0=False, adds_noise=False)
 
 
 def sampler_by_name(name: str, eta: float = 0.0) -> Sampler:
     """One of `config.SAMPLERS`; `eta` is DDIM's."""
     assert name in SAMPLERS, name
     if name == "ddim":
-        return Sampler(partial(ddim_step, eta=eta), keeps_x0=False)
-    return DDPM if name == "ddpm" else Sampler(dpm_solver_step, keeps_x0=True)
+        return Sampler(partial(ddim_step, eta=eta), keeps_x0=False, adds_noise=True) if eta else DDIM
+    return DDPM if name == "ddpm" else Sampler(dpm_solver_step, keeps_x0=True, adds_noise=False)

@@ -15,22 +15,12 @@ from stablevsr.nn.warp import warp_published
 from stablevsr.runtime import compiled_parts
 from stablevsr.sampling.flow import estimate_flow
 from stablevsr.sampling.networks import Networks
-from stablevsr.sampling.noise import as_draw
-from stablevsr.sampling.samplers import ddim_step
-from stablevsr.sampling.schedule import Step, alphas_cumprod, timesteps
-
-DISTILLED_STEPS = 4  # of the released streaming weights; other numbers run, but are not what they learnt
+from stablevsr.sampling.noise import NoiseSource, as_draw
+from stablevsr.sampling.samplers import DDIM, Sampler
+from stablevsr.sampling.schedule import Step, alphas_cumprod, run_steps, timesteps
 
 # (frame, its LR picture, the LR picture before) -> whether the frame begins a new scene
 IsCut = Callable[[int, Tensor, Tensor], bool]
-
-
-class InitialNoise(Protocol):
-    """Where x_T comes from; any `NoiseSource` will do. No other noise is drawn."""
-
-    def initial(self, frame: int) -> Tensor:
-        """Unit Gaussian noise, (latent channels, h, w)."""
-        ...
 
 
 class StreamNetworks(Protocol):
@@ -106,6 +96,11 @@ def ddim_steps(config: ScheduleConfig, num_steps: int) -> list[Step]:
     ]
 
 
+def stream_steps(config: ScheduleConfig, num_steps: int) -> list[Step]:
+    """The steps of a run: as streaming weights were distilled with, for them; else each ends where the next begins."""
+    return (ddim_steps if isinstance(config, DDIMScheduleConfig) else run_steps)(config, num_steps)
+
+
 def cuts_at(frames: Collection[int]) -> IsCut:
     """New scenes at these frames."""
     return lambda frame, low_res, previous_low_res: frame in frames
@@ -118,10 +113,11 @@ def streaming_sampling(
     frames: Iterable[Tensor],
     steps: list[Step],
     schedule: ScheduleConfig,
-    noise: InitialNoise,
+    noise: NoiseSource,
     networks: StreamNetworks,
     is_cut: IsCut = NO_CUTS,
     start: StreamState | None = None,
+    sampler: Sampler = DDIM,
     on_step: OnStep | None = None,
 ) -> Iterator[StreamFrame]:
     """Upscale frames as they come. A frame is given out before the next one is asked for.
@@ -130,12 +126,13 @@ def streaming_sampling(
 
     Args:
         frames: (3, h, w) each, in [-1, 1], all of one size; the loop computes in their precision and on their device.
-        steps: from `ddim_steps`.
+        steps: from `stream_steps`.
         schedule: what the network predicts, and clipping.
-        noise: asked for `initial(frame)` once a frame.
+        noise: asked for `initial(frame)` once a frame, and for `step(index, frame)` if the sampler adds noise.
         networks: a `StreamDenoiser`, or anything with its methods.
         is_cut: asked for every frame but the first.
         start: where to go on: the last finished frame. `frames` are those after it.
+        sampler: the step from one noise level to the next; the published one is DDIM's.
         on_step: called after each step.
 
     Yields:
@@ -144,59 +141,57 @@ def streaming_sampling(
     Raises:
         UserError: for a frame of another size than the one before, noise of the wrong shape, and numbers that overflow.
     """
+    frame_by_frame = _FrameByFrame(steps, schedule, noise, networks, sampler, on_step)
     state = start
     for frame, low_res in enumerate(frames, start=0 if state is None else state.frame + 1):
-        finished = _next_frame(frame, low_res, state, steps, schedule, noise, networks, is_cut, on_step)
+        if state is not None:
+            _check_size(frame, low_res, state.low_res)
+        starts_scene = state is None or is_cut(frame, low_res, state.low_res)
+        finished = frame_by_frame.finish(frame, low_res, None if starts_scene else state)
         state = finished.state
         yield finished
         del finished, low_res  # nothing but the state is held while a stream pauses
 
 
-@torch.no_grad()  # not of the generator: its wrapper would hold the last frame
-def _next_frame(
-    frame: int,
-    low_res: Tensor,
-    state: StreamState | None,
-    steps: list[Step],
-    schedule: ScheduleConfig,
-    noise: InitialNoise,
-    networks: StreamNetworks,
-    is_cut: IsCut,
-    on_step: OnStep | None,
-) -> StreamFrame:
-    condition = None
-    if state is not None:
-        _check_size(frame, low_res, state.low_res)
-        if not is_cut(frame, low_res, state.low_res):
+@dataclass(frozen=True)
+class _FrameByFrame:
+    """What all frames of a stream share; see `streaming_sampling`."""
+
+    steps: list[Step]
+    schedule: ScheduleConfig
+    noise: NoiseSource
+    networks: StreamNetworks
+    sampler: Sampler
+    on_step: OnStep | None
+
+    @torch.no_grad()  # not of the generator: its wrapper would hold the last frame
+    def finish(self, frame: int, low_res: Tensor, state: StreamState | None) -> StreamFrame:
+        """All of one frame, guided by `state`, the frame before, unless a scene starts here."""
+        networks, condition = self.networks, None
+        if state is not None:
             condition = networks.guide(state.picture, networks.flow(low_res, state.low_res))
-    draw = noise.initial(frame)
-    x = as_draw(draw, (len(draw), *low_res.shape[1:]), f"frame {frame}").to(low_res)
-    latent = _denoise(frame, x, low_res, condition, steps, schedule, networks, on_step)
-    picture = networks.decode(latent, condition)
-    # Of the latent, too: the decoder's tanh makes a picture of infinity.
-    if not (latent.isfinite().all() and picture.isfinite().all()):
-        raise UserError(f"the numbers of frame {frame} overflowed: use bf16 or fp32")
-    return StreamFrame(StreamState(frame, low_res, picture), latent, condition)
+        draw = self.noise.initial(frame)
+        x = as_draw(draw, (len(draw), *low_res.shape[1:]), f"frame {frame}").to(low_res)
+        latent = self._denoise(frame, x, low_res, condition)
+        picture = networks.decode(latent, condition)
+        # Of the latent, too: the decoder's tanh makes a picture of infinity.
+        if not (latent.isfinite().all() and picture.isfinite().all()):
+            raise UserError(f"the numbers of frame {frame} overflowed: use bf16 or fp32")
+        return StreamFrame(StreamState(frame, low_res, picture), latent, condition)
 
-
-def _denoise(
-    frame: int,
-    x: Tensor,
-    low_res: Tensor,
-    condition: Tensor | None,
-    steps: list[Step],
-    schedule: ScheduleConfig,
-    networks: StreamNetworks,
-    on_step: OnStep | None,
-) -> Tensor:
-    """All steps of a frame: x_T (c, h, w) to what is decoded, x after the last step."""
-    embedding = None if condition is None else networks.embed(condition)
-    for step in steps:
-        prediction = networks.predict(x, low_res, step, embedding)
-        x0, x = ddim_step(x, prediction, x.new_zeros(()), step, schedule)  # with eta = 0, no noise is added
-        if on_step is not None:
-            on_step(StreamStep(frame, step, prediction, x0, x))
-    return x
+    def _denoise(self, frame: int, x: Tensor, low_res: Tensor, condition: Tensor | None) -> Tensor:
+        """All steps of a frame: x_T (c, h, w) to what is decoded, x after the last step."""
+        embedding, x0 = None if condition is None else self.networks.embed(condition), None
+        for step in self.steps:
+            prediction = self.networks.predict(x, low_res, step, embedding)
+            noise = x.new_zeros(())
+            if self.sampler.adds_noise:
+                draw = self.noise.step(step.index, frame)
+                noise = as_draw(draw, x.shape, f"step {step.index} of frame {frame}").to(x)
+            x0, x = self.sampler.step(x, prediction, noise, step, self.schedule, x0)
+            if self.on_step is not None:
+                self.on_step(StreamStep(frame, step, prediction, x0, x))
+        return x
 
 
 def _check_size(frame: int, low_res: Tensor, previous: Tensor) -> None:
@@ -213,10 +208,7 @@ class StreamDenoiser:
     """The model bound to a run: `StreamNetworks`.
 
     StableVSR's weights will do, too, though they were not trained for this: their autoencoder decodes every frame
-    alone.
-
-    Raises:
-        UserError: for weights without flow network, and for those that noise the LR frame.
+    alone. `SamplingConfig.check` says which weights serve.
     """
 
     model: Networks
@@ -226,15 +218,6 @@ class StreamDenoiser:
     half_flow: bool = False  # estimate flow at half the HR size
     # Scaled latents (1, c, h, w) to pictures, for an autoencoder without temporal modules; None decodes the whole.
     picture_decoder: Callable[[Tensor], Tensor] | None = None
-
-    def __post_init__(self) -> None:
-        if self.model.flow is None:
-            raise UserError("these weights hold no flow network, which a stream needs: convert with --flow")
-        if self.model.config.unet.encoder.num_noise_levels is not None:
-            raise UserError(
-                "these weights noise the LR frame (stock SD x4), which streaming does not: use StableVSR's or "
-                "streaming weights"
-            )
 
     @cached_property
     def _text(self) -> Context:

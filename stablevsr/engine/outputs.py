@@ -1,0 +1,124 @@
+"""The outputs of a run: what is written, and beside it, if that is wanted, a comparison."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stablevsr.config import SCALE
+from stablevsr.engine.plan import Output
+from stablevsr.engine.workspace import Workspace
+from stablevsr.errors import UserError
+from stablevsr.media import Encoding, Frame, Reader, Writer, open_writer
+from stablevsr.media.paths import output_kind
+from stablevsr.sampling.pictures import PictureFormat, bicubic, normalise
+
+
+class Sink(Protocol):
+    """Where pictures go: a `media.Writer`, or a pipe. See there."""
+
+    is_deep: bool
+    takes_alpha: bool
+    notices: list[str]
+    failures: list[str]
+
+    def write(self, image: np.ndarray, frame: Frame) -> None: ...
+
+
+class Writers:
+    """The outputs of a run, open."""
+
+    def __init__(self, result: Sink, pair: Writer | None = None, bounds: Sequence[Output] = ()) -> None:
+        self.result = result
+        self.pair = pair  # bicubic interpolation beside the result
+        self.bounds = list(bounds)  # what they can need of the disk
+        self._next = 0  # the number of the frame that is written next
+        self._done: dict[Sink, int] = {}  # frames of an earlier process
+
+    @classmethod
+    def open(
+        cls,
+        stack: ExitStack,
+        workspace: Workspace,
+        clip: Reader,
+        output: Path,
+        side_by_side: Path | None,
+        encoding: Encoding | None,
+        force: bool,
+    ) -> "Writers":
+        """Open them on `stack`; the last one opened, the result, is the first that is put in place."""
+
+        def open_one(path: Path, part: Path, width: int) -> Writer:
+            size = {"height": SCALE * clip.height, "width": width}
+            writer = stack.enter_context(open_writer(path, clip, force=force, part=part, encoding=encoding, **size))
+            bounds.append(Output.of(writer, clip, encoding, size["height"] * width, part.parent))
+            return writer
+
+        bounds, pair = [], None
+        if side_by_side:  # not in the workspace: its name may be on another disk
+            pair = open_one(side_by_side, workspace.outside(side_by_side), 2 * SCALE * clip.width)
+        return cls(open_one(output, workspace.folder / "output", SCALE * clip.width), pair, bounds)
+
+    def keep(self, workspace: Workspace) -> int:
+        """Before the first frame: have the outputs grow in the workspace, so that a killed run can go on.
+
+        Returns the number of frames that all of them have; those after them are to be written next.
+
+        Raises:
+            UserError: for a folder on another disk than the workspace.
+        """
+        folders = {self.result: workspace.folder / "written"}
+        if self.pair:
+            folders[self.pair] = workspace.folder / "written.pair"
+            if output_kind(self.pair.path) == "folder" and not _same_disk(self.pair.path.parent, workspace.folder):
+                raise UserError(
+                    f"{self.pair.path} is on another disk than {self.result.path}, which a folder cannot be in "
+                    "streaming mode: choose a name beside it, or a video"
+                )
+        self._done = {writer: writer.keep(folder) for writer, folder in folders.items()}
+        self._next = min(self._done.values())
+        return self._next
+
+    @property
+    def failures(self) -> list[str]:
+        """What could not be added to a picture that is in place, once they are closed."""
+        return self.result.failures + (self.pair.failures if self.pair else [])
+
+    @property
+    def is_deep(self) -> bool:
+        """Whether one of them takes 16 bits a channel."""
+        return self.result.is_deep or (self.pair is not None and self.pair.is_deep)
+
+    def write(self, picture: Tensor, frame: Frame) -> None:
+        """Append a finished picture, (4h, 4w, 3) uint8 or uint16, for `frame`, whose alpha is enlarged with it."""
+        number, self._next = self._next, self._next + 1
+        if number >= self._done.get(self.result, 0):
+            image = in_depth(picture.numpy(), self.result.is_deep)
+            if frame.alpha is not None and self.result.takes_alpha:
+                alpha = enlarged(frame.alpha[..., None], self.result.is_deep)
+                image = np.concatenate([image, alpha], axis=-1)
+            self.result.write(image, frame)
+        if self.pair and number >= self._done.get(self.pair, 0):
+            both = [enlarged(frame.image, self.pair.is_deep), in_depth(picture.numpy(), self.pair.is_deep)]
+            self.pair.write(np.concatenate(both, axis=1), frame)
+
+
+def _same_disk(a: Path, b: Path) -> bool:
+    return a.stat().st_dev == b.stat().st_dev
+
+
+def in_depth(image: np.ndarray, is_deep: bool) -> np.ndarray:
+    """(h, w, c) uint8 or uint16 in the depth that a writer takes."""
+    if (image.dtype == np.uint16) == is_deep:
+        return image
+    return image.astype(np.uint16) * 257 if is_deep else ((image.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def enlarged(image: np.ndarray, is_deep: bool) -> np.ndarray:
+    """(h, w, c) uint8 or uint16 to (4h, 4w, c) by bicubic interpolation, in the depth that a writer takes."""
+    picture = (bicubic(normalise(torch.from_numpy(image)[None])) / 2 + 0.5).clamp(0, 1)
+    return PictureFormat(torch.uint16 if is_deep else torch.uint8).encode(picture).numpy()

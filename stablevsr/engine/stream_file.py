@@ -1,0 +1,111 @@
+"""A clip from file to file in streaming mode: written as it goes, flat in memory and disk, and continued after a kill.
+
+What a run keeps in its workspace is the finished frame before (the state), the pictures that the outputs have not yet
+made safe, and the outputs as far as they are (`Writer.keep`). The input is read again from its start.
+"""
+
+import logging
+import math
+from collections import deque
+from collections.abc import Iterator
+from contextlib import closing
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from stablevsr.config import SCALE
+from stablevsr.engine.outputs import Writers
+from stablevsr.engine.plan import Output, require_room, size
+from stablevsr.engine.progress import OnProgress, Progress, report
+from stablevsr.engine.state import RunState
+from stablevsr.engine.store import DiskStore
+from stablevsr.engine.stream import REMEMBERED, Stream
+from stablevsr.engine.workspace import Workspace
+from stablevsr.errors import UserError
+from stablevsr.media import Frame, Reader
+from stablevsr.media.picture_file import SEGMENT
+from stablevsr.runtime import to_device
+from stablevsr.sampling.pictures import PictureFormat, in_model_range
+from stablevsr.sampling.streaming import StreamState
+
+log = logging.getLogger(__name__)
+
+
+class StreamedFile:
+    """A clip of a file that is streamed into outputs, new or continued.
+
+    Args:
+        clip: can be read from its start.
+        writers: just opened.
+
+    Raises:
+        UserError: for a disk that is too small.
+    """
+
+    def __init__(self, stream: Stream, clip: Reader, writers: Writers, store: DiskStore, workspace: Workspace) -> None:
+        self._stream, self._clip, self._writers, self._store = stream, clip, writers, store
+        self._format = PictureFormat(torch.uint16 if writers.is_deep else torch.uint8)
+        shape = self._format.shape(SCALE * clip.height, SCALE * clip.width)
+        # Frame i is in place i % SEGMENT: until a segment with it is finished, no later frame takes its place.
+        self._pictures = store.array("pictures", shape, self._format.dtype, torch.device("cpu"))
+        self._disk = SEGMENT * math.prod(shape) * self._format.dtype.itemsize
+        segments = [Output(workspace.folder, bound.per_frame) for bound in writers.bounds if bound.copies > 1]
+        require_room(workspace.folder, self._disk, clip.frame_count or 1, [*writers.bounds, *segments])
+        self._written = writers.keep(workspace)
+        self._state = store.load()
+        if self._state.done - self._written > SEGMENT:  # the disk has lost what was written: the machine went down
+            self._state = RunState("stream")
+
+    def run(self, progress: OnProgress | None) -> int:
+        """Do what is left; returns the number of frames of the clip."""
+        done = self._state.done
+        if done:
+            log.info("continuing: %d frames are done", done)
+        else:
+            log.info("%s frames; on disk meanwhile: up to %s", self._clip.frame_count or "some", size(self._disk))
+        first = max(0, min(self._written, done - REMEMBERED))
+        with closing(iter(self._clip)) as clip:
+            frames = islice(clip, first, None)
+            last = self._take_up(first, done, frames)
+            for finished in self._stream.frames(self._low_res(frames), last):
+                index, picture = finished.state.frame, self._stream.picture(finished, self._format)
+                self._pictures.write(index % SEGMENT, picture)
+                self._write(index, picture, self._frame)
+                self._save(finished.state)
+                done = index + 1
+                report(progress, Progress("stream", done, max(done, self._clip.frame_count or 0)))
+        if done == 0:
+            raise UserError(f"{self._clip.path} holds no frame")
+        self._store.flush()
+        return done
+
+    def _take_up(self, first: int, done: int, frames: Iterator[Frame]) -> StreamState | None:
+        """Read what an earlier process has done, frames `first` to `done` - 1, and write what it has not."""
+        if self._state.tiled_since is not None:
+            self._stream.decoder.fall_back()
+        before: deque[Tensor] = deque(maxlen=REMEMBERED)
+        for index, frame in zip(range(first, done), frames, strict=False):  # in this order: takes no frame too many
+            before.append(in_model_range(torch.from_numpy(frame.image)))
+            if index >= self._written:
+                self._write(index, self._pictures.read(index % SEGMENT), frame)
+        if not before:
+            return None
+        self._stream.recall(done - len(before), list(before))
+        return StreamState(done - 1, to_device(before[-1], self._state.picture.device), self._state.picture)
+
+    def _low_res(self, frames: Iterator[Frame]) -> Iterator[Tensor]:
+        for frame in frames:
+            self._frame = frame  # the one that is worked on
+            yield in_model_range(torch.from_numpy(frame.image))
+
+    def _write(self, index: int, picture: Tensor, frame: Frame) -> None:
+        if index >= self._written:
+            self._store.later(lambda: self._writers.write(picture, frame))
+
+    def _save(self, state: StreamState) -> None:
+        since, now = self._state.tiled_since, False
+        if since is None and self._stream.decoder.has_fallen_back:
+            since, now = state.frame, True
+        self._state = RunState("stream", state.frame + 1, picture=state.picture, tiled_since=since)
+        self._store.save(self._state, now)
