@@ -4,10 +4,10 @@ import inspect
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import chain
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -16,7 +16,21 @@ from torch import Tensor, nn
 from stablevsr.errors import UserError
 
 T = TypeVar("T")
-MAX_GRAPHS = 64  # of a compiled network, one for each size of frame; from the next size on it runs as it is
+MAX_GRAPHS = 64  # of a compiled network, one for each size of frame; further sizes run uncompiled
+
+
+class PlacedModel(Protocol):
+    """Structural type of a model on a device; declared here because `runtime` imports no network."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    def named_modules(self) -> Iterator[tuple[str, nn.Module]]: ...
+
+    def encode_prompt(self, prompt: str | None) -> Tensor: ...
 
 
 def pick_device(device: str | torch.device | None) -> torch.device:
@@ -110,7 +124,7 @@ def under_numerics(steps: Iterator[T]) -> Iterator[T]:
         yield step
 
 
-def describe(model: nn.Module) -> dict[str, str]:
+def describe(model: PlacedModel) -> dict[str, str]:
     """What, beside weights and options, the bits of a run depend on: a run is gone on with where all of it is equal."""
     device = model.device
     found = {
@@ -135,7 +149,7 @@ def _matmul_precision(device: torch.device) -> str:
         return backend.matmul.fp32_precision
 
 
-def compiled_parts(model: nn.Module) -> list[str]:
+def compiled_parts(model: PlacedModel) -> list[str]:
     """The names of the compiled modules of a model."""
     return [name for name, part in model.named_modules() if part._compiled_call_impl is not None]
 
@@ -181,7 +195,19 @@ class Offloaded:
         names: of the networks that take turns.
     """
 
-    def __init__(self, model: nn.Module, device: torch.device, names: Iterable[str]) -> None:
+    # What `__getattr__` finds in the model: declared so that an offloaded model has the structural type of a model.
+    config: Any
+    sampling: Any
+    provenance: dict[str, str]
+    unet: Any
+    tcm: Any
+    vae: Any
+    flow: Any
+    tiny: Any
+    dtype: torch.dtype
+    named_modules: Callable[[], Iterator[tuple[str, nn.Module]]]
+
+    def __init__(self, model: PlacedModel, device: torch.device, names: Iterable[str]) -> None:
         self._model, self.device = model, device
         self._resident: nn.Module | None = None
         self._originals: list[tuple[Tensor, Tensor]] = []

@@ -63,7 +63,7 @@ class Header:
                 if key == "tokenizer" and texts is None:
                     continue
                 if not isinstance(texts, dict) or not all(isinstance(value, str) for value in texts.values()):
-                    raise ValueError(f"{key} is not an object of texts")
+                    raise ValueError(f"{key} is not an object of strings")
             if not set(parts["tokenizer"] or ()) <= set(VOCABULARY_FILES):
                 raise ValueError(f"tokenizer holds other files than {', '.join(VOCABULARY_FILES)}")
             sampling = from_dict(SamplingConfig, json.loads(metadata.get("sampling", "{}")))
@@ -130,8 +130,8 @@ def check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor],
             raise UserError(f"{source}: {name} has shape {found}, expected {wanted}: it does not fit its config")
         dtypes = FLOATS if expected[name].is_floating_point() else (torch.int64,)
         if tensor.dtype not in dtypes:
-            names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-            raise UserError(f"{source}: {name} is of type {tensor.dtype}, expected one of {names}")
+            choices = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+            raise UserError(f"{source}: {name} is of type {tensor.dtype}, expected one of {choices}")
 
 
 def write(path: Path, header: Header, tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> None:

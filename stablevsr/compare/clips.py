@@ -148,12 +148,12 @@ def _cut(
 ) -> tuple[Side | None, list[Side], Side | None]:
     """The sides with only the part of them that is wanted."""
 
-    def cut(side: Side | None) -> Side | None:
-        return side and replace(side, reader=stack.enter_context(PartReader(side.reader, *part)))
+    def cut(side: Side) -> Side:
+        return replace(side, reader=stack.enter_context(PartReader(side.reader, *part)))
 
     longest = max(_count(side) for side in (lr, gt, *made) if side)
     length = min(longest, part[1] or longest) - part[0]
-    return cut(lr), [side if _count(side) == length else cut(side) for side in made], cut(gt)
+    return lr and cut(lr), [side if _count(side) == length else cut(side) for side in made], gt and cut(gt)
 
 
 def _common_count(sides: list[Side]) -> int:

@@ -13,11 +13,10 @@ from urllib.parse import quote
 
 from stablevsr.atomic import hidden_sibling, remove, replacing
 from stablevsr.compare.clips import Source, gather
-from stablevsr.compare.collect import Collector, Settings
+from stablevsr.compare.collect import Collector, ModelSource, Settings
 from stablevsr.compare.grid import Grid, GridVideo, reporting
 from stablevsr.compare.page import Findings, Media, png, render
 from stablevsr.errors import UserError
-from stablevsr.model import StableVSR
 
 MOST_INLINE = 20_000_000  # bytes of video, as base64, that a page carries itself
 VIDEO, STILL = "video.mp4", "frame.png"  # names of what lies beside a page
@@ -30,7 +29,7 @@ def compare_page(
     *,
     lr: Source | None = None,
     truth: Source | None = None,
-    model: StableVSR | Callable[[], StableVSR] | None = None,
+    model: ModelSource | None = None,
     settings: Settings | None = None,
     about: Mapping[str, str] | None = None,
     force: bool = False,
@@ -120,7 +119,7 @@ def _find(
     results: Mapping[str, Source],
     lr: Source | None,
     truth: Source | None,
-    model: StableVSR | Callable[[], StableVSR] | None,
+    model: ModelSource | None,
     settings: Settings,
     about: Mapping[str, str],
     video: Path,

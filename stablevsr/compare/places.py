@@ -77,7 +77,7 @@ def _peaks(values: np.ndarray, side: int) -> list[tuple[float, int, int]]:
     sums = np.pad(values, ((1, 0), (1, 0))).cumsum(0).cumsum(1)
     down = sums[ys + side] - sums[ys]
     means = (down[:, xs + side] - down[:, xs]) / side**2
-    found = []
+    found: list[tuple[float, int, int]] = []
     while len(found) < MOST_CROPS and means.max() > 0:
         i, j = np.unravel_index(means.argmax(), means.shape)
         found.append((float(means[i, j]), int(ys[i]), int(xs[j])))

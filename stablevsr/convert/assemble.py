@@ -151,7 +151,7 @@ def describe(path: Path) -> str:
         f"  schedule: {schedule.beta_schedule}, {schedule.prediction_type}, {schedule.timestep_spacing} spacing"
     )
     plain = SamplingConfig().flat()
-    own = {name: value for name, value in header.sampling.flat().items() if value != plain[name]}
-    settings = ", ".join(f"{name} {value}" for name, value in {"steps": header.sampling.steps, **own}.items())
+    changed = {name: value for name, value in header.sampling.flat().items() if value != plain[name]}
+    settings = ", ".join(f"{name} {value}" for name, value in {"steps": header.sampling.steps, **changed}.items())
     lines.append(f"  sampling: {settings}")
     return "\n".join(lines)

@@ -107,6 +107,8 @@ def read_tokenizer(folder: Path) -> dict[str, str]:
 
 def read_tokens(draft: Draft, folder: Path) -> list[int]:
     """The empty prompt's tokens by the draft's vocabulary, which must be the one that its text tower was made for."""
+    assert draft.tokenizer is not None
+    assert draft.text is not None
     tokenizer = Tokenizer(draft.tokenizer, draft.text.num_tokens)
     if tokenizer.size != draft.text.vocab_size:
         raise UserError(
@@ -221,9 +223,11 @@ def _write_part(
 def _write_vae(
     folder: Path, config: VAEConfig | TemporalTinyConfig, tensors: dict[str, Tensor], naming: dict[str, str]
 ) -> None:
-    is_tiny = isinstance(config, TemporalTinyConfig)
-    write = published_config.write_temporal_tiny if is_tiny else published_config.write_vae
-    _write_part(folder, write(config), tensors, _vae_table(config, naming))
+    if isinstance(config, TemporalTinyConfig):
+        published = published_config.write_temporal_tiny(config)
+    else:
+        published = published_config.write_vae(config)
+    _write_part(folder, published, tensors, _vae_table(config, naming))
 
 
 def _write_schedule(folder: Path, config: ScheduleConfig) -> None:
@@ -232,7 +236,7 @@ def _write_schedule(folder: Path, config: ScheduleConfig) -> None:
 
 
 def _model_index(header: Header) -> published_config.Json:
-    index = {
+    index: published_config.Json = {
         "_class_name": "StableVSRPipeline",
         "controlnet": ["diffusers", "ControlNetModel"],
         "scheduler": ["diffusers", published_config.write_schedule(header.config.schedule)["_class_name"]],

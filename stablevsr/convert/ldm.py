@@ -154,6 +154,7 @@ def convert_ldm(
 
 def _expected(config: ModelConfig) -> dict[str, tuple[dict[str, torch.Size], Table]]:
     """For each part: the shapes of our parameters, and the table to the file's names."""
+    assert isinstance(config.vae, VAEConfig), "this layout has no tiny autoencoder"
     with torch.device("meta"):
         models: dict[str, tuple[nn.Module, Table]] = {
             "unet": (UNet(config.unet), ldm_unet(config.unet.encoder)),

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from stablevsr.config import (
     DDIMScheduleConfig,
@@ -19,13 +19,22 @@ from stablevsr.convert import published_keys
 from stablevsr.convert.published_keys import Json, Keys, Notify, shown
 from stablevsr.errors import UserError
 
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
-def _reads(keys: Keys) -> Callable[[Callable[[Json, str], Any]], Callable[..., Any]]:
-    """Make a reader check class and keys first; `source`, the file, is named in every `UserError` and note."""
 
-    def decorate(read: Callable[[Json, str], Any]) -> Callable[..., Any]:
+class ConfigReader(Protocol[T_co]):
+    """Reads a published config; `source`, the file, is named in every error and note."""
+
+    def __call__(self, config: Json, source: str, notify: Notify | None = None) -> T_co: ...
+
+
+def _reads(keys: Keys) -> Callable[[Callable[[Json, str], T]], ConfigReader[T]]:
+    """Make a reader check class and keys first."""
+
+    def decorate(read: Callable[[Json, str], T]) -> ConfigReader[T]:
         @functools.wraps(read)
-        def reader(config: Json, source: str, notify: Notify | None = None) -> Any:
+        def reader(config: Json, source: str, notify: Notify | None = None) -> T:
             keys.check(config, source)
             if notify is not None:
                 keys.note_unknown(config, source, notify)

@@ -104,12 +104,12 @@ class Evaluator:
             row["SSIM"] = ssim(*pair).item()
         row |= {name: distance(*pair).item() for name, distance in self.distances.items()}
         if before:
-            steps = [torch.cat(both) for both in zip(before, pair, strict=True)]
+            result, truth = (torch.cat(both) for both in zip(before, pair, strict=True))
             if "LPIPS" in self.distances:
-                moved = [self.distances["LPIPS"](now[1:], now[:1]) for now in steps]
+                moved = [self.distances["LPIPS"](now[1:], now[:1]) for now in (result, truth)]
                 row["tLP"] = tlp(*moved).item()
             if self.raft is not None:
-                row["tOF"] = tof(self.raft, *steps, true_flow).item()
+                row["tOF"] = tof(self.raft, result, truth, true_flow).item()
         return row
 
     def true_flow(self, truth: Tensor, before: Tensor) -> Tensor | None:
