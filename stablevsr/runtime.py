@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stablevsr.errors import UserError
+from stablevsr.errors import OptionsError, ResourceError
 
 T = TypeVar("T")
 MAX_GRAPHS = 64  # of a compiled network, one for each size of frame; further sizes run uncompiled
@@ -34,7 +34,12 @@ class PlacedModel(Protocol):
 
 
 def pick_device(device: str | torch.device | None) -> torch.device:
-    """The device of that name, or the best there is; `UserError` if it is not there."""
+    """The device of that name, None for the best one available.
+
+    Raises:
+        OptionsError: for a name that no device has.
+        ResourceError: for a device that this machine does not have.
+    """
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     names = [name for name, there in available.items() if there]
     if device is None:
@@ -42,21 +47,21 @@ def pick_device(device: str | torch.device | None) -> torch.device:
     try:
         target = torch.device(device)
     except RuntimeError:
-        target = None
-    if target is None or not available.get(target.type, False):
-        raise UserError(f"device {str(device)!r} is not there, this machine has {', '.join(names)}")
+        raise OptionsError(f"device {str(device)!r} is unknown, this machine has {', '.join(names)}") from None
+    if not available.get(target.type, False):
+        raise ResourceError(f"device {str(device)!r} is not available, this machine has {', '.join(names)}")
     if target.type == "cuda" and (target.index or 0) >= torch.cuda.device_count():
-        raise UserError(
-            f"device {str(device)!r} is not there, this machine has {torch.cuda.device_count()} CUDA devices"
+        raise ResourceError(
+            f"device {str(device)!r} is not available, this machine has {torch.cuda.device_count()} CUDA devices"
         )
     return target
 
 
 def check_dtype(device: torch.device, dtype: torch.dtype) -> None:
-    """`UserError` for bfloat16 on a GPU that only emulates it, or does not know it."""
+    """Raises `ResourceError` for bfloat16 on a GPU that only emulates it, or lacks it."""
     if device.type == "cuda" and dtype == torch.bfloat16 and torch.cuda.get_device_capability(device) < (8, 0):
         name = torch.cuda.get_device_name(device)
-        raise UserError(f"{name} has no bfloat16, which came with the Ampere generation: use fp16 or fp32")
+        raise ResourceError(f"{name} has no bfloat16, which came with the Ampere generation: use fp16 or fp32")
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -155,14 +160,14 @@ def compiled_parts(model: PlacedModel) -> list[str]:
 
 
 def require_compiler(device: torch.device) -> None:
-    """`UserError` where `torch.compile` has nothing to compile with."""
+    """Raises `ResourceError` where `torch.compile` finds no compiler."""
     language, variable, usual = "C++", "CXX", ("c++", "g++", "clang++")
     if device.type != "cpu":  # Triton builds its launchers in C
         language, variable, usual = "C", "CC", ("cc", "gcc", "clang")
     if not any(shutil.which(name) for name in (os.environ.get(variable), *usual) if name):
-        raise UserError(
-            f"compile=True needs a {language} compiler on the {device.type.upper()}, none of {', '.join(usual)} is "
-            "there: install one"
+        raise ResourceError(
+            f"compile=True needs a {language} compiler on the {device.type.upper()}, found none of {', '.join(usual)}: "
+            "install one"
         )
 
 

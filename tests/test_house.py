@@ -76,6 +76,15 @@ def test_the_package_loads_none_of_the_reference_libraries() -> None:
     assert not {name.split(".")[0] for name in loaded} & FORBIDDEN
 
 
+def test_public_names_are_there_and_errors_need_no_torch() -> None:
+    code = (
+        "import sys, stablevsr; stablevsr.ResourceError; early = 'torch' in sys.modules; "
+        "print(early, [name for name in stablevsr.__all__ if getattr(stablevsr, name, None) is None])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert found.strip() == "False []"
+
+
 def functions(tree: ast.AST) -> Iterator[ast.FunctionDef]:
     return (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))
 

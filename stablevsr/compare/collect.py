@@ -12,7 +12,7 @@ from stablevsr.compare.grid import Grid, reduced
 from stablevsr.compare.motion import Motion, follow
 from stablevsr.compare.page import Findings
 from stablevsr.compare.places import Crop, FoundCrops, Line, Profile
-from stablevsr.errors import UserError
+from stablevsr.errors import OptionsError
 from stablevsr.metrics.evaluate import Evaluator, Row
 from stablevsr.model import StableVSR
 from stablevsr.runtime import Offloaded
@@ -40,11 +40,11 @@ class Settings:
 
     def __post_init__(self) -> None:
         if not 0 <= self.crf <= 51:
-            raise UserError(f"got a crf of {self.crf}, expected 0 (best) to 51")
+            raise OptionsError(f"got a crf of {self.crf}, expected 0 (best) to 51")
         if self.metrics_frames < 0:
-            raise UserError(f"got {self.metrics_frames} frames to measure, expected 0 or more")
+            raise OptionsError(f"got {self.metrics_frames} frames to measure, expected 0 or more")
         if not 0 < self.rate <= 1000:
-            raise UserError(f"got {self.rate} frames per second, expected more than 0 and at most 1000")
+            raise OptionsError(f"got {self.rate} frames per second, expected more than 0 and at most 1000")
 
     def line(self, height: int, width: int) -> Line:
         """The line of the temporal profile."""
@@ -57,7 +57,7 @@ class Settings:
         self.line(height, width)
         for frame in self.flow_frames or ():
             if not 0 <= frame < frames - 1:
-                raise UserError(
+                raise OptionsError(
                     f"got frame {frame} for the flow to the next one, but frames are 0 to {frames - 1}; "
                     "choose one with a next"
                 )
