@@ -20,7 +20,7 @@ from stablevsr.config import ModelConfig, TextConfig, from_dict, to_dict
 from stablevsr.convert import published_config as published
 from stablevsr.convert.assemble import Sources, convert, describe, to_diffusers
 from stablevsr.convert.keys import DIFFUSERS_VAE, DIFFUSERS_VAE_OLD, rename_all
-from stablevsr.errors import OptionsError, WeightsError
+from stablevsr.errors import OptionsError, ResourceError, WeightsError
 from stablevsr.model import build_model
 from stablevsr.nn.vae import VAE
 
@@ -330,7 +330,7 @@ def test_a_flow_file_that_is_none(tmp_path: Path) -> None:
 
 def test_to_diffusers_does_not_touch_what_exists(golden_weights: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
-    with pytest.raises(WeightsError, match="mine exists already"):
+    with pytest.raises(OptionsError, match="mine exists already"):
         to_diffusers(golden_weights, tmp_path / "mine")
 
 
@@ -341,7 +341,7 @@ def test_to_diffusers_on_a_full_disk_leaves_nothing(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("stablevsr.convert.diffusers_folder.save_file", fail)
-    with pytest.raises(WeightsError, match=r"back could not be written .*No space left on device"):
+    with pytest.raises(ResourceError, match=r"back could not be written .*No space left on device"):
         to_diffusers(golden_weights, tmp_path / "back")
     assert not list(tmp_path.iterdir())
 
@@ -349,7 +349,7 @@ def test_to_diffusers_on_a_full_disk_leaves_nothing(
 def test_a_folder_or_device_is_never_replaced_by_a_file(tmp_path: Path) -> None:
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious/thesis.txt").write_text("years")
-    with pytest.raises(WeightsError, match="precious exists and is not an ordinary file"):
+    with pytest.raises(OptionsError, match="precious exists and is not an ordinary file"):
         convert(Sources(CHECKPOINT), tmp_path / "precious")
     assert (tmp_path / "precious/thesis.txt").read_text() == "years"
 

@@ -206,7 +206,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tiny_model: StableV
     path.write_text("precious")
     tensors = tiny_model.state_dict() | bad
     with pytest.raises(
-        WeightsError, match=r"file.safetensors could not be written \(.+\); nothing was changed"
+        ResourceError, match=r"file.safetensors could not be written \(.+\); nothing was changed"
     ) as refusal:
         weights.write(path, weights.Header(TINY), tensors)
     assert "\n" not in str(refusal.value)
@@ -231,7 +231,7 @@ def test_compiled_frames_equal_eager_ones(tiny_weights: Path) -> None:
 
 def test_compile_without_a_compiler_is_refused(tiny_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    with pytest.raises(WeightsError, match="needs a C\\+\\+ compiler"):
+    with pytest.raises(ResourceError, match="needs a C\\+\\+ compiler"):
         build_model(tiny_weights, device="cpu", compile=True)
 
 
@@ -262,7 +262,7 @@ def test_an_offloaded_model_has_one_part_on_the_device(tiny_model: StableVSR) ->
 
 
 def test_offloading_to_a_cpu_is_refused(tiny_weights: Path) -> None:
-    with pytest.raises(WeightsError, match="but the device is cpu: leave it out"):
+    with pytest.raises(OptionsError, match="but the device is cpu: leave it out"):
         build_model(tiny_weights, device="cpu", offload=True)
 
 
