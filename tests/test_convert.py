@@ -349,7 +349,7 @@ def test_to_diffusers_on_a_full_disk_leaves_nothing(
 def test_a_folder_or_device_is_never_replaced_by_a_file(tmp_path: Path) -> None:
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious/thesis.txt").write_text("years")
-    with pytest.raises(OptionsError, match="precious exists and is not an ordinary file"):
+    with pytest.raises(OptionsError, match="precious exists and is not a regular file"):
         convert(Sources(CHECKPOINT), tmp_path / "precious")
     assert (tmp_path / "precious/thesis.txt").read_text() == "years"
 

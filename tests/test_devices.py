@@ -206,7 +206,7 @@ def test_a_run_is_described_by_what_its_bits_depend_on(monkeypatch: pytest.Monke
 def test_bfloat16_is_refused_by_a_gpu_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Turing")
-    with pytest.raises(UserError, match="Turing has no bfloat16"):
+    with pytest.raises(UserError, match="Turing does not support bfloat16"):
         runtime.check_dtype(torch.device("cuda"), torch.bfloat16)
     runtime.check_dtype(torch.device("cuda"), torch.float16)
 
