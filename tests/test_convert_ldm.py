@@ -195,7 +195,7 @@ ZEROS = torch.zeros(3)
         (FUSED, lambda t: t[1:], r"in_proj_weight has shape \(95, 32\), expected \(96, 32\)"),
         (ATTENTION, lambda t: t[..., 0, 0], r"attn_1\.q\.weight has shape \(32, 32\), expected \(32, 32, 1, 1\)"),
         (f"{UNET}out.2.bias", lambda t: t[:3], r"out\.2\.bias has shape \(3,\), expected \(4,\)"),
-        (f"{UNET}out.3.bias", lambda t: ZEROS, r"x4\.ckpt: .*out\.3\.bias is no part of the expected model"),
+        (f"{UNET}out.3.bias", lambda t: ZEROS, r"x4\.ckpt: .*out\.3\.bias is not part of the expected model"),
         (f"{CLIP}transformer.resblocks.3.ln_1.weight", lambda t: ZEROS, r"resblocks\.3\.ln_1\.weight is no part"),
         ("model_ema.diffusion_modelout2bias", lambda t: ZEROS, "model_ema.diffusion_modelout2bias is no part"),
         ("xbetas", lambda t: ZEROS, "xbetas is no part"),
