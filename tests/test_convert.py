@@ -330,7 +330,7 @@ def test_a_flow_file_that_is_none(tmp_path: Path) -> None:
 
 def test_to_diffusers_does_not_touch_what_exists(golden_weights: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
-    with pytest.raises(OptionsError, match="mine exists already"):
+    with pytest.raises(OptionsError, match="mine already exists"):
         to_diffusers(golden_weights, tmp_path / "mine")
 
 

@@ -65,9 +65,9 @@ def test_metrics_on_mps(metric: Callable) -> None:
 
 def test_motion_on_mps() -> None:
     picture, flow = noise(1, 3, 8, 8), 3 * noise(1, 2, 8, 8)
-    fetched = motion._fetch(on_mps(picture), on_mps(flow))
+    fetched = motion._warp(on_mps(picture), on_mps(flow))
     assert isinstance(fetched, OnMPS)
-    assert torch.equal(fetched.cpu(), motion._fetch(picture, flow))
+    assert torch.equal(fetched.cpu(), motion._warp(picture, flow))
 
 
 def test_attention_over_many_positions_is_chunked_on_mps(monkeypatch: pytest.MonkeyPatch) -> None:
