@@ -16,11 +16,12 @@ from transformers import CLIPTextModel
 
 from stablevsr import weights
 from stablevsr.architectures import SD_X4_UPSCALER, STABLEVSR
-from stablevsr.config import ModelConfig, TextConfig, from_dict, to_dict
+from stablevsr.config import ModelConfig, TextConfig
 from stablevsr.convert import published_config as published
 from stablevsr.convert.assemble import Sources, convert, describe, to_diffusers
 from stablevsr.convert.keys import DIFFUSERS_VAE, DIFFUSERS_VAE_OLD, rename_all
 from stablevsr.errors import OptionsError, ResourceError, WeightsError
+from stablevsr.fields import from_dict, to_dict
 from stablevsr.model import build_model
 from stablevsr.nn.vae import VAE
 

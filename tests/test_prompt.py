@@ -176,7 +176,7 @@ def test_empty_prompt_needs_no_package(monkeypatch):
         ("vocab.json", "[1]", "expected"),
         ("vocab.json", "{}", r"vocab\.json does not map"),
         ("vocab.json", '{"a": "b"}', r"vocab\.json does not map"),
-        ("vocab.json", '{"a": 0}', r"merges\.txt does not fit .* line 2"),
+        ("vocab.json", '{"a": 0}', r"merges\.txt does not match .* line 2"),
         ("merges.txt", "#version: 0.2\nh i\nh i g\n", "line 3: 'h i g'"),
         ("merges.txt", "#version: 0.2\nq q\n", "line 2: 'q q'"),
         ("tokenizer_config.json", "nonsense", r"tokenizer_config\.json is not JSON"),

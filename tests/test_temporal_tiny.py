@@ -30,13 +30,12 @@ from stablevsr.config import (
     TemporalTinyConfig,
     TinyDecoderConfig,
     VAEConfig,
-    from_dict,
-    to_dict,
 )
 from stablevsr.convert import published_config as published
 from stablevsr.convert.assemble import Sources, convert, describe, to_diffusers
 from stablevsr.convert.keys import diffusers_temporal_tiny, rename_all
 from stablevsr.errors import UserError
+from stablevsr.fields import from_dict, to_dict
 from stablevsr.model import StableVSR, build_model
 from stablevsr.nn.tiny import TemporalProcessor, TemporalTinyVAE
 from stablevsr.nn.vae import VAE
