@@ -259,7 +259,7 @@ def test_the_time_is_told_once_and_only_when_it_is_long(monkeypatch: pytest.Monk
 def test_a_run_tells_its_time(model: StableVSR, clip: Path, tmp_path: Path, monkeypatch, caplog) -> None:
     monkeypatch.setattr(plan, "WORTH_TELLING", -1.0)
     caplog.set_level(logging.INFO)
-    run(model, clip, tmp_path / "out")
+    run(model, clip, tmp_path / "out", spacing="trailing")
     assert caplog.messages[1:] == ["about 1 min for the 4 frame-steps left"]
 
 

@@ -13,7 +13,7 @@ from stablevsr.errors import UserError
 from stablevsr.nn.attention import CachedContext, Context
 from stablevsr.nn.warp import warp_published
 from stablevsr.runtime import compiled_parts
-from stablevsr.sampling.flow import estimate_flow
+from stablevsr.sampling.flow import StreamFlows
 from stablevsr.sampling.networks import Networks
 from stablevsr.sampling.noise import NoiseSource, as_draw
 from stablevsr.sampling.samplers import DDIM, Sampler
@@ -122,7 +122,8 @@ def streaming_sampling(
 ) -> Iterator[StreamFrame]:
     """Upscale frames as they come. A frame is given out before the next one is asked for.
 
-    While the loop waits for a frame, it holds the last `StreamState` and nothing else.
+    While the loop waits for a frame, it holds the last `StreamState` and nothing else (a `StreamDenoiser` keeps the
+    flow network's features of that frame).
 
     Args:
         frames: (3, h, w) each, in [-1, 1], all of one size; the loop computes in their precision and on their device.
@@ -220,13 +221,17 @@ class StreamDenoiser:
     picture_decoder: Callable[[Tensor], Tensor] | None = None
 
     @cached_property
+    def _flows(self) -> StreamFlows:
+        return StreamFlows(self.model.flow, self.half_flow)
+
+    @cached_property
     def _text(self) -> Context:
         """Its keys and values are computed once a run; a compiled network computes them in every step."""
         return self.context if compiled_parts(self.model) else CachedContext(self.context)
 
     def flow(self, low_res: Tensor, previous_low_res: Tensor) -> Tensor:
         """From the pixels of the current frame to their places in the previous one: (2, 4h, 4w) in pixels."""
-        return estimate_flow(self.model.flow, low_res[None], previous_low_res[None], self.half_flow)[0]
+        return self._flows.to_previous(low_res, previous_low_res)
 
     def guide(self, picture: Tensor, flow: Tensor) -> Tensor:
         """The previous picture, (3, 4h, 4w), warped along the flow, the same shape."""
