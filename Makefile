@@ -11,7 +11,11 @@ demo: $(VENV)/installed
 	@echo "The clip: stablevsr/assets/demo.mp4 (80x60). The result: demo/demo_x4.mp4 (320x240)."
 	@echo "To compare: demo/side_by_side.mp4, bicubic interpolation on the left, the result on the right."
 
+# Style and types are part of it, so that the one command of CI holds them too; first, because they take seconds.
 test: $(VENV)/installed-test
+	$(VENV)/bin/python -m ruff check .
+	$(VENV)/bin/python -m ruff format --check .
+	$(VENV)/bin/python -m mypy
 	$(VENV)/bin/python -m pytest
 
 # The suite on the newest release of everything we depend on, beyond the bounds in setup.cfg: shows the next break early.

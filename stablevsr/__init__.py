@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from stablevsr.engine.progress import Progress, Stopped
     from stablevsr.engine.stream import stream_video
     from stablevsr.engine.upscale import upscale
-    from stablevsr.errors import UserError
+    from stablevsr.errors import IncompleteOutput, InputError, OptionsError, ResourceError, UserError, WeightsError
     from stablevsr.model import build_model
     from stablevsr.sampling.config import PRESETS, FlowOptions, SamplingConfig, TemporalGuidance
 
@@ -27,15 +27,25 @@ _PLACES = {
     "Progress": "engine.progress",
     "Stopped": "engine.progress",
     "UserError": "errors",
+    "InputError": "errors",
+    "OptionsError": "errors",
+    "WeightsError": "errors",
+    "ResourceError": "errors",
+    "IncompleteOutput": "errors",
 }
 __all__ = [
     "PRESETS",
     "FlowOptions",
+    "IncompleteOutput",
+    "InputError",
+    "OptionsError",
     "Progress",
+    "ResourceError",
     "SamplingConfig",
     "Stopped",
     "TemporalGuidance",
     "UserError",
+    "WeightsError",
     "__version__",
     "build_model",
     "sample_video",

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from stablevsr.errors import UserError
+from stablevsr.errors import OptionsError, ResourceError
 
 # What fsync answers on file systems that cannot do it; nothing the user could mend.
 _CANNOT_SYNC = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
@@ -26,7 +26,7 @@ def replacing(path: Path) -> Iterator[Path]:
     path = path.resolve()
     restore(path)
     if path.exists() and not path.is_file():
-        raise UserError(f"{path} exists and is not an ordinary file; choose another name.")
+        raise OptionsError(f"{path} exists and is not an ordinary file; choose another name.")
     part = hidden_sibling(path)
     rights = _usual_rights(part)
     try:
@@ -101,7 +101,7 @@ def put_in_place(part: Path, path: Path) -> None:
         else:
             os.replace(part, path)
     except OSError as error:
-        raise UserError(
+        raise ResourceError(
             f"The new {path} could not be put in place ({error.strerror}); "
             "close whatever is using it or choose another output."
         ) from error
@@ -145,4 +145,6 @@ def _swap_folder(part: Path, path: Path) -> None:
         raise
     shutil.rmtree(old, ignore_errors=True)
     if old.exists():
-        raise UserError(f"{path} is complete, but the folder it replaced could not be deleted from {old}; delete it.")
+        raise ResourceError(
+            f"{path} is complete, but the folder it replaced could not be deleted from {old}; delete it."
+        )

@@ -1,86 +1,30 @@
-"""What each network is made of: frozen dataclasses that refuse nonsense.
+"""The configurations of the networks, the noise schedule and the model: frozen dataclasses that check themselves.
 
-The configuration of a model travels in the metadata of its weights file as JSON (`to_dict`, `from_dict`).
+A model's configuration travels in the metadata of its weights file as JSON (`to_dict`, `from_dict` of `fields`).
 """
 
-import dataclasses
-import sys
-import types
-import typing
 from dataclasses import dataclass, field
-from typing import Any
 
-from stablevsr.errors import UserError
+from stablevsr.fields import from_dict as from_dict
+from stablevsr.fields import require, require_choice, require_positive, require_size
+from stablevsr.fields import require_types as require_types
+from stablevsr.fields import to_dict as to_dict
 
 # What --dtype takes, and PyTorch's names for it.
 DTYPE_NAMES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 SCALE = 4  # StableVSR upscales by four: the VAE's latent grid is the low-resolution grid
 
-# Bounds on what a file may ask for, far above any published network: a damaged or hostile configuration is refused
-# before modules are built for it.
-MAX_WIDTH = 2**16  # channels, attention heads, tokens
+# Bounds on what a file may ask for, far above any published network (`fields.MAX_WIDTH` is the one for widths): a
+# damaged or hostile configuration is refused before modules are built for it.
 MAX_ROWS = 2**20  # vocabulary, noise levels, timesteps
 MAX_BLOCKS = 256  # residual and transformer blocks of a network
 MAX_LEVELS = 16
 
 
-def shorten(text: str, most: int = 300) -> str:
-    """`text`, cut where it gets too long for a message: a damaged file may hold anything."""
-    return text if len(text) <= most else f"{text[:most]}..."
-
-
-def _require(ok: bool, owner: object, message: str) -> None:
-    if not ok:
-        raise UserError(f"{type(owner).__name__}: {shorten(message)}")
-
-
-def require_types(owner: Any) -> None:
-    """Every field has its declared type: a number of another kind, or a word for a truth value, is a mistake."""
-    for name, hint in typing.get_type_hints(type(owner)).items():
-        value = getattr(owner, name)
-        expected = "a finite number" if hint is float else getattr(hint, "__name__", hint)
-        _require(_fits(value, hint), owner, f"{name} is {shorten(repr(value), 100)}, expected {expected}")
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    if isinstance(hint, types.UnionType):
-        return any(_fits(value, option) for option in typing.get_args(hint))
-    if typing.get_origin(hint) is tuple:
-        options = typing.get_args(hint)
-        return isinstance(value, tuple) and all(_fits(item, options[0]) for item in value)
-    if typing.get_origin(hint) is dict:
-        return isinstance(value, dict) and all(_fits(item, typing.get_args(hint)[1]) for item in value.values())
-    if hint is float:
-        return type(value) in (int, float) and abs(value) <= sys.float_info.max  # which NaN and infinity are not
-    return type(value) is hint or (dataclasses.is_dataclass(hint) and isinstance(value, hint))
-
-
-def _require_positive(owner: object, *names: str) -> None:
-    """The named fields, numbers or tuples of numbers, must be above zero."""
-    for name in names:
-        value = getattr(owner, name)
-        values = value if isinstance(value, tuple) else (value,)
-        _require(len(values) > 0 and min(values) > 0, owner, f"{name} must be positive, got {value}")
-
-
-def _require_size(owner: object, *names: str, most: int = MAX_WIDTH) -> None:
-    """The named fields, numbers or tuples of numbers, must be positive and at most `most`."""
-    _require_positive(owner, *names)
-    for name in names:
-        value = getattr(owner, name)
-        largest = max(value) if isinstance(value, tuple) else value
-        _require(largest <= most, owner, f"{name} holds {largest}, expected at most {most}: no such network is known")
-
-
 def _require_norm_groups(owner: object, channels: tuple[int, ...], groups: int) -> None:
     for width in channels:
-        _require(width % groups == 0, owner, f"a level of {width} channels does not divide into norm_groups = {groups}")
-
-
-def _require_choice(owner: object, name: str, choices: tuple[str, ...]) -> None:
-    value = getattr(owner, name)
-    _require(value in choices, owner, f"{name} {value!r} is not supported, only {', '.join(map(repr, choices))} are")
+        require(width % groups == 0, owner, f"a level of {width} channels does not divide into norm_groups = {groups}")
 
 
 @dataclass(frozen=True)
@@ -105,26 +49,26 @@ class UNetEncoderConfig:
 
     def __post_init__(self) -> None:
         require_types(self)
-        _require_size(self, "in_channels", "channels", "num_heads", "context_dim", "norm_groups")
-        _require_size(self, "blocks_per_level", "transformer_depth", most=MAX_BLOCKS)
-        _require_positive(self, "norm_eps")
+        require_size(self, "in_channels", "channels", "num_heads", "context_dim", "norm_groups")
+        require_size(self, "blocks_per_level", "transformer_depth", limit=MAX_BLOCKS)
+        require_positive(self, "norm_eps")
         levels = len(self.channels)
-        _require(levels <= MAX_LEVELS, self, f"channels has {levels} levels, expected at most {MAX_LEVELS}")
+        require(levels <= MAX_LEVELS, self, f"channels has {levels} levels, expected at most {MAX_LEVELS}")
         for name in ("blocks_per_level", "attention", "only_cross_attention", "num_heads", "transformer_depth"):
             value = getattr(self, name)
-            _require(len(value) == levels, self, f"{name} must have {levels} entries, one a level, got {value}")
+            require(len(value) == levels, self, f"{name} must have {levels} entries, one a level, got {value}")
         blocks = sum(
             count * (1 + depth) for count, depth in zip(self.blocks_per_level, self.transformer_depth, strict=True)
         )
-        _require(blocks <= MAX_BLOCKS, self, f"there are {blocks} blocks in all, expected at most {MAX_BLOCKS}")
+        require(blocks <= MAX_BLOCKS, self, f"there are {blocks} blocks in all, expected at most {MAX_BLOCKS}")
         _require_norm_groups(self, self.channels, self.norm_groups)
         for width, heads in zip(self.channels, self.num_heads, strict=True):
-            _require(width % heads == 0, self, f"a level of {width} channels does not divide into {heads} heads")
+            require(width % heads == 0, self, f"a level of {width} channels does not divide into {heads} heads")
         half = self.channels[0] // 2  # the number of frequencies of the time embedding
-        _require(self.channels[0] % 2 == 0, self, f"the first level must be even, got {self.channels[0]}")
-        _require(self.freq_shift < half, self, f"freq_shift must be below {half}, got {self.freq_shift}")
+        require(self.channels[0] % 2 == 0, self, f"the first level must be even, got {self.channels[0]}")
+        require(self.freq_shift < half, self, f"freq_shift must be below {half}, got {self.freq_shift}")
         if self.num_noise_levels is not None:
-            _require_size(self, "num_noise_levels", most=MAX_ROWS)
+            require_size(self, "num_noise_levels", limit=MAX_ROWS)
 
     @property
     def time_dim(self) -> int:
@@ -151,7 +95,7 @@ class UNetConfig:
 
     def __post_init__(self) -> None:
         require_types(self)
-        _require_size(self, "out_channels")
+        require_size(self, "out_channels")
 
 
 @dataclass(frozen=True)
@@ -165,8 +109,8 @@ class TCMConfig:
 
     def __post_init__(self) -> None:
         require_types(self)
-        _require_size(self, "conditioning_channels", "conditioning_widths")
-        _require(
+        require_size(self, "conditioning_channels", "conditioning_widths")
+        require(
             2 ** (len(self.conditioning_widths) - 1) == SCALE,
             self,
             f"conditioning_widths must have 3 entries (two stride-2 steps, x4 to x1), got {self.conditioning_widths}",
@@ -186,14 +130,14 @@ class VAEConfig:
 
     def __post_init__(self) -> None:
         require_types(self)
-        _require(
+        require(
             2 ** (len(self.channels) - 1) == SCALE,
             self,
             f"channels must have 3 levels (an f4 autoencoder), got {self.channels}",
         )
-        _require_size(self, "image_channels", "latent_channels", "channels", "norm_groups")
-        _require_size(self, "blocks_per_level", most=MAX_BLOCKS)
-        _require_positive(self, "scaling_factor")
+        require_size(self, "image_channels", "latent_channels", "channels", "norm_groups")
+        require_size(self, "blocks_per_level", limit=MAX_BLOCKS)
+        require_positive(self, "scaling_factor")
         _require_norm_groups(self, self.channels, self.norm_groups)
 
 
@@ -208,13 +152,13 @@ class TinyDecoderConfig:
 
     def __post_init__(self) -> None:
         require_types(self)
-        _require(
+        require(
             2 ** (len(self.num_blocks) - 1) == SCALE,
             self,
             f"num_blocks must have 3 levels (an f4 decoder), got {self.num_blocks}",
         )
-        _require_size(self, "image_channels", "latent_channels", "width")
-        _require_size(self, "num_blocks", most=MAX_BLOCKS)
+        require_size(self, "image_channels", "latent_channels", "width")
+        require_size(self, "num_blocks", limit=MAX_BLOCKS)
 
 
 @dataclass(frozen=True)
@@ -246,21 +190,21 @@ class FlowConfig:
 
     def __post_init__(self) -> None:
         require_types(self)
-        _require_choice(self, "block", ("residual", "bottleneck"))
-        _require_choice(self, "context_norm", ("batch", "none"))
+        require_choice(self, "block", ("residual", "bottleneck"))
+        require_choice(self, "context_norm", ("batch", "none"))
         for name in ("feature_widths", "context_widths"):
             value = getattr(self, name)
-            _require(len(value) == 5, self, f"{name} must have 5 entries, got {value}")
-        _require(
+            require(len(value) == 5, self, f"{name} must have 5 entries, got {value}")
+        require(
             self.context_widths[-1] > self.hidden_dim,
             self,
             f"the last of context_widths must exceed hidden_dim = {self.hidden_dim}, got {self.context_widths[-1]}",
         )
-        _require_size(self, "feature_widths", "context_widths", "motion_corr_widths", "motion_flow_widths")
-        _require_size(self, "motion_width", "hidden_dim", "flow_head_dim")
-        _require_size(self, "corr_levels", "corr_radius", most=MAX_LEVELS)
-        _require_size(self, "num_updates", most=MAX_BLOCKS)
-        _require(
+        require_size(self, "feature_widths", "context_widths", "motion_corr_widths", "motion_flow_widths")
+        require_size(self, "motion_width", "hidden_dim", "flow_head_dim")
+        require_size(self, "corr_levels", "corr_radius", limit=MAX_LEVELS)
+        require_size(self, "num_updates", limit=MAX_BLOCKS)
+        require(
             1 <= len(self.gru_kernels) <= MAX_LEVELS
             and all(len(kernel) == 2 and 1 <= min(kernel) <= max(kernel) <= MAX_LEVELS for kernel in self.gru_kernels),
             self,
@@ -283,12 +227,12 @@ class TextConfig:
 
     def __post_init__(self) -> None:
         require_types(self)
-        _require_choice(self, "activation", ("gelu", "quick_gelu"))
-        _require_size(self, "width", "mlp_width", "num_heads", "num_tokens")
-        _require_size(self, "num_layers", most=MAX_BLOCKS)
-        _require_size(self, "vocab_size", most=MAX_ROWS)
-        _require_positive(self, "norm_eps")
-        _require(
+        require_choice(self, "activation", ("gelu", "quick_gelu"))
+        require_size(self, "width", "mlp_width", "num_heads", "num_tokens")
+        require_size(self, "num_layers", limit=MAX_BLOCKS)
+        require_size(self, "vocab_size", limit=MAX_ROWS)
+        require_positive(self, "norm_eps")
+        require(
             self.width % self.num_heads == 0, self, f"width {self.width} does not divide into {self.num_heads} heads"
         )
 
@@ -309,13 +253,13 @@ class ScheduleConfig:
 
     def __post_init__(self) -> None:
         require_types(self)
-        _require_choice(self, "beta_schedule", ("linear", "scaled_linear", "squaredcos_cap_v2"))
-        _require_choice(self, "prediction_type", ("epsilon", "v_prediction", "sample"))
-        _require_choice(self, "timestep_spacing", ("leading", "linspace", "trailing"))
-        _require_size(self, "num_train_timesteps", most=MAX_ROWS)
-        _require_positive(self, "clip_sample_range")
-        _require(self.steps_offset >= 0, self, f"steps_offset must not be negative, got {self.steps_offset}")
-        _require(
+        require_choice(self, "beta_schedule", ("linear", "scaled_linear", "squaredcos_cap_v2"))
+        require_choice(self, "prediction_type", ("epsilon", "v_prediction", "sample"))
+        require_choice(self, "timestep_spacing", ("leading", "linspace", "trailing"))
+        require_size(self, "num_train_timesteps", limit=MAX_ROWS)
+        require_positive(self, "clip_sample_range")
+        require(self.steps_offset >= 0, self, f"steps_offset must not be negative, got {self.steps_offset}")
+        require(
             0 < self.beta_start <= self.beta_end < 1,
             self,
             f"betas must rise within (0, 1), got {self.beta_start} to {self.beta_end}",
@@ -353,90 +297,52 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         require_types(self)
+        require_size(self, "max_noise_level", limit=MAX_ROWS)
+        require_size(self, "context_tokens")
+        self._check_channels()
+        for name in ("channels", "blocks_per_level", "context_dim"):
+            ours, theirs = getattr(self.unet.encoder, name), getattr(self.tcm.encoder, name)
+            require(ours == theirs, self, f"unet and tcm must agree in {name}, got {ours} and {theirs}")
+        self._check_text()
+        self._check_noise_level()
+
+    def _check_channels(self) -> None:
+        """The networks pass latents and pictures to each other: their channels must agree."""
         latent, image = self.vae.latent_channels, self.vae.image_channels
         for name, encoder in (("unet", self.unet.encoder), ("tcm", self.tcm.encoder)):
-            _require(
-                encoder.in_channels == latent + image,
-                self,
-                f"{name} takes {encoder.in_channels} channels, expected {latent} of the latent + {image} of the frame",
-            )
-        _require(
-            self.unet.out_channels == latent,
-            self,
-            f"unet gives {self.unet.out_channels} channels, but the latent has {latent}",
-        )
-        _require(
-            self.tcm.conditioning_channels == image,
-            self,
-            f"tcm is conditioned on {self.tcm.conditioning_channels} channels, but the vae decodes to {image}",
-        )
+            got, expected = encoder.in_channels, f"{latent} of the latent + {image} of the frame"
+            require(got == latent + image, self, f"{name} takes {got} channels, expected {expected}")
+        got = self.unet.out_channels
+        require(got == latent, self, f"unet predicts {got} channels, but the latent has {latent}")
+        got = self.tcm.conditioning_channels
+        require(got == image, self, f"tcm is conditioned on {got} channels, but the vae decodes to {image}")
         if self.tiny is not None:
-            _require(
-                (self.tiny.latent_channels, self.tiny.image_channels) == (latent, image),
-                self,
-                f"tiny decodes {self.tiny.latent_channels} channels to {self.tiny.image_channels}, "
-                f"expected {latent} to {image}",
-            )
-        same = ("channels", "blocks_per_level", "context_dim")
-        for name in same:
-            ours, theirs = getattr(self.unet.encoder, name), getattr(self.tcm.encoder, name)
-            _require(ours == theirs, self, f"unet and tcm must agree in {name}, got {ours} and {theirs}")
-        if self.text is not None:
-            _require(
-                self.text.width == self.unet.encoder.context_dim,
-                self,
-                f"the text tower is {self.text.width} wide, the unet expects {self.unet.encoder.context_dim}",
-            )
-        levels = self.unet.encoder.num_noise_levels
-        _require(
-            (levels is None) == (self.low_res_schedule is None),
+            pair = (self.tiny.latent_channels, self.tiny.image_channels)
+            message = f"tiny decodes {pair[0]} channels to {pair[1]}, expected {latent} to {image}"
+            require(pair == (latent, image), self, message)
+
+    def _check_text(self) -> None:
+        if self.text is None:
+            return
+        width, expected = self.text.width, self.unet.encoder.context_dim
+        require(width == expected, self, f"the text tower is {width} wide, the unet expects {expected}")
+        tokens, expected = self.text.num_tokens, self.context_tokens
+        message = f"the text tower outputs {tokens} tokens, the empty prompt has {expected}"
+        require(tokens == expected, self, message)
+
+    def _check_noise_level(self) -> None:
+        """The embedding of the noise level and the schedule that noises the LR frame come together, or not at all."""
+        levels, schedule = self.unet.encoder.num_noise_levels, self.low_res_schedule
+        require(
+            (levels is None) == (schedule is None),
             self,
-            f"a noise-level embedding needs a low_res_schedule and the reverse, got {levels} entries "
-            f"and {'no' if self.low_res_schedule is None else 'a'} schedule",
+            "a noise-level embedding needs a low_res_schedule and the reverse, got "
+            f"{levels or 'no'} entries and {'no' if schedule is None else 'a'} schedule",
         )
-        _require(
-            self.tcm.encoder.num_noise_levels in (None, levels),
-            self,
-            f"tcm embeds {self.tcm.encoder.num_noise_levels} noise levels, the unet {levels}",
-        )
-        _require_size(self, "max_noise_level", most=MAX_ROWS)
-        _require_size(self, "context_tokens")
-        if self.low_res_schedule is not None:
-            limit = min(levels, self.low_res_schedule.num_train_timesteps) - 1
-            _require(
-                self.max_noise_level <= limit, self, f"max_noise_level is {self.max_noise_level}, expected <= {limit}"
-            )
-        if self.text is not None:
-            _require(
-                self.text.num_tokens == self.context_tokens,
-                self,
-                f"the text tower gives {self.text.num_tokens} tokens, the empty prompt has {self.context_tokens}",
-            )
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """A configuration as plain JSON types."""
-    return dataclasses.asdict(config)
-
-
-def from_dict(cls: type, values: dict[str, Any]) -> Any:
-    """The inverse of `to_dict`. Raises `UserError` for a key that `cls` does not have."""
-    hints = typing.get_type_hints(cls)
-    unknown = sorted(set(values) - set(hints))
-    if unknown:
-        raise UserError(f"{cls.__name__} has no field {', '.join(unknown)}; the file may come from a newer version")
-    return cls(**{name: _from_json(hints[name], value) for name, value in values.items()})
-
-
-def _from_json(hint: Any, value: Any) -> Any:
-    if isinstance(value, dict) and typing.get_origin(hint) is not dict:
-        options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-        classes = [option for option in options if dataclasses.is_dataclass(option)]
-        if not classes:
-            raise TypeError(f"an object, {value}, where none is expected")
-        # Of several classes it is the one that has all the keys; from_dict tells what is wrong if there is none.
-        fitting = (cls for cls in classes if set(value) <= {each.name for each in dataclasses.fields(cls)})
-        return from_dict(next(fitting, classes[0]), value)
-    if isinstance(value, list):
-        return tuple(_from_json(None, item) for item in value)
-    return value
+        embedded = self.tcm.encoder.num_noise_levels
+        message = f"tcm embeds {embedded} noise levels, the unet {levels}"
+        require(embedded in (None, levels), self, message)
+        if levels is not None and schedule is not None:
+            limit = min(levels, schedule.num_train_timesteps) - 1
+            message = f"max_noise_level is {self.max_noise_level}, expected <= {limit}"
+            require(self.max_noise_level <= limit, self, message)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from stablevsr.config import DTYPE_NAMES, ModelConfig
-from stablevsr.errors import UserError
+from stablevsr.errors import OptionsError
 from stablevsr.nn.autoencoder import build_vae
 from stablevsr.nn.raft import RAFT
 from stablevsr.nn.tcm import TCM
@@ -94,7 +94,9 @@ class StableVSR(nn.Module):
         if not prompt:
             return self.empty_prompt[None]
         if self.text is None or self.tokenizer is None:
-            raise UserError(f"got the prompt {prompt!r}, but these weights hold no text encoder: convert --with-text")
+            raise OptionsError(
+                f"got the prompt {prompt!r}, but these weights hold no text encoder: convert --with-text"
+            )
         tokens, truncated = self.tokenizer.encode(prompt)
         if truncated:
             log.warning("the prompt is longer than %d tokens, its end is cut off", len(tokens))
@@ -152,12 +154,12 @@ def build_model(
     """
     target = pick_device(device)
     if dtype not in (None, *DTYPES):
-        raise UserError(f"got dtype {dtype!r}, expected one of {', '.join(DTYPES)}")
+        raise OptionsError(f"got dtype {dtype!r}, expected one of {', '.join(DTYPES)}")
     check_dtype(target, DTYPES[dtype or "fp32"])
     if compile:
         require_compiler(target)
     if offload and target.type != "cuda":
-        raise UserError(f"offload keeps networks out of a GPU's memory, but the device is {target}: leave it out")
+        raise OptionsError(f"offload keeps networks out of a GPU's memory, but the device is {target}: leave it out")
     path = Path(weights) if weights is not None else bundled_weights()
     header, tensors = read_weights(path)
     model = empty_model(header)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from stablevsr.errors import UserError
+from stablevsr.errors import OptionsError, ResourceError, WeightsError
 
 if TYPE_CHECKING:
     import tokenizers
@@ -50,7 +50,7 @@ class Tokenizer:
         names, self._special = _read_special_tokens(files)
         for name, token in names.items():
             if token not in self._vocabulary:
-                raise UserError(f"the tokenizer's {name} {token!r} is not in its vocab.json")
+                raise WeightsError(f"the tokenizer's {name} {token!r} is not in its vocab.json")
         self._unknown = names["unk_token"]
         self._start, self._end, self._pad = (
             self._vocabulary[names[name]] for name in ("bos_token", "eos_token", "pad_token")
@@ -76,7 +76,7 @@ class Tokenizer:
         try:
             prompt.encode()
         except UnicodeEncodeError as error:
-            raise UserError(f"the prompt {prompt!r} is not valid Unicode: {error.reason}") from None
+            raise OptionsError(f"the prompt {prompt!r} is not valid Unicode: {error.reason}") from None
         ids = self._backend.encode(prompt, add_special_tokens=False).ids
         return self._framed(ids), len(ids) > self.num_tokens - 2
 
@@ -89,7 +89,7 @@ class Tokenizer:
         try:
             import tokenizers
         except ImportError:
-            raise UserError("a prompt needs the package tokenizers: pip install stablevsr[prompt]") from None
+            raise ResourceError("a prompt needs the package tokenizers: pip install stablevsr[prompt]") from None
         from tokenizers import normalizers, pre_tokenizers
 
         bpe = tokenizers.models.BPE(
@@ -111,7 +111,7 @@ class Tokenizer:
 def _read_vocabulary(files: Mapping[str, str]) -> dict[str, int]:
     vocabulary = _read_json(files, "vocab.json")
     if not vocabulary or not all(type(index) is int and index >= 0 for index in vocabulary.values()):
-        raise UserError("the tokenizer's vocab.json does not map tokens to numbers")
+        raise WeightsError("the tokenizer's vocab.json does not map tokens to numbers")
     return vocabulary
 
 
@@ -123,7 +123,7 @@ def _read_merges(files: Mapping[str, str], vocabulary: dict[str, int]) -> list[t
             continue
         pair = tuple(line.rstrip("\r").split(" "))
         if len(pair) != 2 or not {*pair, "".join(pair)} <= vocabulary.keys():
-            raise UserError(f"the tokenizer's merges.txt does not fit its vocab.json in line {number}: {line!r}")
+            raise WeightsError(f"the tokenizer's merges.txt does not fit its vocab.json in line {number}: {line!r}")
         merges.append(pair)
     return merges
 
@@ -154,7 +154,9 @@ def _read_special_tokens(files: Mapping[str, str]) -> tuple[dict[str, str], Spec
 def _listed(tokens: Any) -> list[Any]:
     """The tokens of a list, of an object that gives them names, or of nothing."""
     if not isinstance(tokens, list | dict | None):
-        raise UserError(f"the tokenizer's files hold {str(tokens)[:40]!r} where a list of special tokens was expected")
+        raise WeightsError(
+            f"the tokenizer's files hold {str(tokens)[:40]!r} where a list of special tokens was expected"
+        )
     return list(tokens.values() if isinstance(tokens, dict) else tokens or [])
 
 
@@ -165,7 +167,9 @@ def _special_token(token: Any) -> tuple[str, dict[str, bool]]:
         flags |= {name: token[name] for name in _FLAGS if name in token}
         token = token.get("content")
     if not isinstance(token, str) or not token or not all(isinstance(flag, bool) for flag in flags.values()):
-        raise UserError(f"the tokenizer's files hold a special token that is neither a string nor a token: {token!r}")
+        raise WeightsError(
+            f"the tokenizer's files hold a special token that is neither a string nor a token: {token!r}"
+        )
     return token, flags
 
 
@@ -173,16 +177,16 @@ def _read_json(files: Mapping[str, str], name: str) -> dict[str, Any]:
     try:
         return _object(json.loads(_read_text(files, name)))
     except ValueError as error:
-        raise UserError(f"the tokenizer's {name} is not JSON: {error}") from None
+        raise WeightsError(f"the tokenizer's {name} is not JSON: {error}") from None
 
 
 def _object(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise UserError(f"the tokenizer's files hold {str(value)[:40]!r} where an object in braces was expected")
+        raise WeightsError(f"the tokenizer's files hold {str(value)[:40]!r} where an object in braces was expected")
     return value
 
 
 def _read_text(files: Mapping[str, str], name: str) -> str:
     if name not in files:
-        raise UserError(f"the tokenizer's {name} is missing, found {', '.join(sorted(files)) or 'nothing'}")
+        raise WeightsError(f"the tokenizer's {name} is missing, found {', '.join(sorted(files)) or 'nothing'}")
     return files[name]

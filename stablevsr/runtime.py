@@ -4,23 +4,42 @@ import inspect
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import chain
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stablevsr.errors import UserError
+from stablevsr.errors import OptionsError, ResourceError
 
 T = TypeVar("T")
-MAX_GRAPHS = 64  # of a compiled network, one for each size of frame; from the next size on it runs as it is
+MAX_GRAPHS = 64  # of a compiled network, one for each size of frame; further sizes run uncompiled
+
+
+class PlacedModel(Protocol):
+    """Structural type of a model on a device; declared here because `runtime` imports no network."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    def named_modules(self) -> Iterator[tuple[str, nn.Module]]: ...
+
+    def encode_prompt(self, prompt: str | None) -> Tensor: ...
 
 
 def pick_device(device: str | torch.device | None) -> torch.device:
-    """The device of that name, or the best there is; `UserError` if it is not there."""
+    """The device of that name, None for the best one available.
+
+    Raises:
+        OptionsError: for a name that no device has.
+        ResourceError: for a device that this machine does not have.
+    """
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     names = [name for name, there in available.items() if there]
     if device is None:
@@ -28,21 +47,21 @@ def pick_device(device: str | torch.device | None) -> torch.device:
     try:
         target = torch.device(device)
     except RuntimeError:
-        target = None
-    if target is None or not available.get(target.type, False):
-        raise UserError(f"device {str(device)!r} is not there, this machine has {', '.join(names)}")
+        raise OptionsError(f"device {str(device)!r} is unknown, this machine has {', '.join(names)}") from None
+    if not available.get(target.type, False):
+        raise ResourceError(f"device {str(device)!r} is not available, this machine has {', '.join(names)}")
     if target.type == "cuda" and (target.index or 0) >= torch.cuda.device_count():
-        raise UserError(
-            f"device {str(device)!r} is not there, this machine has {torch.cuda.device_count()} CUDA devices"
+        raise ResourceError(
+            f"device {str(device)!r} is not available, this machine has {torch.cuda.device_count()} CUDA devices"
         )
     return target
 
 
 def check_dtype(device: torch.device, dtype: torch.dtype) -> None:
-    """`UserError` for bfloat16 on a GPU that only emulates it, or does not know it."""
+    """Raises `ResourceError` for bfloat16 on a GPU that only emulates it, or lacks it."""
     if device.type == "cuda" and dtype == torch.bfloat16 and torch.cuda.get_device_capability(device) < (8, 0):
         name = torch.cuda.get_device_name(device)
-        raise UserError(f"{name} has no bfloat16, which came with the Ampere generation: use fp16 or fp32")
+        raise ResourceError(f"{name} has no bfloat16, which came with the Ampere generation: use fp16 or fp32")
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -110,7 +129,7 @@ def under_numerics(steps: Iterator[T]) -> Iterator[T]:
         yield step
 
 
-def describe(model: nn.Module) -> dict[str, str]:
+def describe(model: PlacedModel) -> dict[str, str]:
     """What, beside weights and options, the bits of a run depend on: a run is gone on with where all of it is equal."""
     device = model.device
     found = {
@@ -135,20 +154,20 @@ def _matmul_precision(device: torch.device) -> str:
         return backend.matmul.fp32_precision
 
 
-def compiled_parts(model: nn.Module) -> list[str]:
+def compiled_parts(model: PlacedModel) -> list[str]:
     """The names of the compiled modules of a model."""
     return [name for name, part in model.named_modules() if part._compiled_call_impl is not None]
 
 
 def require_compiler(device: torch.device) -> None:
-    """`UserError` where `torch.compile` has nothing to compile with."""
+    """Raises `ResourceError` where `torch.compile` finds no compiler."""
     language, variable, usual = "C++", "CXX", ("c++", "g++", "clang++")
     if device.type != "cpu":  # Triton builds its launchers in C
         language, variable, usual = "C", "CC", ("cc", "gcc", "clang")
     if not any(shutil.which(name) for name in (os.environ.get(variable), *usual) if name):
-        raise UserError(
-            f"compile=True needs a {language} compiler on the {device.type.upper()}, none of {', '.join(usual)} is "
-            "there: install one"
+        raise ResourceError(
+            f"compile=True needs a {language} compiler on the {device.type.upper()}, found none of {', '.join(usual)}: "
+            "install one"
         )
 
 
@@ -181,7 +200,19 @@ class Offloaded:
         names: of the networks that take turns.
     """
 
-    def __init__(self, model: nn.Module, device: torch.device, names: Iterable[str]) -> None:
+    # What `__getattr__` finds in the model: declared so that an offloaded model has the structural type of a model.
+    config: Any
+    sampling: Any
+    provenance: dict[str, str]
+    unet: Any
+    tcm: Any
+    vae: Any
+    flow: Any
+    tiny: Any
+    dtype: torch.dtype
+    named_modules: Callable[[], Iterator[tuple[str, nn.Module]]]
+
+    def __init__(self, model: PlacedModel, device: torch.device, names: Iterable[str]) -> None:
         self._model, self.device = model, device
         self._resident: nn.Module | None = None
         self._originals: list[tuple[Tensor, Tensor]] = []

@@ -10,7 +10,7 @@ for; files of earlier versions have none, and get the default).
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,8 +20,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from stablevsr.atomic import replacing
-from stablevsr.config import ModelConfig, from_dict, to_dict
-from stablevsr.errors import UserError
+from stablevsr.config import ModelConfig
+from stablevsr.errors import OptionsError, ResourceError, UserError, WeightsError
+from stablevsr.fields import from_dict, to_dict
 from stablevsr.prompt import VOCABULARY_FILES
 from stablevsr.sampling.config import SamplingConfig
 
@@ -54,7 +55,7 @@ class Header:
     def from_metadata(cls, metadata: Mapping[str, str], path: Path) -> "Header":
         if metadata.get("format") != FORMAT:
             found = metadata.get("format", "no format")
-            raise UserError(f"{path} says {found!r}, expected {FORMAT!r}: it is no stablevsr file, {CONVERT_HINT}")
+            raise WeightsError(f"{path} says {found!r}, expected {FORMAT!r}: it is no stablevsr file, {CONVERT_HINT}")
         try:
             parts = {key: json.loads(metadata[key]) for key in ("config", "provenance", "naming", "tokenizer")}
             for key in ("provenance", "naming", "tokenizer"):
@@ -62,26 +63,26 @@ class Header:
                 if key == "tokenizer" and texts is None:
                     continue
                 if not isinstance(texts, dict) or not all(isinstance(value, str) for value in texts.values()):
-                    raise ValueError(f"{key} is not an object of texts")
+                    raise ValueError(f"{key} is not an object of strings")
             if not set(parts["tokenizer"] or ()) <= set(VOCABULARY_FILES):
                 raise ValueError(f"tokenizer holds other files than {', '.join(VOCABULARY_FILES)}")
             sampling = from_dict(SamplingConfig, json.loads(metadata.get("sampling", "{}")))
             return cls(from_dict(ModelConfig, parts.pop("config")), **parts, sampling=sampling)
         except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
-            raise UserError(f"{path} has damaged metadata ({error!r}): {CONVERT_HINT}") from error
+            raise WeightsError(f"{path} has damaged metadata ({error!r}): {CONVERT_HINT}") from error
         except UserError as error:
-            raise UserError(f"{path}: {error}") from error
+            raise WeightsError(f"{path}: {error}") from error
 
 
 def read_header(path: Path) -> Header:
-    """The header alone; no tensor is read. Raises `UserError` for anything that is not a weights file of ours."""
+    """The header alone; no tensor is read. Raises `WeightsError` for anything that is not a weights file of ours."""
     if not path.is_file():
-        raise UserError(f"weights {path} {'is a folder' if path.is_dir() else 'does not exist'}: {CONVERT_HINT}")
+        raise WeightsError(f"weights {path} {'is a folder' if path.is_dir() else 'does not exist'}: {CONVERT_HINT}")
     try:
         with safe_open(path, framework="pt") as file:
             return Header.from_metadata(file.metadata() or {}, path)
     except SafetensorError as error:
-        raise UserError(f"{path} is truncated or no safetensors file ({error}): {CONVERT_HINT}") from error
+        raise WeightsError(f"{path} is truncated or no safetensors file ({error}): {CONVERT_HINT}") from error
 
 
 def is_ours(path: Path) -> bool:
@@ -94,13 +95,13 @@ def is_ours(path: Path) -> bool:
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of any safetensors file, memory-mapped; `UserError` if it is missing or damaged."""
+    """All tensors of any safetensors file, memory-mapped; `WeightsError` if it is missing or damaged."""
     if not path.is_file():
-        raise UserError(f"weights {path} {'is a folder, expected a file' if path.is_dir() else 'does not exist'}")
+        raise WeightsError(f"weights {path} {'is a folder, expected a file' if path.is_dir() else 'does not exist'}")
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise UserError(f"{path} is truncated or no safetensors file ({error}): get or make it again") from error
+        raise WeightsError(f"{path} is truncated or no safetensors file ({error}): get or make it again") from error
 
 
 def read(path: Path) -> tuple[Header, dict[str, Tensor]]:
@@ -109,28 +110,33 @@ def read(path: Path) -> tuple[Header, dict[str, Tensor]]:
 
 
 def check_finite(tensors: Mapping[str, Tensor], source: str) -> None:
-    """Raises `UserError`, naming `source` and the key, for NaN or infinity."""
+    """Raises `WeightsError`, naming `source` and the key, for NaN or infinity."""
+    for name in _not_finite(tensors):
+        raise WeightsError(f"{source}: tensor {name} holds NaN or infinity: the file is damaged, get or make it again")
+
+
+def _not_finite(tensors: Mapping[str, Tensor]) -> Iterator[str]:
     for name, tensor in tensors.items():
-        # The extremes carry NaN and infinity on, without a temporary as large as the tensor.
+        # NaN and infinity propagate to the extremes, which takes no temporary as large as the tensor.
         if tensor.is_floating_point() and not all(bound.isfinite() for bound in torch.aminmax(tensor)):
-            raise UserError(f"{source}: tensor {name} holds NaN or infinity: the file is damaged, get or make it again")
+            yield name
 
 
 def check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str) -> None:
-    """Raises `UserError`, naming `source` and the keys, unless names and shapes are exactly the `expected` ones."""
+    """Raises `WeightsError`, naming `source` and the keys, unless names and shapes are exactly the `expected` ones."""
     missing, extra = sorted(set(expected) - set(tensors)), sorted(set(tensors) - set(expected))
     for what, names in (("lacks", missing), ("has unknown", extra)):
         if names:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            raise UserError(f"{source} {what} {', '.join(names[:3])}{more}: it does not fit its config")
+            raise WeightsError(f"{source} {what} {', '.join(names[:3])}{more}: it does not fit its config")
     for name, tensor in tensors.items():
         found, wanted = tuple(tensor.shape), tuple(expected[name].shape)
         if found != wanted:
-            raise UserError(f"{source}: {name} has shape {found}, expected {wanted}: it does not fit its config")
+            raise WeightsError(f"{source}: {name} has shape {found}, expected {wanted}: it does not fit its config")
         dtypes = FLOATS if expected[name].is_floating_point() else (torch.int64,)
         if tensor.dtype not in dtypes:
-            names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-            raise UserError(f"{source}: {name} is of type {tensor.dtype}, expected one of {names}")
+            choices = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+            raise WeightsError(f"{source}: {name} is of type {tensor.dtype}, expected one of {choices}")
 
 
 def write(path: Path, header: Header, tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> None:
@@ -142,7 +148,8 @@ def write(path: Path, header: Header, tensors: Mapping[str, Tensor], dtype: torc
             None keeps each as it is.
 
     Raises:
-        UserError: when the file cannot be written, or a value does not fit `dtype`.
+        ResourceError: when the file cannot be written.
+        OptionsError: when a value exceeds the range of `dtype`.
     """
     try:
         with replacing(path) as part, tempfile.TemporaryDirectory(prefix=".stablevsr-", dir=part.parent) as scratch:
@@ -152,7 +159,7 @@ def write(path: Path, header: Header, tensors: Mapping[str, Tensor], dtype: torc
             save_file(ready, part, metadata=header.to_metadata())
     except (OSError, RuntimeError, SafetensorError, ValueError) as error:  # safetensors raises them all
         reason = " ".join(str(error).split())  # some are paragraphs
-        raise UserError(f"{path} could not be written ({reason}); nothing was changed") from error
+        raise ResourceError(f"{path} could not be written ({reason}); nothing was changed") from error
 
 
 def _cast(tensors: Mapping[str, Tensor], dtype: torch.dtype, scratch: Path, path: Path) -> dict[str, Tensor]:
@@ -174,5 +181,8 @@ def _cast(tensors: Mapping[str, Tensor], dtype: torch.dtype, scratch: Path, path
     for name, tensor in todo.items():
         done[name] = space[start : start + tensor.numel()].view(tensor.shape).copy_(tensor)
         start += tensor.numel()
-    check_finite(done, f"{path} in {str(dtype).removeprefix('torch.')}")
+    for name in _not_finite(done):
+        raise OptionsError(
+            f"{path}: tensor {name} exceeds the range of {str(dtype).removeprefix('torch.')}: choose bf16 or fp32"
+        )
     return done

@@ -185,7 +185,7 @@ def test_an_existing_output_needs_force(folder: Path, tmp_path: Path, capsys: py
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--device", "cuda:99"], "device 'cuda:99' is not there"),
+        (["--device", "cuda:99"], "device 'cuda:99' is not available"),
         (["--weights", "none.safetensors"], "none.safetensors does not exist"),
         (["--weights", __file__], "truncated or no safetensors file"),
         (["--steps", "0"], "got steps 0, expected 1 or more"),

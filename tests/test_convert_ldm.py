@@ -20,7 +20,7 @@ from stablevsr.architectures import LOW_RES_SCHEDULE, SD_X4_UPSCALER
 from stablevsr.config import TextConfig, UNetConfig
 from stablevsr.convert import keys
 from stablevsr.convert.ldm import convert_ldm
-from stablevsr.errors import UserError
+from stablevsr.errors import WeightsError
 from stablevsr.nn.text import TextEncoder
 from stablevsr.nn.unet import UNet
 from stablevsr.nn.vae import VAE
@@ -210,5 +210,5 @@ def test_other_files_are_refused_in_a_sentence(name, change, message):
     changed = change(file.pop(name, None))
     if changed is not None:
         file[name] = changed
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(WeightsError, match=message):
         convert_ldm(file, CONFIGS["as released"], "x4.ckpt")

@@ -5,7 +5,7 @@ import torch
 
 from stablevsr.architectures import RAFT_LARGE, RAFT_SMALL
 from stablevsr.convert.keys import merge_princeton_names, princeton_raft, rename_all
-from stablevsr.errors import UserError
+from stablevsr.errors import WeightsError
 from stablevsr.nn.raft import RAFT
 
 
@@ -183,5 +183,5 @@ def test_doubled_norms_that_differ_are_refused():
     file = random_file("large")
     name = "module.cnet.layer3.0.norm3.running_mean"
     file[name] = file[name] + 1e-6
-    with pytest.raises(UserError, match=r"raft\.pth: .*cnet\.layer3\.0\.(norm3|downsample\.1)\.running_mean differs"):
+    with pytest.raises(WeightsError, match=r"raft\.pth: .*cnet\.layer3\.0\.(norm3|downsample\.1)\.running_mean differs"):
         merge_princeton_names(file, RAFT_LARGE, "raft.pth")

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch._dynamo.utils import counters
 
 from stablevsr import PRESETS, build_model, sample_video, weights
-from stablevsr.errors import UserError
+from stablevsr.errors import OptionsError, ResourceError, WeightsError
 from stablevsr.media import open_reader
 from stablevsr.model import StableVSR, bundled_weights
 
@@ -110,7 +110,7 @@ def other_metadata(**changes: str) -> object:
 def test_spoilt_files_are_refused(tiny_weights: Path, tmp_path: Path, spoil: object, message: str) -> None:
     path = Path(shutil.copy(tiny_weights, tmp_path / "spoilt.safetensors"))
     spoil(path, {name: tensor.clone() for name, tensor in load_file(path).items()})
-    with pytest.raises(UserError, match=message) as refusal:
+    with pytest.raises(WeightsError, match=message) as refusal:
         build_model(path)
     assert "spoilt.safetensors" in str(refusal.value)
 
@@ -118,26 +118,26 @@ def test_spoilt_files_are_refused(tiny_weights: Path, tmp_path: Path, spoil: obj
 @pytest.mark.parametrize(
     ("part", "changes", "message"),
     [
-        ("text", {"num_layers": 10**9, "width": 32}, "TextConfig: num_layers holds 1000000000, expected at most 256"),
-        ("text", {"vocab_size": 2**40, "width": 32}, "TextConfig: vocab_size holds"),
+        ("text", {"num_layers": 10**9, "width": 32}, "TextConfig: num_layers is 1000000000, expected at most 256"),
+        ("text", {"vocab_size": 2**40, "width": 32}, "TextConfig: vocab_size is"),
         (
             "unet.encoder",
             {"channels": [2**40] * 4},
-            "UNetEncoderConfig: channels holds 1099511627776, expected at most",
+            "UNetEncoderConfig: the largest of channels is 1099511627776, expected at most",
         ),
-        ("unet.encoder", {"blocks_per_level": [1, 10**9, 1, 1]}, "blocks_per_level holds 1000000000"),
+        ("unet.encoder", {"blocks_per_level": [1, 10**9, 1, 1]}, "blocks_per_level is 1000000000"),
         ("unet.encoder", {"blocks_per_level": [99] * 4}, "there are 792 blocks in all, expected at most 256"),
-        ("unet.encoder", {"transformer_depth": [1, 1, 1, 10**9]}, "transformer_depth holds 1000000000"),
+        ("unet.encoder", {"transformer_depth": [1, 1, 1, 10**9]}, "transformer_depth is 1000000000"),
         ("unet.encoder", {"channels": [32] * 10**5}, "channels has 100000 levels, expected at most 16"),
-        ("tcm", {"conditioning_widths": [8, 8, 10**12]}, "conditioning_widths holds"),
-        ("vae", {"blocks_per_level": 10**9}, "VAEConfig: blocks_per_level holds"),
-        ("tiny", {"num_blocks": [1, 1, 10**9]}, "TinyDecoderConfig: num_blocks holds"),
+        ("tcm", {"conditioning_widths": [8, 8, 10**12]}, "conditioning_widths is"),
+        ("vae", {"blocks_per_level": 10**9}, "VAEConfig: blocks_per_level is"),
+        ("tiny", {"num_blocks": [1, 1, 10**9]}, "TinyDecoderConfig: the largest of num_blocks is"),
         ("flow", {"gru_kernels": [[3, 3]] * 10**5}, "gru_kernels must be pairs"),
         ("flow", {"gru_kernels": [[3]]}, "gru_kernels must be pairs"),
         ("flow", {"motion_width": -1}, "motion_width must be positive"),
-        ("flow", {"corr_radius": 10**9}, "corr_radius holds"),
-        ("schedule", {"num_train_timesteps": 10**12}, "num_train_timesteps holds"),
-        ("", {"context_tokens": 10**12}, "ModelConfig: context_tokens holds"),
+        ("flow", {"corr_radius": 10**9}, "corr_radius is"),
+        ("schedule", {"num_train_timesteps": 10**12}, "num_train_timesteps is"),
+        ("", {"context_tokens": 10**12}, "ModelConfig: context_tokens is"),
         ("vae", {"scaling_factor": float("nan")}, "scaling_factor is nan, expected a finite number"),
         ("vae", {"scaling_factor": 10**400}, "expected a finite number"),
     ],
@@ -155,7 +155,7 @@ def test_absurd_sizes_are_refused_before_anything_is_built(
     path = Path(shutil.copy(tiny_weights, tmp_path / "absurd.safetensors"))
     other_metadata(config=json.dumps(config))(path, load_file(tiny_weights))
     monkeypatch.setattr("stablevsr.model.StableVSR", None)  # to build it would raise
-    with pytest.raises(UserError, match=message) as refusal:
+    with pytest.raises(WeightsError, match=message) as refusal:
         build_model(path, device="cpu")
     assert str(refusal.value).startswith(str(path))
     assert len(str(refusal.value)) < 1000
@@ -165,28 +165,33 @@ def test_absurd_sizes_are_refused_before_anything_is_built(
 def test_metadata_nested_too_deeply_is_refused(tiny_weights: Path, tmp_path: Path, key: str) -> None:
     path = Path(shutil.copy(tiny_weights, tmp_path / "deep.safetensors"))
     other_metadata(**{key: "[" * 10**5})(path, load_file(tiny_weights))
-    with pytest.raises(UserError, match=r"deep.safetensors has damaged metadata"):
+    with pytest.raises(WeightsError, match=r"deep.safetensors has damaged metadata"):
         build_model(path, device="cpu")
 
 
 def test_files_that_are_not_ours(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="does not exist"):
+    with pytest.raises(WeightsError, match="does not exist"):
         build_model(tmp_path / "none.safetensors")
-    with pytest.raises(UserError, match="is a folder"):
+    with pytest.raises(WeightsError, match="is a folder"):
         build_model(tmp_path)
     save_file({"a": torch.zeros(1)}, tmp_path / "plain.safetensors")
-    with pytest.raises(UserError, match=r"no stablevsr file, make one with tools/convert_weights.py"):
+    with pytest.raises(WeightsError, match=r"no stablevsr file, make one with tools/convert_weights.py"):
         build_model(tmp_path / "plain.safetensors")
 
 
-@pytest.mark.parametrize("device", ["cuda:99", "xpu", "gpu", "meta"])
-def test_devices_that_are_not_there(device: str) -> None:
-    with pytest.raises(UserError, match=f"device '{device}' is not there, this machine has"):
+@pytest.mark.parametrize("device", ["cuda:99", "xpu", "meta"])
+def test_devices_that_this_machine_lacks(device: str) -> None:
+    with pytest.raises(ResourceError, match=f"device '{device}' is not available, this machine has"):
         build_model(device=device)
 
 
+def test_unknown_device() -> None:
+    with pytest.raises(OptionsError, match="device 'gpu' is unknown, this machine has"):
+        build_model(device="gpu")
+
+
 def test_unknown_dtype() -> None:
-    with pytest.raises(UserError, match="got dtype 'int8', expected one of fp32, fp16, bf16"):
+    with pytest.raises(OptionsError, match="got dtype 'int8', expected one of fp32, fp16, bf16"):
         build_model(dtype="int8")
 
 
@@ -201,7 +206,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tiny_model: StableV
     path.write_text("precious")
     tensors = tiny_model.state_dict() | bad
     with pytest.raises(
-        UserError, match=r"file.safetensors could not be written \(.+\); nothing was changed"
+        WeightsError, match=r"file.safetensors could not be written \(.+\); nothing was changed"
     ) as refusal:
         weights.write(path, weights.Header(TINY), tensors)
     assert "\n" not in str(refusal.value)
@@ -226,7 +231,7 @@ def test_compiled_frames_equal_eager_ones(tiny_weights: Path) -> None:
 
 def test_compile_without_a_compiler_is_refused(tiny_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    with pytest.raises(UserError, match="needs a C\\+\\+ compiler"):
+    with pytest.raises(WeightsError, match="needs a C\\+\\+ compiler"):
         build_model(tiny_weights, device="cpu", compile=True)
 
 
@@ -257,7 +262,7 @@ def test_an_offloaded_model_has_one_part_on_the_device(tiny_model: StableVSR) ->
 
 
 def test_offloading_to_a_cpu_is_refused(tiny_weights: Path) -> None:
-    with pytest.raises(UserError, match="but the device is cpu: leave it out"):
+    with pytest.raises(WeightsError, match="but the device is cpu: leave it out"):
         build_model(tiny_weights, device="cpu", offload=True)
 
 

@@ -572,9 +572,9 @@ def as_type(inputs: Inputs, dtype: torch.dtype) -> Inputs:
         (FlowConfig, {"hidden_dim": 256}, "must exceed hidden_dim = 256, got 256"),
         (TextConfig, {"activation": "relu"}, "activation 'relu' is not supported"),
         (TextConfig, {"num_heads": 3}, "width 1024 does not divide into 3 heads"),
-        (ModelConfig, {"unet": UNetConfig(out_channels=8)}, "unet gives 8 channels, but the latent has 4"),
+        (ModelConfig, {"unet": UNetConfig(out_channels=8)}, "unet predicts 8 channels, but the latent has 4"),
         (ModelConfig, {"text": TEXTS["gelu"]}, "the text tower is 32 wide, the unet expects 1024"),
-        (ModelConfig, {"low_res_schedule": LOW_RES_SCHEDULE}, "got None entries and a schedule"),
+        (ModelConfig, {"low_res_schedule": LOW_RES_SCHEDULE}, "got no entries and a schedule"),
     ],
 )
 def test_a_configuration_refuses_nonsense(config, values, message):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from transformers import CLIPTokenizer
 
-from stablevsr.errors import UserError
+from stablevsr.errors import WeightsError
 from stablevsr.prompt import OPEN_CLIP_EMPTY_PROMPT, VOCABULARY_FILES, Tokenizer
 
 FOLDER = Path(__file__).parent / "data" / "checkpoint" / "tokenizer"
@@ -163,7 +163,7 @@ def test_empty_prompt_needs_no_package(monkeypatch):
     monkeypatch.setattr(builtins, "__import__", without_tokenizers)
     tokenizer = Tokenizer(read_files())
     assert tokenizer.empty() == tokenizer.encode("")[0] == [528, 529, *[0] * 75]
-    with pytest.raises(UserError, match=r"pip install stablevsr\[prompt\]"):
+    with pytest.raises(WeightsError, match=r"pip install stablevsr\[prompt\]"):
         tokenizer.encode("sharp")
 
 
@@ -193,10 +193,10 @@ def test_broken_files_are_refused_in_a_sentence(name, text, message):
     del files[name]
     if text is not None:
         files[name] = text
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(WeightsError, match=message):
         Tokenizer(files)
 
 
 def test_invalid_unicode_is_refused(tokenizer):
-    with pytest.raises(UserError, match="not valid Unicode"):
+    with pytest.raises(WeightsError, match="not valid Unicode"):
         tokenizer.encode("sharp \udcff")

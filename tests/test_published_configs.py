@@ -27,7 +27,7 @@ from stablevsr.convert.assemble import Sources, convert
 from stablevsr.convert.draft import on_meta
 from stablevsr.convert.keys import DIFFUSERS_TCM, DIFFUSERS_UNET, DIFFUSERS_VAE, TRANSFORMERS_TEXT_BARE, Table, rename
 from stablevsr.convert.published_keys import SCHEDULE, TCM, TEXT, TINY, UNET, VAE, Json, Keys
-from stablevsr.errors import UserError
+from stablevsr.errors import WeightsError
 from stablevsr.nn.tcm import TCM as TCMNetwork
 from stablevsr.nn.text import TextEncoder
 from stablevsr.nn.unet import UNet
@@ -263,7 +263,7 @@ def test_a_known_key_with_another_value_is_refused(part: str, key: str) -> None:
     keys, read = READERS[part]
     for value in keys.fixed[key]:
         read({**golden(part), key: value}, part)
-    with pytest.raises(UserError, match=f"{part}: {key} = 'other' is not supported, only ") as refusal:
+    with pytest.raises(WeightsError, match=f"{part}: {key} = 'other' is not supported, only ") as refusal:
         read({**golden(part), key: "other"}, part)
     assert "\n" not in str(refusal.value)
 
@@ -287,11 +287,11 @@ def test_a_known_key_with_another_value_is_refused(part: str, key: str) -> None:
         ("scheduler", {"beta_schedule": "sigmoid"}, "beta_schedule 'sigmoid' is not supported"),
         ("scheduler", {"clip_sample_range": float("inf")}, "clip_sample_range is inf, expected a finite number"),
         ("unet", {"norm_eps": float("nan")}, "norm_eps is nan, expected a finite number"),
-        ("unet", {"layers_per_block": 10**9}, "blocks_per_level holds 1000000000, expected at most 256"),
+        ("unet", {"layers_per_block": 10**9}, "blocks_per_level is 1000000000, expected at most 256"),
     ],
 )
 def test_values_that_would_change_the_result_are_refused(part: str, changes: Json, message: str) -> None:
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(WeightsError, match=message):
         READERS[part][1]({**golden(part), **changes}, part)
 
 
@@ -381,7 +381,7 @@ def test_a_note_stays_short() -> None:
 )
 def test_configs_of_another_class_are_refused(part: str, found: Any, expected: str) -> None:
     keys, read = READERS[part]
-    with pytest.raises(UserError, match=expected) as refusal:
+    with pytest.raises(WeightsError, match=expected) as refusal:
         read({**golden(part), keys.class_key: found}, f"x/{part}.json")
     assert str(refusal.value).startswith(f"x/{part}.json describes a {found}, expected ")
     assert "\n" not in str(refusal.value)

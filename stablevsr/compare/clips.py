@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from stablevsr.config import SCALE
-from stablevsr.errors import UserError
+from stablevsr.errors import InputError, OptionsError
 from stablevsr.media import Frame, PartReader, Reader, open_reader
 from stablevsr.media.paths import IMAGE_SUFFIXES
 from stablevsr.sampling.pictures import Clip, ClipKind, PictureFormat, as_tensor
@@ -65,8 +65,8 @@ class Side:
         if (theirs.width, theirs.height) == (scale * mine.width, scale * mine.height):
             return
         if scale == 1:
-            raise UserError(f"{_size(self)} and {_size(other)}; give clips of one size")
-        raise UserError(
+            raise InputError(f"{_size(self)} and {_size(other)}; give clips of one size")
+        raise InputError(
             f"{_size(self)} and {_size(other)}, expected {scale * mine.width}x{scale * mine.height}; "
             f"give results {scale} times as large as LR"
         )
@@ -122,7 +122,7 @@ def gather(
         UserError: for clips that cannot be read or differ in size or number of frames, naming them.
     """
     if not results:
-        raise UserError("got nothing to compare, expected at least one result; name one")
+        raise OptionsError("got nothing to compare, expected at least one result; name one")
 
     def side(role: str, label: str, source: Source) -> Side:
         if isinstance(source, str | Path):
@@ -148,12 +148,12 @@ def _cut(
 ) -> tuple[Side | None, list[Side], Side | None]:
     """The sides with only the part of them that is wanted."""
 
-    def cut(side: Side | None) -> Side | None:
-        return side and replace(side, reader=stack.enter_context(PartReader(side.reader, *part)))
+    def cut(side: Side) -> Side:
+        return replace(side, reader=stack.enter_context(PartReader(side.reader, *part)))
 
     longest = max(_count(side) for side in (lr, gt, *made) if side)
     length = min(longest, part[1] or longest) - part[0]
-    return cut(lr), [side if _count(side) == length else cut(side) for side in made], cut(gt)
+    return lr and cut(lr), [side if _count(side) == length else cut(side) for side in made], gt and cut(gt)
 
 
 def _common_count(sides: list[Side]) -> int:
@@ -172,7 +172,7 @@ def _count(side: Side) -> int:
 def _check_counts(sides: list[Side], counts: list[int]) -> None:
     for side, count in zip(sides, counts, strict=True):
         if count != counts[0]:
-            raise UserError(
+            raise InputError(
                 f"{sides[0].reader.path} has {counts[0]} frames and {side.reader.path} has {count}; give clips with "
                 "the same frames, or choose a part with --frames"
             )

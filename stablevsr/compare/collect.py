@@ -12,12 +12,16 @@ from stablevsr.compare.grid import Grid, reduced
 from stablevsr.compare.motion import Motion, follow
 from stablevsr.compare.page import Findings
 from stablevsr.compare.places import Crop, FoundCrops, Line, Profile
-from stablevsr.errors import UserError
+from stablevsr.errors import OptionsError
 from stablevsr.metrics.evaluate import Evaluator, Row
 from stablevsr.model import StableVSR
+from stablevsr.runtime import Offloaded
 from stablevsr.sampling.pictures import PictureFormat, bicubic
 
 MAP_SIDE = 1280  # pixels; larger maps of flow and errors are reduced
+
+Model = StableVSR | Offloaded
+ModelSource = Model | Callable[[], Model]  # the latter builds one once the clips are known to be good
 
 
 @dataclass(frozen=True)
@@ -36,11 +40,11 @@ class Settings:
 
     def __post_init__(self) -> None:
         if not 0 <= self.crf <= 51:
-            raise UserError(f"got a crf of {self.crf}, expected 0 (best) to 51")
+            raise OptionsError(f"got a crf of {self.crf}, expected 0 (best) to 51")
         if self.metrics_frames < 0:
-            raise UserError(f"got {self.metrics_frames} frames to measure, expected 0 or more")
+            raise OptionsError(f"got {self.metrics_frames} frames to measure, expected 0 or more")
         if not 0 < self.rate <= 1000:
-            raise UserError(f"got {self.rate} frames per second, expected more than 0 and at most 1000")
+            raise OptionsError(f"got {self.rate} frames per second, expected more than 0 and at most 1000")
 
     def line(self, height: int, width: int) -> Line:
         """The line of the temporal profile."""
@@ -53,7 +57,7 @@ class Settings:
         self.line(height, width)
         for frame in self.flow_frames or ():
             if not 0 <= frame < frames - 1:
-                raise UserError(
+                raise OptionsError(
                     f"got frame {frame} for the flow to the next one, but frames are 0 to {frames - 1}; "
                     "choose one with a next"
                 )
@@ -62,14 +66,15 @@ class Settings:
 class Collector:
     """Gathers in one pass all that the page shows beside the video. Holds two frames, and the small things it found."""
 
-    def __init__(self, sides: Sides, model: StableVSR | Callable[[], StableVSR] | None, settings: Settings) -> None:
+    def __init__(self, sides: Sides, model: ModelSource | None, settings: Settings) -> None:
         self.sides, self.settings, self.count = sides, settings, sides.frame_count
         self.labels = ["bicubic ×4"] if sides.low_res else []
         self.labels += [side.label for side in sides.results] + (["truth"] if sides.truth else [])
         self.size = sides.results[0].reader.height, sides.results[0].reader.width
         settings.check(*self.size, self.count)
-        # A model is callable too, and an offloaded one is no `StableVSR`.
-        self.model = model if model is None or hasattr(model, "flow") else model()
+        # Not by `callable`, for a module is callable too.
+        self.model = model if model is None or isinstance(model, Model) else model()
+        self.raft = self.model.flow if self.model else None
         self.cut: dict[Crop, list[np.ndarray]] = {}
         self.wanted = [replace(crop, frame=crop.middle(self.count)) for crop in settings.crops or ()]
         self.found = FoundCrops() if settings.crops is None else None
@@ -79,7 +84,7 @@ class Collector:
         self.measured = evenly(self.count, settings.metrics_frames) if sides.truth else set()
         self.rows: list[dict[int, Row]] = [{} for _ in self.labels[:-1]] if self.measured else []
         device = self.model.device if self.model else torch.device("cpu")
-        self.evaluator = Evaluator(device, self.model.flow if self.model else None) if self.measured else None
+        self.evaluator = Evaluator(device, self.raft) if self.measured else None
         if self.evaluator and self.model is None:
             self.evaluator.skipped["tOF"] = "flow was not wanted"
         self._before: tuple[list[np.ndarray], list[np.ndarray]] | None = None
@@ -98,9 +103,9 @@ class Collector:
             self._measure(frame, versions)
         if frame - 1 in self.flow_frames:
             assert self._before is not None
-            assert self.model is not None
+            assert self.raft is not None
             low_res = [self._before[0][0], images[0]]
-            self.motions.append(follow(self.model.flow, frame - 1, low_res, self._before[1], versions))
+            self.motions.append(follow(self.raft, frame - 1, low_res, self._before[1], versions))
         self._before = images, versions
         return versions
 
@@ -122,12 +127,12 @@ class Collector:
             motions=[_small(motion) for motion in self.motions],
             rows=self.rows,
             skipped=self.evaluator.skipped if self.evaluator else {},
-            flow_network=self.model.provenance.get("flow", "unknown") if self.model and self.model.flow else "none",
+            flow_network=self.model.provenance.get("flow", "unknown") if self.model and self.raft else "none",
             about=dict(about),
         )
 
     def _flow_frames(self) -> tuple[int, ...]:
-        if self.model is None or self.model.flow is None or self.sides.low_res is None or self.count == 1:
+        if self.raft is None or self.sides.low_res is None or self.count == 1:
             return ()
         chosen = self.settings.flow_frames
         return ((self.count - 1) // 2,) if chosen is None else chosen

@@ -13,11 +13,10 @@ from urllib.parse import quote
 
 from stablevsr.atomic import hidden_sibling, remove, replacing
 from stablevsr.compare.clips import Source, gather
-from stablevsr.compare.collect import Collector, Settings
+from stablevsr.compare.collect import Collector, ModelSource, Settings
 from stablevsr.compare.grid import Grid, GridVideo, reporting
 from stablevsr.compare.page import Findings, Media, png, render
-from stablevsr.errors import UserError
-from stablevsr.model import StableVSR
+from stablevsr.errors import InputError, OptionsError, ResourceError
 
 MOST_INLINE = 20_000_000  # bytes of video, as base64, that a page carries itself
 VIDEO, STILL = "video.mp4", "frame.png"  # names of what lies beside a page
@@ -30,7 +29,7 @@ def compare_page(
     *,
     lr: Source | None = None,
     truth: Source | None = None,
-    model: StableVSR | Callable[[], StableVSR] | None = None,
+    model: ModelSource | None = None,
     settings: Settings | None = None,
     about: Mapping[str, str] | None = None,
     force: bool = False,
@@ -104,23 +103,23 @@ def compare_inline(
 def check_page(output: Path, inputs: list[str | Path], force: bool) -> None:
     """Raise UserError unless the page may be written; touches nothing."""
     if output.suffix.lower() not in (".html", ".htm"):
-        raise UserError(f"got the output {output}, expected a name that ends in .html")
+        raise OptionsError(f"got the output {output}, expected a name that ends in .html")
     if not output.parent.is_dir():
-        raise UserError(f"{output} cannot be written because {output.parent} is not a folder; create it first")
+        raise OptionsError(f"{output} cannot be written because {output.parent} is not a folder; create it first")
     if not os.access(output.parent, os.W_OK | os.X_OK):
-        raise UserError(f"{output} cannot be written because you may not write in {output.parent}; choose another")
+        raise ResourceError(f"{output} cannot be written because you may not write in {output.parent}; choose another")
     if any(Path(path).resolve() == output.resolve() for path in inputs):
-        raise UserError(f"{output} is an input; choose another output")
+        raise OptionsError(f"{output} is an input; choose another output")
     for path in (output, files_beside(output) / VIDEO, files_beside(output) / STILL):
         if path.exists() and not force:
-            raise UserError(f"{path} exists already; choose another output or pass --force to replace it")
+            raise OptionsError(f"{path} exists already; choose another output or pass --force to replace it")
 
 
 def _find(
     results: Mapping[str, Source],
     lr: Source | None,
     truth: Source | None,
-    model: StableVSR | Callable[[], StableVSR] | None,
+    model: ModelSource | None,
     settings: Settings,
     about: Mapping[str, str],
     video: Path,
@@ -154,7 +153,7 @@ def _find(
             done = frame + 1
             progress(done, sides.frame_count)
         if done != sides.frame_count:
-            raise UserError(f"{first.path} says it has {sides.frame_count} frames, but has {done}; remux it first")
+            raise InputError(f"{first.path} says it has {sides.frame_count} frames, but has {done}; remux it first")
         return collector.findings(grid, first.frame_rate, about)
 
 
@@ -175,7 +174,7 @@ def _beside(part: Path, output: Path, is_still: bool) -> Media:
     """Move the video to its folder."""
     folder = files_beside(output)
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is not a folder, but the page's video would go there; choose another output")
+        raise OptionsError(f"{folder} is not a folder, but the page's video would go there; choose another output")
     folder.mkdir(exist_ok=True)
     name = STILL if is_still else VIDEO
     with replacing(folder / name) as place:

@@ -12,7 +12,7 @@ from typing import Self
 import av
 import numpy as np
 
-from stablevsr.errors import UserError
+from stablevsr.errors import ResourceError
 from stablevsr.media.colour import TAGS, to_frame
 
 GUARD = 8  # pixels of repeated border around each tile: neither chroma nor deblocking reaches over them
@@ -92,7 +92,7 @@ def reporting(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, av.FFmpegError) as error:
-        raise UserError(
+        raise ResourceError(
             f"the page could not be written to {path.parent} ({error.strerror or error}); choose another output"
         ) from error
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from stablevsr.errors import UserError
+from stablevsr.errors import OptionsError
 
 CROP = 64  # side of a crop that is chosen here, in pixels
 MOST_CROPS = 3  # that are chosen here
@@ -25,12 +25,14 @@ class Crop:
         """Raise UserError unless it lies inside of a clip."""
         inside = self.size > 0 and 0 <= self.x <= width - self.size and 0 <= self.y <= height - self.size
         if not inside:
-            raise UserError(
+            raise OptionsError(
                 f"the crop {self.x},{self.y},{self.size} is not inside of {width}x{height}; "
                 "give x and y of its left upper corner and its side"
             )
         if self.frame is not None and not 0 <= self.frame < frames:
-            raise UserError(f"got a crop of frame {self.frame}, but frames are 0 to {frames - 1}; choose one of them")
+            raise OptionsError(
+                f"got a crop of frame {self.frame}, but frames are 0 to {frames - 1}; choose one of them"
+            )
 
     def middle(self, frames: int) -> int:
         """The frame it is of, in a clip of so many."""
@@ -77,7 +79,7 @@ def _peaks(values: np.ndarray, side: int) -> list[tuple[float, int, int]]:
     sums = np.pad(values, ((1, 0), (1, 0))).cumsum(0).cumsum(1)
     down = sums[ys + side] - sums[ys]
     means = (down[:, xs + side] - down[:, xs]) / side**2
-    found = []
+    found: list[tuple[float, int, int]] = []
     while len(found) < MOST_CROPS and means.max() > 0:
         i, j = np.unravel_index(means.argmax(), means.shape)
         found.append((float(means[i, j]), int(ys[i]), int(xs[j])))
@@ -98,9 +100,9 @@ class Line:
         kind, _, number = (text or f"row:{height // 2}").partition(":")
         length = {"row": height, "column": width}.get(kind)
         if length is None or not number.isdecimal():
-            raise UserError(f"got the profile {text!r}, expected row:Y or column:X")
+            raise OptionsError(f"got the profile {text!r}, expected row:Y or column:X")
         if int(number) >= length:
-            raise UserError(
+            raise OptionsError(
                 f"got the profile {text}, but there are {length} {kind}s, counted from 0; choose one of them"
             )
         return cls(kind == "row", int(number))

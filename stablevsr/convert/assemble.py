@@ -17,7 +17,7 @@ from stablevsr.convert.draft import Draft, embed_empty_prompt, tcm_from_unet
 from stablevsr.convert.flow import read_flow
 from stablevsr.convert.ldm import convert_ldm
 from stablevsr.convert.published_keys import Notify
-from stablevsr.errors import UserError
+from stablevsr.errors import OptionsError, ResourceError
 from stablevsr.model import PARTS, empty_model
 from stablevsr.prompt import OPEN_CLIP_EMPTY_PROMPT
 from stablevsr.sampling.config import SamplingConfig
@@ -63,9 +63,11 @@ def convert(
     if not sources.with_text:
         draft.drop_text()
     elif draft.text is None:
-        raise UserError(f"{sources.base} holds no text tower to keep: leave --with-text out or convert from its source")
+        raise OptionsError(
+            f"{sources.base} holds no text tower to keep: leave --with-text out or convert from its source"
+        )
     elif draft.tokenizer is None:
-        raise UserError(f"{sources.base} holds no vocabulary, which prompts need: give --tokenizer FOLDER")
+        raise OptionsError(f"{sources.base} holds no vocabulary, which prompts need: give --tokenizer FOLDER")
     header, tensors = draft.finish()
     weights.check_tensors(tensors, empty_model(header).state_dict(), str(sources.base))
     weights.write(output, header, tensors, dtype)
@@ -121,15 +123,15 @@ def read_checked(path: Path) -> tuple[weights.Header, dict[str, Tensor]]:
 def to_diffusers(path: Path, folder: Path) -> list[str]:
     """Write the parts of a weights file in the published layout, whole or not at all; returns the parts written."""
     if folder.exists():
-        raise UserError(f"{folder} exists already: give a new folder")
+        raise OptionsError(f"{folder} exists already: give a new folder")
     header, tensors = read_checked(path)
     if not folder.absolute().parent.is_dir():
-        raise UserError(f"{folder.parent} does not exist: make it first")
+        raise OptionsError(f"{folder.parent} does not exist: make it first")
     try:
         with replacing(folder) as part:
             return diffusers_folder.write_folder(part, header, tensors)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{folder} could not be written ({error}); nothing is left of it") from error
+        raise ResourceError(f"{folder} could not be written ({error}); nothing is left of it") from error
 
 
 def describe(path: Path) -> str:
@@ -151,7 +153,7 @@ def describe(path: Path) -> str:
         f"  schedule: {schedule.beta_schedule}, {schedule.prediction_type}, {schedule.timestep_spacing} spacing"
     )
     plain = SamplingConfig().flat()
-    own = {name: value for name, value in header.sampling.flat().items() if value != plain[name]}
-    settings = ", ".join(f"{name} {value}" for name, value in {"steps": header.sampling.steps, **own}.items())
+    changed = {name: value for name, value in header.sampling.flat().items() if value != plain[name]}
+    settings = ", ".join(f"{name} {value}" for name, value in {"steps": header.sampling.steps, **changed}.items())
     lines.append(f"  sampling: {settings}")
     return "\n".join(lines)

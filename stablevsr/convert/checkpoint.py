@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stablevsr.errors import UserError
+from stablevsr.errors import WeightsError
 from stablevsr.weights import read_safetensors
 
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
@@ -20,9 +20,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except (RecursionError, ValueError) as error:
-        raise UserError(f"{path} is not valid JSON ({error}): download it again") from error
+        raise WeightsError(f"{path} is not valid JSON ({error}): download it again") from error
     if not isinstance(value, dict):
-        raise UserError(f"{path} holds a JSON {type(value).__name__}, expected an object")
+        raise WeightsError(f"{path} holds a JSON {type(value).__name__}, expected an object")
     return value
 
 
@@ -31,9 +31,9 @@ def read_text_file(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        raise UserError(f"{path} is missing: the folder is not complete, download it again") from error
+        raise WeightsError(f"{path} is missing: the folder is not complete, download it again") from error
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read as text ({error})") from error
+        raise WeightsError(f"{path} cannot be read as text ({error})") from error
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -43,12 +43,12 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         UserError: for a missing, damaged or unknown file, and for a pickle that wants more than tensors.
     """
     if not path.is_file():
-        raise UserError(f"weights {path} {'is a folder, expected a file' if path.is_dir() else 'does not exist'}")
+        raise WeightsError(f"weights {path} {'is a folder, expected a file' if path.is_dir() else 'does not exist'}")
     if path.suffix == ".safetensors":
         return read_safetensors(path)
     if path.suffix in PICKLES:
         return _tensors_of(_read_pickle(path), path)
-    raise UserError(f"{path} has an unknown type, expected .safetensors or one of {', '.join(PICKLES)}")
+    raise WeightsError(f"{path} has an unknown type, expected .safetensors or one of {', '.join(PICKLES)}")
 
 
 def _read_pickle(path: Path) -> Any:
@@ -58,23 +58,23 @@ def _read_pickle(path: Path) -> Any:
         except (RuntimeError, ValueError):  # files older than torch 1.6 cannot be mapped
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise UserError(
+        raise WeightsError(
             f"{path} is damaged, or a pickle that wants to run code, which is refused: get it as .safetensors"
         ) from error
     except Exception as error:  # what is no pickle at all fails in many ways
-        raise UserError(f"{path} is damaged or no PyTorch file ({error}): download it again") from error
+        raise WeightsError(f"{path} is damaged or no PyTorch file ({error}): download it again") from error
 
 
 def _tensors_of(value: Any, path: Path) -> dict[str, Tensor]:
     if isinstance(value, dict) and isinstance(value.get("state_dict"), dict):
         value = value["state_dict"]  # training checkpoints keep more than weights
     if not isinstance(value, dict) or not value:
-        raise UserError(f"{path} holds a {type(value).__name__}, expected named tensors")
+        raise WeightsError(f"{path} holds a {type(value).__name__}, expected named tensors")
     for name, tensor in value.items():
         if not isinstance(name, str):
-            raise UserError(f"{path} holds a tensor called {name!r}, expected names")
+            raise WeightsError(f"{path} holds a tensor called {name!r}, expected names")
         if not isinstance(tensor, Tensor):
-            raise UserError(f"{path}: {name} is a {type(tensor).__name__}, expected a tensor")
+            raise WeightsError(f"{path}: {name} is a {type(tensor).__name__}, expected a tensor")
     return value
 
 
@@ -96,7 +96,7 @@ def find_weights(folder: Path, variant: str | None = None) -> tuple[dict[str, Te
                     if (folder / index).is_file():
                         return _read_shards(folder / index), index
     wanted = f"{stems[0]}{variants[0]}.safetensors"
-    raise UserError(f"{folder} holds no weights: expected {wanted} (or {stems[1]}..., .bin, or an index of shards)")
+    raise WeightsError(f"{folder} holds no weights: expected {wanted} (or {stems[1]}..., .bin, or an index of shards)")
 
 
 def _variants(folder: Path) -> set[str]:
@@ -108,13 +108,13 @@ def _variants(folder: Path) -> set[str]:
 def _read_shards(index: Path) -> dict[str, Tensor]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-        raise UserError(f"{index} has no weight_map: it is not an index of shards")
+        raise WeightsError(f"{index} has no weight_map: it is not an index of shards")
     tensors: dict[str, Tensor] = {}
     for name in sorted(set(weight_map.values())):
         if Path(name).name != name:
-            raise UserError(f"{index} names {name!r}, expected a file in its own folder")
+            raise WeightsError(f"{index} names {name!r}, expected a file in its own folder")
         tensors |= read_tensors(index.parent / name)
     missing = sorted(set(weight_map) - set(tensors))
     if missing:
-        raise UserError(f"{index} promises {missing[0]}, but its shard does not hold it: download the shards again")
+        raise WeightsError(f"{index} promises {missing[0]}, but its shard does not hold it: download the shards again")
     return tensors

@@ -24,7 +24,7 @@ from stablevsr.convert.keys import (
     rename,
 )
 from stablevsr.convert.published_keys import Notify
-from stablevsr.errors import UserError
+from stablevsr.errors import WeightsError
 from stablevsr.nn.autoencoder import build_vae
 from stablevsr.nn.tcm import TCM
 from stablevsr.nn.text import TextEncoder
@@ -50,7 +50,7 @@ def read_folder(folder: Path, variant: str | None = None, notify: Notify | None 
         UserError: naming the file and the key, for anything missing, unknown, misshapen or unsupported.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder} {'is a file' if folder.exists() else 'does not exist'}, expected a folder")
+        raise WeightsError(f"{folder} {'is a file' if folder.exists() else 'does not exist'}, expected a folder")
     vae = _read_vae_config(folder / "vae", notify)
     is_streaming = isinstance(vae, TemporalTinyConfig)
     read_schedule = published_config.read_ddim_schedule if is_streaming else published_config.read_schedule
@@ -107,9 +107,11 @@ def read_tokenizer(folder: Path) -> dict[str, str]:
 
 def read_tokens(draft: Draft, folder: Path) -> list[int]:
     """The empty prompt's tokens by the draft's vocabulary, which must be the one that its text tower was made for."""
+    assert draft.tokenizer is not None
+    assert draft.text is not None
     tokenizer = Tokenizer(draft.tokenizer, draft.text.num_tokens)
     if tokenizer.size != draft.text.vocab_size:
-        raise UserError(
+        raise WeightsError(
             f"{folder} has a vocabulary of {tokenizer.size} tokens, the text encoder knows {draft.text.vocab_size}: "
             "they do not belong together"
         )
@@ -137,7 +139,7 @@ def _read_vae(draft: Draft, folder: Path, variant: str | None) -> None:
     if not isinstance(draft.vae, TemporalTinyConfig):
         draft.naming["vae_attention"] = "old" if any(".query." in key for key in tensors) else "new"
     elif not any(".temporal_processor." in key for key in tensors):
-        raise UserError(
+        raise WeightsError(
             f"{folder / name} is a tiny autoencoder without temporal modules, expected AutoencoderKL "
             "or TemporalAutoencoderTiny: give a plain one with --tiny, to decode for guidance"
         )
@@ -221,9 +223,11 @@ def _write_part(
 def _write_vae(
     folder: Path, config: VAEConfig | TemporalTinyConfig, tensors: dict[str, Tensor], naming: dict[str, str]
 ) -> None:
-    is_tiny = isinstance(config, TemporalTinyConfig)
-    write = published_config.write_temporal_tiny if is_tiny else published_config.write_vae
-    _write_part(folder, write(config), tensors, _vae_table(config, naming))
+    if isinstance(config, TemporalTinyConfig):
+        published = published_config.write_temporal_tiny(config)
+    else:
+        published = published_config.write_vae(config)
+    _write_part(folder, published, tensors, _vae_table(config, naming))
 
 
 def _write_schedule(folder: Path, config: ScheduleConfig) -> None:
@@ -232,7 +236,7 @@ def _write_schedule(folder: Path, config: ScheduleConfig) -> None:
 
 
 def _model_index(header: Header) -> published_config.Json:
-    index = {
+    index: published_config.Json = {
         "_class_name": "StableVSRPipeline",
         "controlnet": ["diffusers", "ControlNetModel"],
         "scheduler": ["diffusers", published_config.write_schedule(header.config.schedule)["_class_name"]],

@@ -9,7 +9,7 @@ from stablevsr.config import FlowConfig
 from stablevsr.convert.checkpoint import read_tensors
 from stablevsr.convert.draft import on_meta, to_ours
 from stablevsr.convert.keys import TORCHVISION_RAFT, merge_princeton_names, princeton_raft
-from stablevsr.errors import UserError
+from stablevsr.errors import WeightsError
 from stablevsr.nn.raft import RAFT
 
 
@@ -24,6 +24,8 @@ def read_flow(path: Path) -> tuple[FlowConfig, dict[str, Tensor], str]:
         source, table = "princeton-vl", princeton_raft(config)
         tensors = merge_princeton_names(tensors, config, str(path))
     else:
-        raise UserError(f"{path} holds no RAFT: expected torchvision's raft_large/raft_small or princeton-vl's weights")
+        raise WeightsError(
+            f"{path} holds no RAFT: expected torchvision's raft_large/raft_small or princeton-vl's weights"
+        )
     ours = to_ours(tensors, on_meta(RAFT, config), table, str(path))
     return config, ours, f"{source} RAFT {size}, {path.name}"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from stablevsr.config import FlowConfig, TemporalTinyConfig, TinyDecoderConfig
-from stablevsr.errors import UserError
+from stablevsr.errors import WeightsError
 
 Table = list[tuple[str, str]]
 
@@ -208,6 +208,6 @@ def merge_princeton_names(tensors: Mapping[str, Tensor], config: FlowConfig, pat
     for full_name, tensor in tensors.items():
         name = full_name.removeprefix(prefix).replace(f".{last_norm}.", ".downsample.1.")
         if name in merged and not torch.equal(merged[name], tensor):
-            raise UserError(f"{path}: {full_name} differs from its duplicate {name}; the file is damaged")
+            raise WeightsError(f"{path}: {full_name} differs from its duplicate {name}; the file is damaged")
         merged[name] = tensor
     return merged

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from stablevsr.config import ModelConfig, ScheduleConfig, TextConfig, UNetEncoderConfig, VAEConfig
 from stablevsr.convert.keys import Table, rename_all
-from stablevsr.errors import UserError
+from stablevsr.errors import WeightsError
 from stablevsr.nn.text import TextEncoder
 from stablevsr.nn.unet import UNet
 from stablevsr.nn.vae import VAE
@@ -154,6 +154,7 @@ def convert_ldm(
 
 def _expected(config: ModelConfig) -> dict[str, tuple[dict[str, torch.Size], Table]]:
     """For each part: the shapes of our parameters, and the table to the file's names."""
+    assert isinstance(config.vae, VAEConfig), "this layout has no tiny autoencoder"
     with torch.device("meta"):
         models: dict[str, tuple[nn.Module, Table]] = {
             "unet": (UNet(config.unet), ldm_unet(config.unet.encoder)),
@@ -174,10 +175,12 @@ def _take(tensors: Mapping[str, Tensor], name: str, shape: torch.Size, path: str
     as_conv = _CONV_FOR_LINEAR.search(key) is not None
     expected = (3 * shape[0], *shape[1:]) if fused else (*shape, 1, 1) if as_conv else tuple(shape)
     if key not in tensors:
-        raise UserError(f"{path}: {key} is missing, expected a tensor of shape {expected} (SD x4 upscaler, LDM layout)")
+        raise WeightsError(
+            f"{path}: {key} is missing, expected a tensor of shape {expected} (SD x4 upscaler, LDM layout)"
+        )
     tensor = tensors[key]
     if tuple(tensor.shape) != expected:
-        raise UserError(f"{path}: {key} has shape {tuple(tensor.shape)}, expected {expected}")
+        raise WeightsError(f"{path}: {key} has shape {tuple(tensor.shape)}, expected {expected}")
     if fused:
         return tensor.chunk(3)[int(fused[1])]
     return tensor[..., 0, 0] if as_conv else tensor
@@ -190,7 +193,7 @@ def _refuse_unknown(names: set[str], text: TextConfig | None, path: str) -> None
     unknown = sorted(name for name in names if not known.fullmatch(name))
     if unknown:
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
-        raise UserError(
+        raise WeightsError(
             f"{path}: {unknown[0]}{more} is no part of the expected model (SD x4 upscaler, LDM layout); "
             f"the file may hold another model or another size of it"
         )
@@ -224,4 +227,4 @@ def _match(name: str, tensors: Mapping[str, Tensor], candidates: list[ScheduleCo
         for each in candidates
     )
     ends = f", {found.flatten()[0]:.4g} to {found.flatten()[-1]:.4g}" if found.numel() else ""
-    raise UserError(f"{path}: the noise schedule {name} has {found.numel()} entries{ends}; expected {wanted}")
+    raise WeightsError(f"{path}: the noise schedule {name} has {found.numel()} entries{ends}; expected {wanted}")

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from stablevsr.config import (
     DDIMScheduleConfig,
@@ -17,15 +17,24 @@ from stablevsr.config import (
 )
 from stablevsr.convert import published_keys
 from stablevsr.convert.published_keys import Json, Keys, Notify, shown
-from stablevsr.errors import UserError
+from stablevsr.errors import UserError, WeightsError
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 
-def _reads(keys: Keys) -> Callable[[Callable[[Json, str], Any]], Callable[..., Any]]:
-    """Make a reader check class and keys first; `source`, the file, is named in every `UserError` and note."""
+class ConfigReader(Protocol[T_co]):
+    """Reads a published config; `source`, the file, is named in every error and note."""
 
-    def decorate(read: Callable[[Json, str], Any]) -> Callable[..., Any]:
+    def __call__(self, config: Json, source: str, notify: Notify | None = None) -> T_co: ...
+
+
+def _reads(keys: Keys) -> Callable[[Callable[[Json, str], T]], ConfigReader[T]]:
+    """Make a reader check class and keys first."""
+
+    def decorate(read: Callable[[Json, str], T]) -> ConfigReader[T]:
         @functools.wraps(read)
-        def reader(config: Json, source: str, notify: Notify | None = None) -> Any:
+        def reader(config: Json, source: str, notify: Notify | None = None) -> T:
             keys.check(config, source)
             if notify is not None:
                 keys.note_unknown(config, source, notify)
@@ -33,9 +42,9 @@ def _reads(keys: Keys) -> Callable[[Callable[[Json, str], Any]], Callable[..., A
                 return read(config, source)
             except UserError as error:  # a dataclass that refuses a value does not know the file
                 message = str(error)
-                raise UserError(message if message.startswith(source) else f"{source}: {message}") from error
+                raise WeightsError(message if message.startswith(source) else f"{source}: {message}") from error
             except (AttributeError, TypeError, ValueError) as error:
-                raise UserError(f"{source} holds a value of the wrong type ({error}): download it again") from error
+                raise WeightsError(f"{source} holds a value of the wrong type ({error}): download it again") from error
 
         return reader
 
@@ -46,7 +55,7 @@ def _per_level(value: Any, levels: int, key: str, source: str) -> tuple[Any, ...
     """Upstream writes one value for all levels, or a list with one for each."""
     values = tuple(value) if isinstance(value, list | tuple) else (value,) * levels
     if len(values) != levels or any(isinstance(entry, list | tuple | type(None)) for entry in values):
-        raise UserError(f"{source}: {key} = {shown(value)} is not supported, expected one value or {levels}")
+        raise WeightsError(f"{source}: {key} = {shown(value)} is not supported, expected one value or {levels}")
     return values
 
 
@@ -60,7 +69,9 @@ def _read_encoder(config: Json, source: str) -> UNetEncoderConfig:
     attention = []
     for kind in per_level("down_block_types", ["CrossAttnDownBlock2D"] * (levels - 1) + ["DownBlock2D"]):
         if kind not in ("DownBlock2D", "CrossAttnDownBlock2D"):
-            raise UserError(f"{source}: a block of type {shown(kind)} is not supported, only (CrossAttn)DownBlock2D is")
+            raise WeightsError(
+                f"{source}: a block of type {shown(kind)} is not supported, only (CrossAttn)DownBlock2D is"
+            )
         attention.append(kind == "CrossAttnDownBlock2D")
     # A historic misnomer: "attention_head_dim" is the number of heads, unless "num_attention_heads" says so itself.
     heads_key = "attention_head_dim" if config.get("num_attention_heads") is None else "num_attention_heads"
@@ -85,7 +96,7 @@ def _read_encoder(config: Json, source: str) -> UNetEncoderConfig:
 def _one_width(value: Any, source: str) -> int:
     widths = set(value) if isinstance(value, list | tuple) else {value}
     if len(widths) != 1:
-        raise UserError(f"{source}: cross_attention_dim = {shown(value)} is not supported, expected one width")
+        raise WeightsError(f"{source}: cross_attention_dim = {shown(value)} is not supported, expected one width")
     return widths.pop()
 
 
@@ -96,7 +107,9 @@ def read_unet(config: Json, source: str) -> UNetConfig:
     mirrored = _up_block_types(encoder)
     found = config.get("up_block_types", ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * (len(encoder.channels) - 1))
     if list(found) != mirrored:
-        raise UserError(f"{source}: up_block_types = {shown(found)} is not supported, expected the mirror {mirrored}")
+        raise WeightsError(
+            f"{source}: up_block_types = {shown(found)} is not supported, expected the mirror {mirrored}"
+        )
     # Two keys that may spell out what follows from the others.
     implied = {
         "reverse_transformer_layers_per_block": list(reversed(encoder.transformer_depth)),
@@ -104,7 +117,7 @@ def read_unet(config: Json, source: str) -> UNetConfig:
     }
     for key, value in implied.items():
         if config.get(key) not in (None, value):
-            raise UserError(f"{source}: {key} = {shown(config[key])} is not supported, only {value!r} or None is")
+            raise WeightsError(f"{source}: {key} = {shown(config[key])} is not supported, only {value!r} or None is")
     return UNetConfig(encoder, config.get("out_channels", 4))
 
 
@@ -122,7 +135,7 @@ def read_vae(config: Json, source: str) -> VAEConfig:
     for key, kind in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
         expected = [kind] * len(channels)
         if list(config.get(key, expected)) != expected:
-            raise UserError(f"{source}: {key} = {shown(config[key])} is not supported, expected {expected}")
+            raise WeightsError(f"{source}: {key} = {shown(config[key])} is not supported, expected {expected}")
     return VAEConfig(
         latent_channels=config.get("latent_channels", 4),
         channels=channels,
@@ -137,7 +150,7 @@ def read_tiny(config: Json, source: str) -> TinyDecoderConfig:
     """`config` of an AutoencoderTiny; what is about its encoder is ignored."""
     widths = set(config.get("decoder_block_out_channels", (64,)))
     if len(widths) != 1:
-        raise UserError(f"{source}: decoder_block_out_channels has widths {sorted(widths)}, expected a single one")
+        raise WeightsError(f"{source}: decoder_block_out_channels has widths {sorted(widths)}, expected a single one")
     return TinyDecoderConfig(
         latent_channels=config.get("latent_channels", 4),
         width=widths.pop(),
@@ -156,11 +169,11 @@ def read_temporal_tiny(config: Json, source: str) -> TemporalTinyConfig:
     keys = ("encoder_block_out_channels", "decoder_block_out_channels")
     widths = {width for key in keys for width in config.get(key, (64,))}
     if len(widths) != 1:
-        raise UserError(f"{source}: {' and '.join(keys)} have widths {shown(sorted(widths))}, expected a single one")
+        raise WeightsError(f"{source}: {' and '.join(keys)} have widths {shown(sorted(widths))}, expected a single one")
     down = tuple(config.get("num_encoder_blocks", (1, 3, 3, 3)))
     up = tuple(config.get("num_decoder_blocks", (3, 3, 3, 1)))
     if up != down[::-1]:
-        raise UserError(
+        raise WeightsError(
             f"{source}: num_decoder_blocks = {shown(up)}, expected num_encoder_blocks reversed, {down[::-1]}"
         )
     return TemporalTinyConfig(latent_channels=config.get("latent_channels", 4), width=widths.pop(), num_blocks=up)

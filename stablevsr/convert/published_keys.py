@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from stablevsr.config import shorten
-from stablevsr.errors import UserError
+from stablevsr.errors import WeightsError
+from stablevsr.fields import shorten
 
 Json = dict[str, Any]
 Fixed = dict[str, tuple[Any, ...]]
@@ -42,11 +42,11 @@ class Keys:
         if found not in self.classes:
             expected = self.classes[0] if len(self.classes) == 1 else f"one of {', '.join(self.classes)}"
             name = found if isinstance(found, str) else shown(found)
-            raise UserError(f"{source} describes a {name}, expected {expected}: it belongs to another model")
+            raise WeightsError(f"{source} describes a {name}, expected {expected}: it belongs to another model")
         for key, choices in self.fixed.items():
             if key in config and config[key] not in choices:
                 supported = " or ".join(map(repr, choices))
-                raise UserError(f"{source}: {key} = {shown(config[key])} is not supported, only {supported} is")
+                raise WeightsError(f"{source}: {key} = {shown(config[key])} is not supported, only {supported} is")
 
     def note_unknown(self, config: Json, source: str, notify: Notify) -> None:
         """One note for all keys that the class does not read, if there are any."""

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stablevsr.errors import UserError
+from stablevsr.errors import InputError
 from stablevsr.media import Reader, open_reader
 from stablevsr.metrics.fidelity import WINDOW, flow_back, psnr, ssim, tlp, tof
 from stablevsr.metrics.perceptual import LOADERS, Distance, Unavailable
@@ -85,7 +85,7 @@ class Evaluator:
         before: list[Tensor] = []
         for mine, theirs in zip_longest(result, truth):
             if mine is None or theirs is None:
-                raise UserError(different_counts(result, truth))
+                raise InputError(different_counts(result, truth))
             pair = [self.picture(mine.image), self.picture(theirs.image)]
             yield self.row(pair, before)
             before = pair
@@ -104,12 +104,12 @@ class Evaluator:
             row["SSIM"] = ssim(*pair).item()
         row |= {name: distance(*pair).item() for name, distance in self.distances.items()}
         if before:
-            steps = [torch.cat(both) for both in zip(before, pair, strict=True)]
+            result, truth = (torch.cat(both) for both in zip(before, pair, strict=True))
             if "LPIPS" in self.distances:
-                moved = [self.distances["LPIPS"](now[1:], now[:1]) for now in steps]
+                moved = [self.distances["LPIPS"](now[1:], now[:1]) for now in (result, truth)]
                 row["tLP"] = tlp(*moved).item()
             if self.raft is not None:
-                row["tOF"] = tof(self.raft, *steps, true_flow).item()
+                row["tOF"] = tof(self.raft, result, truth, true_flow).item()
         return row
 
     def true_flow(self, truth: Tensor, before: Tensor) -> Tensor | None:
@@ -140,7 +140,7 @@ def clip_pairs(result: Path, truth: Path) -> dict[str, tuple[Path, Path]]:
     for here, there, missing in ((result, truth, theirs - mine), (truth, result, mine - theirs)):
         if missing:
             clip = sorted(missing)[0]
-            raise UserError(f"{here} lacks the clip {clip}, which {there} has; give the same clips in both")
+            raise InputError(f"{here} lacks the clip {clip}, which {there} has; give the same clips in both")
     return {name: (result / name, truth / name) for name in sorted(mine)}
 
 
@@ -177,7 +177,7 @@ def evaluate(
             result, truth = readers
             sizes = [f"{clip.width}x{clip.height}" for clip in (result, truth)]
             if sizes[0] != sizes[1]:
-                raise UserError(f"{paths[0]} is {sizes[0]} and {paths[1]} is {sizes[1]}; give clips of one size")
+                raise InputError(f"{paths[0]} is {sizes[0]} and {paths[1]} is {sizes[1]}; give clips of one size")
             report.clips[name] = []
             for row in evaluator.rows(result, truth):
                 report.clips[name].append(row)

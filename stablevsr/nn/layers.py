@@ -55,6 +55,7 @@ class ResBlock(nn.Module):
         # In place wherever nothing else holds the tensor: fewer large ones, which cost time to allocate on a CPU.
         y = self.conv1(F.silu(self.norm1(x), inplace=True))
         if self.time_proj is not None:
+            assert time is not None, "a block with time_dim takes the time embedding"
             y += self.time_proj(F.silu(time))[:, :, None, None]
         y = self.conv2(F.silu(self.norm2(y), inplace=True))
         y += self.skip(x)
@@ -70,8 +71,8 @@ def double_and_convolve(x: Tensor, conv: nn.Conv2d) -> Tensor:
     # The kernel at each of the four places where an input pixel now stands twice.
     # Summed in float32, for half precision would round a weight that the two steps only multiply.
     wide = conv.weight.to(torch.promote_types(conv.weight.dtype, torch.float32))
-    weight = sum(F.pad(wide, (right, 1 - right, down, 1 - down)) for down in (0, 1) for right in (0, 1))
-    weight = weight.to(conv.weight.dtype).transpose(0, 1).flip(-1, -2)
+    kernels = [F.pad(wide, (right, 1 - right, down, 1 - down)) for down in (0, 1) for right in (0, 1)]
+    weight = sum(kernels[1:], kernels[0]).to(conv.weight.dtype).transpose(0, 1).flip(-1, -2)
     return F.conv_transpose2d(x, weight, conv.bias, stride=2, padding=1)
 
 

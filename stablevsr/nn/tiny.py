@@ -5,6 +5,7 @@ the diffusion's own latents: there is no scaling factor to apply.
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -60,6 +61,7 @@ class TinyBlock(nn.Module):
         y = F.relu(self.convs[1](y))
         y = self.convs[2](y)
         if previous is not None:
+            assert self.temporal is not None, "only temporal blocks take the previous frame's features"
             y = self.temporal(y, previous)
         return F.relu(y + x)
 
@@ -98,8 +100,9 @@ class TinyDecoder(nn.Module):
         x = F.relu(self.conv_in(torch.tanh(latent / 3) * 3))
         for i, blocks in enumerate(self.levels):
             if i > 0:
-                x = self._upsample(x, self.upsamples[i - 1])
-            for block in blocks:
+                # A ModuleList hides the class of its entries from the type checker.
+                x = self._upsample(x, cast(nn.Conv2d, self.upsamples[i - 1]))
+            for block in blocks.children():
                 x = block(x, next(remaining, None))
         return self.conv_out(x) * 2 - 1  # it was trained for [0, 1]
 
@@ -137,7 +140,7 @@ class TemporalTinyEncoder(nn.Module):
         for i, blocks in enumerate(self.levels):
             if i > 0:
                 x = self.downsamples[i - 1](x)
-            for block in blocks:
+            for block in blocks.children():
                 x = block(x)
                 outputs.append(x)
         return outputs
