@@ -122,6 +122,9 @@ class StableVSR(nn.Module):
                 network.get_submodule(name).compile(dynamic=False)
 
 
+Model = StableVSR | Offloaded
+
+
 def empty_model(header: Header) -> StableVSR:
     """A model without memory (on meta), to be filled by `load_state_dict(..., assign=True)`."""
     tokenizer = Tokenizer(header.tokenizer, header.config.context_tokens) if header.tokenizer else None
@@ -137,7 +140,7 @@ def build_model(
     dtype: str | None = None,
     compile: bool = False,
     offload: bool = False,
-) -> StableVSR | Offloaded:
+) -> Model:
     """Build a model from a weights file, ready for `sample_video`.
 
     Args:

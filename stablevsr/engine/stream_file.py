@@ -89,10 +89,11 @@ class StreamedFile:
             before.append(in_model_range(torch.from_numpy(frame.image)))
             if index >= self._written:
                 self._write(index, self._pictures.read(index % SEGMENT), frame)
-        if not before:
+        picture = self._state.picture
+        if not before or picture is None:
             return None
         self._stream.recall(done - len(before), list(before))
-        return StreamState(done - 1, to_device(before[-1], self._state.picture.device), self._state.picture)
+        return StreamState(done - 1, to_device(before[-1], picture.device), picture)
 
     def _low_res(self, frames: Iterator[Frame]) -> Iterator[Tensor]:
         for frame in frames:

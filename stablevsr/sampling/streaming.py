@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -11,6 +11,8 @@ from torch import Tensor
 from stablevsr.config import DDIMScheduleConfig, ScheduleConfig
 from stablevsr.errors import UserError
 from stablevsr.nn.attention import CachedContext, Context
+from stablevsr.nn.tiny import TemporalTinyVAE
+from stablevsr.nn.vae import VAE
 from stablevsr.nn.warp import warp_published
 from stablevsr.runtime import compiled_parts
 from stablevsr.sampling.flow import StreamFlows
@@ -222,6 +224,7 @@ class StreamDenoiser:
 
     @cached_property
     def _flows(self) -> StreamFlows:
+        assert self.model.flow is not None  # which `SamplingConfig.check` asks for
         return StreamFlows(self.model.flow, self.half_flow)
 
     @cached_property
@@ -258,12 +261,13 @@ class StreamDenoiser:
 
     def decode(self, latent: Tensor, condition: Tensor | None) -> Tensor:
         """(c, h, w) to its picture, (3, 4h, 4w); with a condition, the temporal modules see its features."""
-        vae = self.model.vae
         if self.model.config.is_streaming:
+            vae = cast(TemporalTinyVAE, self.model.vae)  # not by isinstance: it may be offloaded
             features = () if condition is None else vae.features(condition[None].to(vae.dtype))
             picture = vae.decode(latent[None].to(vae.dtype), features)
         elif self.picture_decoder is not None:
             picture = self.picture_decoder(latent[None])
         else:
-            picture = vae.decode(latent[None].to(vae.dtype) / vae.scaling_factor)
+            plain = cast(VAE, self.model.vae)
+            picture = plain.decode(latent[None].to(plain.dtype) / plain.scaling_factor)
         return picture[0].to(latent.dtype)
