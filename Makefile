@@ -1,4 +1,4 @@
-# `make demo` and `make test` set up all they need in a virtual environment of their own.
+# `make demo` and `make test` install everything they need into a virtual environment of their own.
 PYTHON ?= python3
 VENV ?= .venv
 
@@ -8,17 +8,17 @@ demo: $(VENV)/installed
 	mkdir -p demo
 	$(VENV)/bin/stablevsr upscale stablevsr/assets/demo.mp4 demo/demo_x4.mp4 \
 		--side-by-side demo/side_by_side.mp4 --force
-	@echo "The clip: stablevsr/assets/demo.mp4 (80x60). The result: demo/demo_x4.mp4 (320x240)."
+	@echo "Input: stablevsr/assets/demo.mp4 (80x60). Result: demo/demo_x4.mp4 (320x240)."
 	@echo "To compare: demo/side_by_side.mp4, bicubic interpolation on the left, the result on the right."
 
-# Style and types are part of it, so that the one command of CI holds them too; first, because they take seconds.
+# Includes style and types, so that the one command that CI runs checks them too; first, because they take seconds.
 test: $(VENV)/installed-test
 	$(VENV)/bin/python -m ruff check .
 	$(VENV)/bin/python -m ruff format --check .
 	$(VENV)/bin/python -m mypy
 	$(VENV)/bin/python -m pytest
 
-# The suite on the newest release of everything we depend on, beyond the bounds in setup.cfg: shows the next break early.
+# The tests on the newest release of every dependency, beyond the bounds in setup.cfg: shows upcoming breakage early.
 newest:
 	rm -rf $(VENV)-newest
 	$(MAKE) $(VENV)-newest/installed-test VENV=$(VENV)-newest
@@ -34,7 +34,7 @@ $(VENV)/installed: setup.cfg pyproject.toml
 $(VENV)/installed-test: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check -e '.[test]'
-# The comparison page is tested in a browser: installed where that can be done without asking, else these tests skip.
+# The comparison page is tested in a browser: installed where that needs no password, else these tests are skipped.
 	@command -v chromium google-chrome >/dev/null || [ "$$(id -u)" != 0 ] || \
 		(timeout 60 apt-get update && timeout 180 apt-get install -y chromium) >/dev/null 2>&1 || true
 	touch $@

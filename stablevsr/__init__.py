@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Imported when asked for: `import stablevsr` and the command's --help need no PyTorch.
+# Imported on first use: `import stablevsr` and the command's --help need no PyTorch.
 _PLACES = {
     "build_model": "model",
     "sample_video": "engine.memory",

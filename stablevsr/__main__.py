@@ -1,4 +1,4 @@
-"""Where the command begins: `stablevsr`, and `python -m stablevsr`."""
+"""Entry point of `python -m stablevsr`."""
 
 import sys
 

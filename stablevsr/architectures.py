@@ -1,4 +1,4 @@
-"""Configurations by name: the released model, the one it was made from, and small ones."""
+"""Published configurations by name: StableVSR, its base model, Stream-DiffVSR, RAFT; and the bundled small model."""
 
 from dataclasses import replace
 
@@ -40,7 +40,7 @@ LOW_RES_SCHEDULE = ScheduleConfig(beta_schedule="squaredcos_cap_v2")
 # The released model (ECCV 2024).
 STABLEVSR = ModelConfig(schedule=STABLEVSR_SCHEDULE)
 
-# Stream-DiffVSR (2025): the released model distilled to four steps, with a tiny autoencoder, for streaming.
+# Stream-DiffVSR (2025): StableVSR distilled to four steps, with a tiny autoencoder, for streaming.
 STREAM_DIFFVSR = ModelConfig(
     vae=TemporalTinyConfig(),
     schedule=DDIMScheduleConfig(
@@ -62,7 +62,7 @@ SD_X4_UPSCALER = ModelConfig(
     low_res_schedule=LOW_RES_SCHEDULE,
 )
 
-# The bundled model, which two CPU cores can train and run: the same classes, a wider latent, RAFT small.
+# The bundled model, small enough to train and run on two CPU cores: the same classes, a wider latent, RAFT small.
 _SMALL_ENCODER = UNetEncoderConfig(
     in_channels=11,
     channels=(48, 64, 96, 128),
@@ -75,7 +75,7 @@ SMALL = ModelConfig(
     unet=UNetConfig(_SMALL_ENCODER, out_channels=8),
     tcm=TCMConfig(_SMALL_ENCODER, conditioning_widths=(16, 32, 48)),
     vae=VAEConfig(latent_channels=8, channels=(24, 48, 96), blocks_per_level=1, norm_groups=8, scaling_factor=1.0),
-    flow=replace(RAFT_SMALL, num_updates=6),  # more change nothing at such sizes
+    flow=replace(RAFT_SMALL, num_updates=6),  # more make no difference at this size
     tiny=TinyDecoderConfig(latent_channels=8, width=16),
     schedule=STABLEVSR_SCHEDULE,
 )

@@ -15,8 +15,8 @@ DTYPE_NAMES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 SCALE = 4  # StableVSR upscales by four: the VAE's latent grid is the low-resolution grid
 
-# Bounds on what a file may ask for, far above any published network (`fields.MAX_WIDTH` is the one for widths): a
-# damaged or hostile configuration is refused before modules are built for it.
+# Upper bounds, far above any published network (`fields.MAX_WIDTH` is the one for widths): a damaged or hostile
+# configuration is refused before modules are built from it.
 MAX_ROWS = 2**20  # vocabulary, noise levels, timesteps
 MAX_BLOCKS = 256  # residual and transformer blocks of a network
 MAX_LEVELS = 16
@@ -34,17 +34,17 @@ class UNetEncoderConfig:
     in_channels: int = 7  # noisy latent and low-resolution frame, stacked
     channels: tuple[int, ...] = (256, 512, 512, 1024)  # width of each level, finest first
     blocks_per_level: tuple[int, ...] = (2, 2, 2, 2)  # residual blocks of each level on the way down
-    attention: tuple[bool, ...] = (False, True, True, True)  # levels with a transformer behind each residual block
-    # Levels whose "self" attention looks at the text context instead of the picture; no effect without attention.
+    attention: tuple[bool, ...] = (False, True, True, True)  # levels with a transformer after each residual block
+    # Levels whose "self" attention attends to the text instead of the picture; no effect without attention.
     only_cross_attention: tuple[bool, ...] = (True, True, True, False)
     num_heads: tuple[int, ...] = (8, 8, 8, 8)  # attention heads of each level (upstream: "attention_head_dim")
-    transformer_depth: tuple[int, ...] = (1, 1, 1, 1)  # transformer blocks in each transformer of a level
+    transformer_depth: tuple[int, ...] = (1, 1, 1, 1)  # blocks in each transformer of a level
     context_dim: int = 1024  # width of the text context
     linear_projection: bool = True  # transformer in and out projections: linear layers, or 1x1 convolutions
     norm_groups: int = 32
     norm_eps: float = 1e-5
     cos_first: bool = True  # time embedding: cosines before sines
-    freq_shift: float = 0.0  # time embedding: subtracted from the number of frequencies
+    freq_shift: float = 0.0  # time embedding: subtracted from the number of frequencies in the exponent
     num_noise_levels: int | None = None  # entries of the noise-level embedding of stock SD x4 files
 
     def __post_init__(self) -> None:
@@ -56,11 +56,11 @@ class UNetEncoderConfig:
         require(levels <= MAX_LEVELS, self, f"channels has {levels} levels, expected at most {MAX_LEVELS}")
         for name in ("blocks_per_level", "attention", "only_cross_attention", "num_heads", "transformer_depth"):
             value = getattr(self, name)
-            require(len(value) == levels, self, f"{name} must have {levels} entries, one a level, got {value}")
+            require(len(value) == levels, self, f"{name} must have {levels} entries, one per level, got {value}")
         blocks = sum(
             count * (1 + depth) for count, depth in zip(self.blocks_per_level, self.transformer_depth, strict=True)
         )
-        require(blocks <= MAX_BLOCKS, self, f"there are {blocks} blocks in all, expected at most {MAX_BLOCKS}")
+        require(blocks <= MAX_BLOCKS, self, f"there are {blocks} blocks in total, expected at most {MAX_BLOCKS}")
         _require_norm_groups(self, self.channels, self.norm_groups)
         for width, heads in zip(self.channels, self.num_heads, strict=True):
             require(width % heads == 0, self, f"a level of {width} channels does not divide into {heads} heads")
@@ -77,7 +77,7 @@ class UNetEncoderConfig:
 
     @property
     def skip_channels(self) -> tuple[int, ...]:
-        """Width of every skip connection, in the order in which the encoder makes them."""
+        """Width of every skip connection, in the encoder's order."""
         skips = [self.channels[0]]
         for level, width in enumerate(self.channels):
             skips += [width] * self.blocks_per_level[level]
@@ -88,7 +88,7 @@ class UNetEncoderConfig:
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """The denoising network: the encoder above, and a decoder that mirrors it with one more block a level."""
+    """The denoising network: the encoder above, and a decoder that mirrors it with one more block per level."""
 
     encoder: UNetEncoderConfig = field(default_factory=UNetEncoderConfig)
     out_channels: int = 4
@@ -103,7 +103,7 @@ class TCMConfig:
     """The Temporal Conditioning Module (paper, section 4.1): a ControlNet over the UNet's encoder."""
 
     encoder: UNetEncoderConfig = field(default_factory=UNetEncoderConfig)
-    conditioning_channels: int = 3  # the warped picture of the neighbouring frame
+    conditioning_channels: int = 3  # of the warped neighbouring frame
     # Widths of the conditioning convolutions; each change of width halves the size: two steps, from HR to LR.
     conditioning_widths: tuple[int, ...] = (64, 128, 256)
 
@@ -268,31 +268,32 @@ class ScheduleConfig:
 
 @dataclass(frozen=True)
 class DDIMScheduleConfig(ScheduleConfig):
-    """The schedule of streaming weights, which were distilled with DDIM's steps and learnt where the last one ends."""
+    """The schedule of streaming weights, which are distilled with DDIM steps and depend on where the last one ends."""
 
-    # The last step ends at abar = 1, in x0 itself; if not, at abar_0, with a trace of noise (Stream-DiffVSR).
+    # Whether the last step ends at abar = 1, that is, in x0; else it ends at abar_0, with a trace of noise (as
+    # Stream-DiffVSR does).
     set_alpha_to_one: bool = True
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """All parts together."""
+    """All parts of a model."""
 
     unet: UNetConfig = field(default_factory=UNetConfig)
     tcm: TCMConfig = field(default_factory=TCMConfig)
-    vae: VAEConfig | TemporalTinyConfig = field(default_factory=VAEConfig)  # the latter makes it a streaming model
+    vae: VAEConfig | TemporalTinyConfig = field(default_factory=VAEConfig)  # TemporalTinyConfig: a streaming model
     flow: FlowConfig | None = field(default_factory=FlowConfig)
-    tiny: TinyDecoderConfig | None = None  # decodes for guidance, when asked to
+    tiny: TinyDecoderConfig | None = None  # decodes for temporal guidance, on request
     text: TextConfig | None = None  # None: the file holds the empty prompt's embedding only
     schedule: ScheduleConfig | DDIMScheduleConfig = field(default_factory=ScheduleConfig)
-    # Noises the LR frame of models with a noise-level embedding, at most to max_noise_level.
+    # Noises the LR frames, up to max_noise_level, for models with a noise-level embedding.
     low_res_schedule: ScheduleConfig | None = None
     max_noise_level: int = 350
     context_tokens: int = 77  # of the empty prompt's embedding
 
     @property
     def is_streaming(self) -> bool:
-        """Whether the weights were made for streaming: the past only, a few steps a frame (Stream-DiffVSR)."""
+        """Whether the weights are made for streaming: past frames only, a few steps per frame (Stream-DiffVSR)."""
         return isinstance(self.vae, TemporalTinyConfig)
 
     def __post_init__(self) -> None:
@@ -307,7 +308,7 @@ class ModelConfig:
         self._check_noise_level()
 
     def _check_channels(self) -> None:
-        """The networks pass latents and pictures to each other: their channels must agree."""
+        """The networks pass latents and pictures to each other, so their channels must agree."""
         latent, image = self.vae.latent_channels, self.vae.image_channels
         for name, encoder in (("unet", self.unet.encoder), ("tcm", self.tcm.encoder)):
             got, expected = encoder.in_channels, f"{latent} of the latent + {image} of the frame"

@@ -1,32 +1,31 @@
-"""The exceptions whose messages are meant for the user."""
+"""Exceptions whose messages are meant for the user."""
 
 
 class UserError(Exception):
-    """Bad input, told in one sentence: what was got, what was expected, what to do.
+    """A mistake or a condition that the user can fix. The message says what was got, what was expected and what to do.
 
-    The command prints the sentence and exits with 2. Its kinds tell a program what to change before it tries again;
-    an error of none of them is told by its sentence alone.
+    The command prints it and exits with 2. The subclasses tell a program what to change before it tries again.
     """
 
 
 class InputError(UserError):
-    """A clip, a picture or another input file is unreadable, unsupported, or does not go with the others."""
+    """An input clip is missing, damaged, unsupported, or does not match the others."""
 
 
 class OptionsError(UserError):
-    """A setting has a wrong type or value, contradicts another one, or asks for what the weights cannot do."""
+    """An option or an output path is invalid, conflicts with another one, or is not supported by the weights."""
 
 
 class WeightsError(UserError):
-    """A weights file or a published checkpoint is missing, damaged, or of another model."""
+    """A weights file or published checkpoint is missing, damaged, or belongs to another model."""
 
 
 class ResourceError(UserError):
-    """This machine lacks something: a device, memory, disk space, a permission, a package, a lock another run holds.
+    """This machine lacks a device, memory, disk space, a permission or a package, or another run is in the way.
 
-    The one kind for which the same call may succeed later, or on another machine.
+    The only kind for which the same call may succeed later or on another machine.
     """
 
 
 class IncompleteOutput(UserError):
-    """The result is in place, but something that belongs to it could not be added: sound, a subtitle, an attachment."""
+    """The result is in place, but a part of it could not be added: sound, a subtitle, an attachment."""

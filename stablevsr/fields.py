@@ -1,4 +1,4 @@
-"""The fields of our configurations: checked when one is built, written as JSON types and read back."""
+"""Fields of configuration dataclasses: checks of types and ranges, and conversion to and from JSON types."""
 
 import dataclasses
 import sys
@@ -15,7 +15,7 @@ MAX_WIDTH = 2**16  # channels, attention heads, tokens: far above any published 
 
 
 def shorten(text: str, length: int = 300) -> str:
-    """`text`, cut to `length` characters for a message: a damaged file may hold anything."""
+    """`text`, cut to `length` characters for a message: a damaged file may contain anything."""
     return text if len(text) <= length else f"{text[:length]}..."
 
 
@@ -26,7 +26,7 @@ def require(ok: bool, owner: object, message: str) -> None:
 
 
 def require_types(owner: Any) -> None:
-    """Every field must have its declared type: a float is no int, and 1 is no bool. A float must be finite."""
+    """Every field must have its declared type: 1 is no bool, but does for a float. Floats must be finite."""
     for name, hint in typing.get_type_hints(type(owner)).items():
         value = getattr(owner, name)
         expected = "a finite number" if hint is float else getattr(hint, "__name__", hint)

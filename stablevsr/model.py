@@ -1,4 +1,4 @@
-"""The parts together, and how a model comes from a file."""
+"""The model: its table of parts, and building it from a weights file."""
 
 import logging
 import os
@@ -31,23 +31,22 @@ DTYPES = {name: getattr(torch, dtype) for name, dtype in DTYPE_NAMES.items()}
 
 
 class Part(NamedTuple):
-    """A network of the model: how it is built, placed and compiled. Its name is that of its field in `ModelConfig`."""
+    """How a network of the model is built, placed and compiled. Its name is that of its field in `ModelConfig`."""
 
     network: Callable[..., nn.Module]  # builds it from its configuration
-    compiled: tuple[str, ...] = ()  # which of its modules `compile` compiles, "" for the whole
-    float32_for: tuple[torch.dtype, ...] = ()  # the dtypes of a model for which it stays in float32
+    compiled: tuple[str, ...] = ()  # the modules that are compiled, "" for the whole network
+    float32_for: tuple[torch.dtype, ...] = ()  # dtypes of the model for which it stays in float32
     channels_last: bool = True
-    offloaded: bool = True  # whether it takes turns on the GPU; the text tower works on the CPU, once a run
+    offloaded: bool = True  # whether it takes turns on the GPU; the text tower runs on the CPU, once per run
 
 
 PARTS = {
-    # Two halves, so that they serve with the TCM in between and without.
+    # In two halves, to run with or without the TCM in between.
     "unet": Part(UNet, compiled=("encoder", "decoder")),
     "tcm": Part(TCM, compiled=("",)),
-    # The published weights overflow in float16, and nothing promises the range of a tiny one, whose output is fed
-    # back; bfloat16 has the range.
+    # The published VAE overflows in float16, and the tiny one, whose output is fed back, may; bfloat16 has the range.
     "vae": Part(build_vae, compiled=("decoder",), float32_for=(torch.float16,)),
-    # Half precision rounds pixel coordinates. Computed once a pair of frames, which does not pay for its compilation.
+    # Half precision rounds pixel coordinates. Runs once per pair of frames, too rarely for compilation to pay off.
     "flow": Part(RAFT, float32_for=(torch.float16, torch.bfloat16), channels_last=False),
     "tiny": Part(TinyDecoder, compiled=("",)),
     "text": Part(TextEncoder, offloaded=False),
@@ -55,7 +54,7 @@ PARTS = {
 
 
 class StableVSR(nn.Module):
-    """The networks of `PARTS`, None for those that the weights do not hold, with the empty prompt's embedding."""
+    """The networks of `PARTS`, None for those missing from the weights, and the empty prompt's embedding."""
 
     unet: UNet
     tcm: TCM
@@ -70,7 +69,7 @@ class StableVSR(nn.Module):
         self.config = config
         self.tokenizer = tokenizer
         self.provenance: dict[str, str] = {}
-        self.sampling = SamplingConfig()  # what the weights were made for
+        self.sampling = SamplingConfig()  # recommended for these weights
         for name, part in PARTS.items():
             own = getattr(config, name)
             setattr(self, name, part.network(own) if own else None)
@@ -86,37 +85,39 @@ class StableVSR(nn.Module):
 
     @torch.no_grad()
     def encode_prompt(self, prompt: str | None) -> Tensor:
-        """The UNet's context for a prompt, (1, tokens, width); None and "" give the embedding kept in the file.
+        """The UNet's context for a prompt, (1, tokens, width); None and "" return the stored empty prompt's embedding.
+
+        A prompt that is too long is truncated, with a warning.
 
         Raises:
-            UserError: when the weights hold no text encoder. A prompt that is too long is cut, with a warning.
+            OptionsError: when the weights contain no text encoder.
         """
         if not prompt:
             return self.empty_prompt[None]
         if self.text is None or self.tokenizer is None:
             raise OptionsError(
-                f"got the prompt {prompt!r}, but these weights hold no text encoder: convert --with-text"
+                f"got the prompt {prompt!r}, but these weights hold no text encoder: convert with --with-text"
             )
         tokens, truncated = self.tokenizer.encode(prompt)
         if truncated:
-            log.warning("the prompt is longer than %d tokens, its end is cut off", len(tokens))
+            log.warning("the prompt is longer than %d tokens and was truncated", len(tokens))
         return self.text(torch.tensor([tokens], device=self.device))
 
     def parts(self) -> Iterator[tuple[str, nn.Module, Part]]:
-        """Those of `PARTS` that the weights hold: name, network, how it is treated."""
+        """Name, network and table entry of every part that the weights contain."""
         for name, part in PARTS.items():
             network = getattr(self, name)
             if network is not None:
                 yield name, network, part
 
     def place(self, device: torch.device, dtype: torch.dtype) -> None:
-        """Move to a device; all networks get `dtype`, except those that stay in float32 (`Part.float32_for`)."""
+        """Move to a device and to `dtype`, except for networks that stay in float32 (`Part.float32_for`)."""
         for _, network, part in self.parts():
             place(network, device, torch.float32 if dtype in part.float32_for else dtype, part.channels_last)
         self.empty_prompt = self.empty_prompt.to(device, dtype)
 
     def compile_parts(self) -> None:
-        """Compile the networks of the denoising loop, one graph each; the first call of each new size is slow."""
+        """Compile the networks of the denoising loop, one graph each; the first call at each new size is slow."""
         for _, network, part in self.parts():
             for name in part.compiled:
                 network.get_submodule(name).compile(dynamic=False)
@@ -126,7 +127,7 @@ Model = StableVSR | Offloaded
 
 
 def empty_model(header: Header) -> StableVSR:
-    """A model without memory (on meta), to be filled by `load_state_dict(..., assign=True)`."""
+    """A model on the meta device, to be filled by `load_state_dict(..., assign=True)`."""
     tokenizer = Tokenizer(header.tokenizer, header.config.context_tokens) if header.tokenizer else None
     with torch.device("meta"):
         model = StableVSR(header.config, tokenizer)
@@ -144,16 +145,17 @@ def build_model(
     """Build a model from a weights file, ready for `sample_video`.
 
     Args:
-        weights: a file made by `tools/convert_weights.py`; None is the small model that comes with the package.
-        device: "cpu", "cuda", "cuda:1", "mps"; None takes the best one there is.
+        weights: a file made by `stablevsr convert`; None is the small model bundled with the package.
+        device: "cpu", "cuda", "cuda:1", "mps"; None takes the best one available.
         dtype: "fp32", "fp16" or "bf16", see `StableVSR.place`; None is fp32.
-        compile: run the networks through `torch.compile`: faster after a slow first call.
-        offload: keep the networks in the computer's memory, with one at a time on the GPU: less of its memory, and
+        compile: use `torch.compile`: faster after a slow first call.
+        offload: keep the weights in CPU memory and one network at a time on the GPU: needs less GPU memory, and is
             slower for the copies.
 
     Raises:
-        UserError: for a file that is damaged or not ours, a device that is not there or has nothing to offload to, an
-            unknown dtype.
+        WeightsError: for a file that is missing, damaged or not ours.
+        OptionsError: for an unknown device or dtype, and for offloading without a GPU.
+        ResourceError: for a device that this machine does not have, or that does not support the options.
     """
     target = pick_device(device)
     if dtype not in (None, *DTYPES):
@@ -162,7 +164,7 @@ def build_model(
     if compile:
         require_compiler(target)
     if offload and target.type != "cuda":
-        raise OptionsError(f"offload keeps networks out of a GPU's memory, but the device is {target}: leave it out")
+        raise OptionsError(f"offload saves GPU memory, but the device is {target}: leave it out")
     path = Path(weights) if weights is not None else bundled_weights()
     header, tensors = read_weights(path)
     model = empty_model(header)
@@ -175,7 +177,7 @@ def build_model(
     if not offload:
         return model
     for _, network, part in model.parts():
-        if part.channels_last:  # also where `place` found nothing to copy
+        if part.channels_last:  # even if `place` copied nothing
             network.to(memory_format=torch.channels_last)
     return Offloaded(model, target, [name for name, _, part in model.parts() if part.offloaded])
 

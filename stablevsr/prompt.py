@@ -1,6 +1,6 @@
 """Prompts to token ids: CLIP's byte-pair encoding (Radford et al. 2021), as transformers' `CLIPTokenizer` does it.
 
-The vocabulary travels as text in the weights file. Only prompts other than the empty one need the package `tokenizers`.
+The weights file contains the vocabulary as text. Only prompts other than the empty one need the package `tokenizers`.
 """
 
 import json
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 VOCABULARY_FILES = ("vocab.json", "merges.txt", "special_tokens_map.json", "tokenizer_config.json")
 NUM_TOKENS = 77
 
-# The empty prompt for OpenCLIP's vocabulary, which pads with 0: for files that hold a text tower but no vocabulary.
+# The empty prompt in OpenCLIP's vocabulary, which pads with 0: for files with a text tower but no vocabulary.
 OPEN_CLIP_EMPTY_PROMPT = (49406, 49407, *[0] * (NUM_TOKENS - 2))
 
 _START, _END = "<|startoftext|>", "<|endoftext|>"
@@ -36,11 +36,11 @@ class Tokenizer:
     """Token ids of a fixed length for a prompt.
 
     Args:
-        files: the texts of `VOCABULARY_FILES` by name; without the last two, CLIP's usual special tokens are taken.
+        files: the texts of `VOCABULARY_FILES` by name; without the last two, CLIP's default special tokens are used.
         num_tokens: the length of the result.
 
     Raises:
-        UserError: for a missing or broken file, or a special token that the vocabulary does not have.
+        WeightsError: for a missing or malformed file, or a special token missing from the vocabulary.
     """
 
     def __init__(self, files: Mapping[str, str], num_tokens: int = NUM_TOKENS) -> None:
@@ -58,7 +58,7 @@ class Tokenizer:
 
     @property
     def size(self) -> int:
-        """How many tokens the vocabulary has."""
+        """Number of tokens in the vocabulary."""
         return len(self._vocabulary)
 
     def empty(self) -> list[int]:
@@ -66,10 +66,11 @@ class Tokenizer:
         return self._framed([])
 
     def encode(self, prompt: str) -> tuple[list[int], bool]:
-        """The ids of `prompt`, and whether its end had to be cut off.
+        """The ids of `prompt`, and whether it had to be truncated.
 
         Raises:
-            UserError: without the package `tokenizers`, and for text that is not valid Unicode.
+            ResourceError: when the package `tokenizers` is not installed.
+            OptionsError: for text that is not valid Unicode.
         """
         if not prompt:
             return self.empty(), False
@@ -116,14 +117,14 @@ def _read_vocabulary(files: Mapping[str, str]) -> dict[str, int]:
 
 
 def _read_merges(files: Mapping[str, str], vocabulary: dict[str, int]) -> list[tuple[str, str]]:
-    """The pairs in merges.txt, most important first."""
+    """The pairs in merges.txt, highest priority first."""
     merges = []
     for number, line in enumerate(_read_text(files, "merges.txt").split("\n"), 1):
         if line.startswith("#version") or not line.strip():
             continue
         pair = tuple(line.rstrip("\r").split(" "))
         if len(pair) != 2 or not {*pair, "".join(pair)} <= vocabulary.keys():
-            raise WeightsError(f"the tokenizer's merges.txt does not fit its vocab.json in line {number}: {line!r}")
+            raise WeightsError(f"the tokenizer's merges.txt does not match its vocab.json in line {number}: {line!r}")
         merges.append(pair)
     return merges
 
@@ -131,8 +132,8 @@ def _read_merges(files: Mapping[str, str], vocabulary: dict[str, int]) -> list[t
 def _read_special_tokens(files: Mapping[str, str]) -> tuple[dict[str, str], SpecialTokens]:
     """The four tokens that a CLIP tokenizer must have, by name; and all special tokens with their flags.
 
-    Files of two generations exist. In the old ones special_tokens_map.json overrules tokenizer_config.json (their pad
-    tokens do differ); in the new ones the config lists the flags under "added_tokens_decoder", and the map is not read.
+    Two generations of files exist. In older ones special_tokens_map.json overrides tokenizer_config.json (their pad
+    tokens do differ); newer configs list the flags under "added_tokens_decoder", and the map is not read.
     """
     config = _read_json(files, "tokenizer_config.json") if "tokenizer_config.json" in files else {}
     special: SpecialTokens = {}
@@ -152,7 +153,7 @@ def _read_special_tokens(files: Mapping[str, str]) -> tuple[dict[str, str], Spec
 
 
 def _listed(tokens: Any) -> list[Any]:
-    """The tokens of a list, of an object that gives them names, or of nothing."""
+    """The tokens of a list, of an object of named tokens, or of None."""
     if not isinstance(tokens, list | dict | None):
         raise WeightsError(
             f"the tokenizer's files hold {str(tokens)[:40]!r} where a list of special tokens was expected"
@@ -162,7 +163,7 @@ def _listed(tokens: Any) -> list[Any]:
 
 def _special_token(token: Any) -> tuple[str, dict[str, bool]]:
     """Content and flags of a special token, which is a string or an object with "content"."""
-    flags: dict[str, bool] = {"normalized": False}  # matched before the text is put in lower case
+    flags: dict[str, bool] = {"normalized": False}  # matched before lowercasing
     if isinstance(token, dict):
         flags |= {name: token[name] for name in _FLAGS if name in token}
         token = token.get("content")

@@ -1,4 +1,4 @@
-"""Everything that depends on the device: choice, capabilities, numerics, transfers, placement, offloading."""
+"""Everything that depends on the device: selection, capabilities, numerics, transfers, placement, offloading."""
 
 import inspect
 import os
@@ -61,39 +61,39 @@ def check_dtype(device: torch.device, dtype: torch.dtype) -> None:
     """Raises `ResourceError` for bfloat16 on a GPU that only emulates it, or lacks it."""
     if device.type == "cuda" and dtype == torch.bfloat16 and torch.cuda.get_device_capability(device) < (8, 0):
         name = torch.cuda.get_device_name(device)
-        raise ResourceError(f"{name} has no bfloat16, which came with the Ampere generation: use fp16 or fp32")
+        raise ResourceError(f"{name} does not support bfloat16, which needs an Ampere or newer GPU: use fp16 or fp32")
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory has run out; only CUDA has a class for it."""
+    """Whether an exception means that memory has run out; only CUDA has a class for it."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    # MPS says the first and the last, the allocator of the CPU, by system, the others.
+    # MPS uses the first and the last, the CPU allocator the others, depending on the system.
     words = ("out of memory", "can't allocate memory", "not enough memory", "invalid buffer size")
     return isinstance(error, RuntimeError) and any(each in str(error).lower() for each in words)
 
 
 @contextmanager
 def numerics() -> Iterator[None]:
-    """The numerics of a run: cuDNN's deterministic algorithms, chosen without timing, and no TF32 in convolutions.
+    """The numerics of a run: cuDNN's deterministic algorithms, without benchmarking, and no TF32 in convolutions.
 
-    The upsampling is a transposed convolution, for which cuDNN also has algorithms that sum in no fixed order. PyTorch
-    lets convolutions in float32 use TF32 by default, which keeps ten bits: here float32 means float32. Products of
-    matrices follow `torch.set_float32_matmul_precision`, whose default is float32 too.
+    Upsampling is a transposed convolution, for which cuDNN also has algorithms with no fixed order of summation. By
+    default PyTorch allows TF32, with its ten-bit mantissa, in float32 convolutions: here float32 means float32. Matrix
+    products follow `torch.set_float32_matmul_precision`, whose default is float32 too.
     """
     with _set(_cudnn_settings()):
         if "torch._dynamo" not in sys.modules:
             yield
             return
-        # Each size of frame is a graph of its own, and the usual limit is reached at the ninth.
+        # Each frame size has a graph of its own, and the default limit is eight.
         with torch._dynamo.config.patch(recompile_limit=MAX_GRAPHS):
             yield
 
 
 def _cudnn_settings() -> list[tuple[object, str, object]]:
-    """Owner, name and value of each of cuDNN's settings under `numerics`, in the order in which they are made."""
+    """Owner, name and value of each cuDNN setting of `numerics`, in the order of assignment."""
     cudnn = torch.backends.cudnn
-    # PyTorch 2.9 has a second interface to TF32: the first fails where a program has used it, and is overruled by it.
+    # PyTorch 2.9 has a second interface to TF32. It overrides the first, which fails once a program has used it.
     newer = [kind for kind in (getattr(cudnn, "conv", None), getattr(cudnn, "rnn", None)) if kind is not None]
     return [
         (cudnn, "deterministic", True),
@@ -107,7 +107,7 @@ def _cudnn_settings() -> list[tuple[object, str, object]]:
 def _set(settings: list[tuple[object, str, object]]) -> Iterator[None]:
     before = []
     for owner, name, _ in settings:
-        with suppress(RuntimeError):  # a program that has used the newer interface cannot ask by the older one
+        with suppress(RuntimeError):  # reading the older interface fails once a program has used the newer
             before.append((owner, name, getattr(owner, name)))
     for owner, name, value in settings:
         setattr(owner, name, value)
@@ -119,7 +119,7 @@ def _set(settings: list[tuple[object, str, object]]) -> Iterator[None]:
 
 
 def under_numerics(steps: Iterator[T]) -> Iterator[T]:
-    """`steps`, each of them computed under `numerics`; between them, the caller's settings hold."""
+    """Run each step of a generator under `numerics`; between steps, the caller's settings apply."""
     while True:
         with numerics():
             try:
@@ -130,7 +130,7 @@ def under_numerics(steps: Iterator[T]) -> Iterator[T]:
 
 
 def describe(model: PlacedModel) -> dict[str, str]:
-    """What, beside weights and options, the bits of a run depend on: a run is gone on with where all of it is equal."""
+    """What the bits of a run depend on, apart from weights and options: a run resumes only where all of it matches."""
     device = model.device
     found = {
         "device": device.type,
@@ -138,7 +138,7 @@ def describe(model: PlacedModel) -> dict[str, str]:
         "compilation": ", ".join(compiled_parts(model)) or "none",
         "float32 matmul precision": _matmul_precision(device),
         "version of torch": str(torch.__version__),
-        "version of numpy": np.__version__,  # which does not promise the same random numbers for all times
+        "version of numpy": np.__version__,  # which does not guarantee the same random numbers across versions
     }
     if device.type == "cuda":
         found["GPU"] = torch.cuda.get_device_name(device)
@@ -149,7 +149,7 @@ def describe(model: PlacedModel) -> dict[str, str]:
 def _matmul_precision(device: torch.device) -> str:
     try:
         return torch.get_float32_matmul_precision()
-    except RuntimeError:  # as above
+    except RuntimeError:  # as in `_set`
         backend = torch.backends.cuda if device.type == "cuda" else torch.backends.mkldnn
         return backend.matmul.fp32_precision
 
@@ -172,10 +172,10 @@ def require_compiler(device: torch.device) -> None:
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A copy on the device, without waiting for what the device is at: the host goes on and gives it more to do."""
+    """An asynchronous copy to the device: the host does not wait for the work queued there."""
     if device.type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)  # from other memory, CUDA makes the host wait
+    return tensor.pin_memory().to(device, non_blocking=True)  # a copy from pageable memory would block the host
 
 
 def place(network: nn.Module, device: torch.device, dtype: torch.dtype, channels_last: bool) -> None:
@@ -190,17 +190,16 @@ def place(network: nn.Module, device: torch.device, dtype: torch.dtype, channels
 
 
 class Offloaded:
-    """A model on the CPU whose networks come to the GPU when they are called.
+    """A model on the CPU whose networks are copied to the GPU when they are called.
 
-    At most one network is on the GPU, with what it computes. The pinned CPU weights are kept, so evicting a network
-    just drops its GPU copy.
+    At most one network is on the GPU. The pinned CPU weights are kept, so evicting a network just drops its GPU copy.
 
     Args:
-        model: whose other attributes and methods are served as they are.
-        names: of the networks that take turns.
+        model: its other attributes and methods are passed through.
+        names: of the networks that take turns on the GPU.
     """
 
-    # What `__getattr__` finds in the model: declared so that an offloaded model has the structural type of a model.
+    # Found in the model by `__getattr__`. Declared to give an offloaded model the structural type of a model.
     config: Any
     sampling: Any
     provenance: dict[str, str]
@@ -220,18 +219,18 @@ class Offloaded:
             network = getattr(model, name)
             if device.type == "cuda":
                 for tensor in chain(network.parameters(), network.buffers()):
-                    tensor.data = tensor.data.pin_memory()  # copied several times as fast
+                    tensor.data = tensor.data.pin_memory()  # several times faster to copy
             setattr(self, name, OffloadedNetwork(network, self))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
 
     def encode_prompt(self, prompt: str | None) -> Tensor:
-        """As `StableVSR.encode_prompt`, on the CPU; the result is on the GPU."""
+        """`StableVSR.encode_prompt` on the CPU; the result is on the GPU."""
         return self._model.encode_prompt(prompt).to(self.device)
 
     def load(self, network: nn.Module) -> None:
-        """Have this network, and no other, on the GPU."""
+        """Copy this network to the GPU, in place of the one that is there."""
         if network is self._resident:
             return
         for tensor, original in self._originals:
@@ -243,7 +242,7 @@ class Offloaded:
 
 
 class OffloadedNetwork:
-    """A network that comes to the GPU when it, or a method of it, is called."""
+    """A network that is loaded to the GPU when it, or one of its methods, is called."""
 
     def __init__(self, network: nn.Module, owner: Offloaded) -> None:
         self._network, self._owner = network, owner
@@ -258,7 +257,7 @@ class OffloadedNetwork:
             return value
 
         def method(*arguments: object) -> Any:
-            # `parameters` too: callers ask them for the device that the network works on.
+            # `parameters` too: callers read the network's device from them.
             self._owner.load(self._network)
             return value(*arguments)
 

@@ -1,10 +1,10 @@
-"""The single-file weights format: safetensors whose metadata says everything needed to build the model.
+"""The single-file weights format: safetensors whose metadata contains everything needed to build the model.
 
 Tensors are named `part.parameter` (parts: unet, tcm, vae, flow, tiny, text), plus `empty_prompt`, the text tower's
-output for the empty prompt, (tokens, width). The metadata holds, as JSON: `config` (`ModelConfig`), `provenance`
-(where each part came from), `naming` (which published spelling was read, so that it can be written back), with a text
-tower `tokenizer` (the texts of the vocabulary files), and `sampling` (the `SamplingConfig` that the weights were made
-for; files of earlier versions have none, and get the default).
+output for the empty prompt, (tokens, width). The metadata has, as JSON: `config` (`ModelConfig`), `provenance` (the
+source of each part), `naming` (the published spelling, for writing it back), `tokenizer` (the contents of the
+vocabulary files, if there is a text tower), and `sampling` (the `SamplingConfig` recommended for the weights; files of
+earlier versions lack it and get the default).
 """
 
 import json
@@ -33,7 +33,7 @@ CONVERT_HINT = "make one with tools/convert_weights.py"
 
 @dataclass(frozen=True)
 class Header:
-    """What a weights file says of itself."""
+    """The metadata of a weights file."""
 
     config: ModelConfig
     provenance: dict[str, str] = field(default_factory=dict)
@@ -55,7 +55,9 @@ class Header:
     def from_metadata(cls, metadata: Mapping[str, str], path: Path) -> "Header":
         if metadata.get("format") != FORMAT:
             found = metadata.get("format", "no format")
-            raise WeightsError(f"{path} says {found!r}, expected {FORMAT!r}: it is no stablevsr file, {CONVERT_HINT}")
+            raise WeightsError(
+                f"{path} has the format {found!r}, expected {FORMAT!r}: it is no stablevsr file, {CONVERT_HINT}"
+            )
         try:
             parts = {key: json.loads(metadata[key]) for key in ("config", "provenance", "naming", "tokenizer")}
             for key in ("provenance", "naming", "tokenizer"):
@@ -75,18 +77,18 @@ class Header:
 
 
 def read_header(path: Path) -> Header:
-    """The header alone; no tensor is read. Raises `WeightsError` for anything that is not a weights file of ours."""
+    """The header only; no tensor is read. Raises `WeightsError` for anything but a weights file of ours."""
     if not path.is_file():
         raise WeightsError(f"weights {path} {'is a folder' if path.is_dir() else 'does not exist'}: {CONVERT_HINT}")
     try:
         with safe_open(path, framework="pt") as file:
             return Header.from_metadata(file.metadata() or {}, path)
     except SafetensorError as error:
-        raise WeightsError(f"{path} is truncated or no safetensors file ({error}): {CONVERT_HINT}") from error
+        raise WeightsError(f"{path} is truncated or not a safetensors file ({error}): {CONVERT_HINT}") from error
 
 
 def is_ours(path: Path) -> bool:
-    """Whether the file calls itself a stablevsr weights file; False for anything that is not safetensors."""
+    """Whether the metadata declares a stablevsr weights file; False for anything but safetensors."""
     try:
         with safe_open(path, framework="pt") as file:
             return (file.metadata() or {}).get("format") == FORMAT
@@ -101,11 +103,11 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise WeightsError(f"{path} is truncated or no safetensors file ({error}): get or make it again") from error
+        raise WeightsError(f"{path} is truncated or not a safetensors file ({error}): get or make it again") from error
 
 
 def read(path: Path) -> tuple[Header, dict[str, Tensor]]:
-    """Header and tensors, memory-mapped, in the file's own dtype. Names and values are not checked yet."""
+    """Header and memory-mapped tensors, in the dtype of the file. Names and values are not checked."""
     return read_header(path), load_file(path)
 
 
@@ -128,11 +130,11 @@ def check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor],
     for what, names in (("lacks", missing), ("has unknown", extra)):
         if names:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            raise WeightsError(f"{source} {what} {', '.join(names[:3])}{more}: it does not fit its config")
+            raise WeightsError(f"{source} {what} {', '.join(names[:3])}{more}: it does not match its config")
     for name, tensor in tensors.items():
         found, wanted = tuple(tensor.shape), tuple(expected[name].shape)
         if found != wanted:
-            raise WeightsError(f"{source}: {name} has shape {found}, expected {wanted}: it does not fit its config")
+            raise WeightsError(f"{source}: {name} has shape {found}, expected {wanted}: it does not match its config")
         dtypes = FLOATS if expected[name].is_floating_point() else (torch.int64,)
         if tensor.dtype not in dtypes:
             choices = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
@@ -140,12 +142,12 @@ def check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor],
 
 
 def write(path: Path, header: Header, tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> None:
-    """Write a weights file, whole or not at all.
+    """Write a weights file atomically.
 
     Args:
         tensors: named as in the model's state dict. Memory-mapped ones are written without being read into memory.
-        dtype: of the floating-point tensors, but for the empty prompt's embedding, which is small and stays float32;
-            None keeps each as it is.
+        dtype: of the floating-point tensors, except for the empty prompt's embedding, which is small and stays
+            float32; None keeps the dtype of each.
 
     Raises:
         ResourceError: when the file cannot be written.
@@ -158,12 +160,12 @@ def write(path: Path, header: Header, tensors: Mapping[str, Tensor], dtype: torc
                 ready |= _cast(ready, dtype, Path(scratch) / "cast", path)
             save_file(ready, part, metadata=header.to_metadata())
     except (OSError, RuntimeError, SafetensorError, ValueError) as error:  # safetensors raises them all
-        reason = " ".join(str(error).split())  # some are paragraphs
+        reason = " ".join(str(error).split())  # some span several lines
         raise ResourceError(f"{path} could not be written ({reason}); nothing was changed") from error
 
 
 def _cast(tensors: Mapping[str, Tensor], dtype: torch.dtype, scratch: Path, path: Path) -> dict[str, Tensor]:
-    """The floating-point tensors of another dtype, in `dtype`, in a mapped file: memory need not hold them."""
+    """The floating-point tensors of another dtype, cast to `dtype` in a memory-mapped file, to save memory."""
     todo = {
         name: tensor
         for name, tensor in tensors.items()
@@ -174,7 +176,7 @@ def _cast(tensors: Mapping[str, Tensor], dtype: torch.dtype, scratch: Path, path
     size = sum(tensor.numel() for tensor in todo.values())
     with scratch.open("wb") as file:
         if hasattr(os, "posix_fallocate"):  # not on macOS
-            # Taken now: a mapped file on a full disk would kill the process, not raise.
+            # Reserved now: on a full disk, writing to the mapped file would kill the process instead of raising.
             os.posix_fallocate(file.fileno(), 0, size * dtype.itemsize)
     space = torch.from_file(str(scratch), shared=True, size=size, dtype=dtype)
     done, start = {}, 0

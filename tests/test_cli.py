@@ -187,7 +187,7 @@ def test_an_existing_output_needs_force(folder: Path, tmp_path: Path, capsys: py
     [
         (["--device", "cuda:99"], "device 'cuda:99' is not available"),
         (["--weights", "none.safetensors"], "none.safetensors does not exist"),
-        (["--weights", __file__], "truncated or no safetensors file"),
+        (["--weights", __file__], "truncated or not a safetensors file"),
         (["--steps", "0"], "got steps 0, expected 1 or more"),
         (["--seed", "-1"], "got seed -1"),
         (["--prompt", "a cat"], "hold no text encoder"),
@@ -287,7 +287,7 @@ def test_convert_tool_says_what_is_wrong(tmp_path: Path) -> None:
     for arguments, words in (
         (("--stablevsr", tmp_path / "none", "-o", tmp_path / "a"), "none has no controlnet folder"),
         (("--base", tmp_path / "none", "-o", tmp_path / "a"), "none does not exist"),
-        (("--inspect", __file__), "truncated or no safetensors"),
+        (("--inspect", __file__), "truncated or not a safetensors"),
         (("--base", tmp_path, "-o", tmp_path / "no/a"), "is not a folder: create it first"),
     ):
         result = convert(*arguments)

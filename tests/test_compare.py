@@ -252,25 +252,25 @@ def test_one_frame_is_lossless_and_has_no_temporal_parts(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["{lr}", "{a}", "{small}"], "a.mp4 is 96x64 and {small} is 48x32; give clips of one size"),
+        (["{lr}", "{a}", "{small}"], "a.mp4 is 96x64 and {small} is 48x32; give clips of the same size"),
         (["{lr}", "{small}"], "lr.mp4 is 24x16 and {small} is 48x32, expected 96x64"),
         (["{lr}", "{a}", "--gt", "{small}"], "a.mp4 is 96x64 and {small} is 48x32"),
-        (["{lr}", "{a}", "{short}"], "lr.mp4 has 6 frames and {short} has 4; give clips with the same frames"),
+        (["{lr}", "{a}", "{short}"], "lr.mp4 has 6 frames and {short} has 4; give clips of the same length"),
         (["{lr}", "{a}", "--gt", "{short}"], "{short} has 4"),
         (["{lr}", "{a}", "--gt", "{tmp}/none"], "Input {tmp}/none does not exist"),
         (["{tmp}/none.mp4", "{a}"], "none.mp4 does not exist"),
-        (["{lr}", "{a}", "--crop", "90,0,16"], "the crop 90,0,16 is not inside of 96x64"),
+        (["{lr}", "{a}", "--crop", "90,0,16"], "the crop 90,0,16 is not inside 96x64"),
         (["{lr}", "{a}", "--crop", "0,0,0"], "the crop 0,0,0 is not inside"),
         (["{lr}", "{a}", "--crop", "0,0,8@6"], "got a crop of frame 6, but frames are 0 to 5"),
         (["{lr}", "{a}", "--profile", "row:64"], "there are 64 rows"),
         (["{lr}", "{a}", "--profile", "line:3"], "got the profile 'line:3', expected row:Y or column:X"),
         (["{lr}", "{a}", "--flow-frames", "5"], "got frame 5 for the flow to the next one, but frames are 0 to 5"),
-        (["{lr}", "{a}", "--metrics-frames", "-1"], "got -1 frames to measure"),
+        (["{lr}", "{a}", "--metrics-frames", "-1"], "got metrics_frames -1"),
         (["{lr}", "{a}", "--crf", "60"], "got a crf of 60"),
         (["{lr}", "{a}", "--frames", "9:"], "has 6 frames, so there is no frame 9"),
         (["{lr}", "{a}", "-o", "{tmp}/r.mp4"], "expected a name that ends in .html"),
         (["{lr}", "{a}", "-o", "{tmp}/no/r.html"], "no is not a folder; create it first"),
-        (["{lr}", "{a}", "-o", "{old}"], "old.html exists already; choose another output or pass --force"),
+        (["{lr}", "{a}", "-o", "{old}"], "old.html already exists; choose another output, or pass --force"),
     ],
 )
 def test_bad_input_is_one_sentence(
@@ -299,7 +299,7 @@ def test_bad_usage(clips: dict[str, Path], arguments: list[str], capsys: pytest.
 
 
 def test_a_large_video_lies_beside_the_page(clips: dict[str, Path], tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(compare, "MOST_INLINE", 1000)
+    monkeypatch.setattr(compare, "MAX_INLINE", 1000)
     out = tmp_path / "it's 50% #1?.html"
     assert run(clips["lr"], clips["a"], "-o", out, "--no-flow") == 0
     page = Elements(out.read_text())
@@ -362,7 +362,7 @@ def test_crops_are_found_where_the_versions_differ() -> None:
             other[200:264, 96:160] //= 2
         if frame == 5:
             other[10:50, 300:340] //= 4
-        found.look(frame, [base, other])
+        found.add(frame, [base, other])
     places = sorted((crop.frame, crop) for _, crop, _ in found.found)
     assert [frame for frame, _ in places] == [3, 5]
     assert all(crop.size == CROP for _, crop in places)
@@ -376,7 +376,7 @@ def test_the_profile_is_a_line_over_time(line: str) -> None:
     clip = moving(8)
     profile = Profile(Line.of(line, 64, 96), 8)
     for i, frame in enumerate(clip):
-        profile.look(i, [frame, 255 - frame])
+        profile.add(i, [frame, 255 - frame])
     expected = clip[:, 5] if line == "row:5" else clip[:, :, 7].transpose(1, 0, 2)
     picture, inverse = profile.pictures()
     assert np.array_equal(picture, expected)
@@ -386,7 +386,7 @@ def test_the_profile_is_a_line_over_time(line: str) -> None:
 def test_long_profiles_skip_frames() -> None:
     profile = Profile(Line(True, 0), 1500)
     for i in range(1500):
-        profile.look(i, [np.full((1, 2, 3), i % 256, np.uint8)])
+        profile.add(i, [np.full((1, 2, 3), i % 256, np.uint8)])
     assert profile.pictures()[0].shape == (500, 2, 3)
 
 
@@ -438,7 +438,7 @@ def test_metrics_of_a_few_frames(clips: dict[str, Path], tmp_path: Path) -> None
     out = tmp_path / "r.html"
     arguments = [clips["lr"], clips["a"], "--gt", clips["gt"], "--no-flow", "-o", out, "--force"]
     assert run(*arguments, "--metrics-frames", "2") == 0
-    assert "Measured on 2 frames, evenly chosen" in out.read_text()
+    assert "Measured on 2 frames, evenly spaced" in out.read_text()
     assert "tOF" not in "".join(re.findall(r"<figcaption>(.*?)</figcaption>", out.read_text()))
     assert run(*arguments, "--metrics-frames", "0") == 0
     assert "<h2>Metrics" not in out.read_text()
@@ -477,7 +477,7 @@ def test_what_lies_beside_another_page_is_not_replaced(tmp_path: Path, clips: di
     (tmp_path / "r_files").mkdir()
     (tmp_path / "r_files/video.mp4").write_text("precious")
     assert run(clips["lr"], clips["a"], "-o", tmp_path / "r.html", "--no-flow") == 2
-    assert "video.mp4 exists already" in capsys.readouterr().err
+    assert "video.mp4 already exists" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("make", [lambda: Settings(rate=Fraction(0)), lambda: Settings(crf=-1)])

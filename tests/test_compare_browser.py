@@ -285,7 +285,7 @@ def test_one_frame_is_shown_without_loss(viewer: Callable, tmp_path: Path) -> No
 
 def test_a_video_beside_the_page_plays(viewer: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The canvas may not be read back then, so we look at the screen."""
-    monkeypatch.setattr(compare, "MOST_INLINE", 1000)
+    monkeypatch.setattr(compare, "MAX_INLINE", 1000)
     out = tmp_path / "50% #1?.html"
     compare_page({"a": flat(0), "b": flat(1)}, out, settings=Settings(crf=4))
     page = viewer(out)
@@ -298,7 +298,7 @@ def test_a_video_beside_the_page_plays(viewer: Callable, tmp_path: Path, monkeyp
 
 
 def test_a_video_that_is_gone_is_said(browser: "playwright.Browser", tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(compare, "MOST_INLINE", 1000)
+    monkeypatch.setattr(compare, "MAX_INLINE", 1000)
     compare_page({"a": flat(0, 2)}, tmp_path / "r.html")
     (tmp_path / "r_files/video.mp4").unlink()
     page = browser.new_page()

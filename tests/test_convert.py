@@ -20,7 +20,7 @@ from stablevsr.config import ModelConfig, TextConfig, from_dict, to_dict
 from stablevsr.convert import published_config as published
 from stablevsr.convert.assemble import Sources, convert, describe, to_diffusers
 from stablevsr.convert.keys import DIFFUSERS_VAE, DIFFUSERS_VAE_OLD, rename_all
-from stablevsr.errors import OptionsError, WeightsError
+from stablevsr.errors import OptionsError, ResourceError, WeightsError
 from stablevsr.model import build_model
 from stablevsr.nn.vae import VAE
 
@@ -89,7 +89,7 @@ def test_without_text_the_file_holds_the_empty_prompt_only(golden_weights: Path,
     assert bare.text is None
     assert torch.equal(bare.encode_prompt(None), full.encode_prompt(None))
     assert torch.equal(bare.encode_prompt(None), full.text(torch.tensor([full.tokenizer.empty()])))
-    assert "not held" in describe(path)
+    assert "absent" in describe(path)
     assert to_diffusers(path, tmp_path / "back") == ["unet", "controlnet", "vae", "scheduler"]
 
 
@@ -306,7 +306,7 @@ def spoil_merges(folder: Path) -> None:
         (spoil_extra_key, "has unknown surprise"),
         (spoil_shape, r"conv_in.bias has shape \(5,\), expected \(32,\)"),
         (spoil_nan, "unet/diffusion_pytorch_model.safetensors: tensor conv_in.bias holds NaN"),
-        (spoil_pickle, "wants to run code, which is refused"),
+        (spoil_pickle, "would run code, which is refused"),
         (spoil_json, "unet/config.json is not valid JSON"),
         (spoil_json_depth, "unet/config.json is not valid JSON"),
         (spoil_merges, "merges.txt is missing"),
@@ -330,7 +330,7 @@ def test_a_flow_file_that_is_none(tmp_path: Path) -> None:
 
 def test_to_diffusers_does_not_touch_what_exists(golden_weights: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
-    with pytest.raises(WeightsError, match="mine exists already"):
+    with pytest.raises(OptionsError, match="mine already exists"):
         to_diffusers(golden_weights, tmp_path / "mine")
 
 
@@ -341,7 +341,7 @@ def test_to_diffusers_on_a_full_disk_leaves_nothing(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("stablevsr.convert.diffusers_folder.save_file", fail)
-    with pytest.raises(WeightsError, match=r"back could not be written .*No space left on device"):
+    with pytest.raises(ResourceError, match=r"back could not be written .*No space left on device"):
         to_diffusers(golden_weights, tmp_path / "back")
     assert not list(tmp_path.iterdir())
 
@@ -349,12 +349,12 @@ def test_to_diffusers_on_a_full_disk_leaves_nothing(
 def test_a_folder_or_device_is_never_replaced_by_a_file(tmp_path: Path) -> None:
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious/thesis.txt").write_text("years")
-    with pytest.raises(WeightsError, match="precious exists and is not an ordinary file"):
+    with pytest.raises(OptionsError, match="precious exists and is not a regular file"):
         convert(Sources(CHECKPOINT), tmp_path / "precious")
     assert (tmp_path / "precious/thesis.txt").read_text() == "years"
 
 
-def test_files_have_the_usual_rights(golden_weights: Path, tmp_path: Path) -> None:
+def test_files_have_the_default_permissions(golden_weights: Path, tmp_path: Path) -> None:
     plain = tmp_path / "plain"
     plain.touch()
     to_diffusers(golden_weights, tmp_path / "back")
@@ -373,7 +373,7 @@ def test_a_value_that_does_not_fit_the_dtype_is_refused(folder: Path, tmp_path: 
 
 def test_a_vocabulary_of_another_model_is_refused(folder: Path, tmp_path: Path) -> None:
     edit_json(folder / "tokenizer/vocab.json", more=530)
-    with pytest.raises(WeightsError, match="a vocabulary of 531 tokens, the text encoder knows 530"):
+    with pytest.raises(WeightsError, match="a vocabulary of 531 tokens, the text encoder has 530"):
         convert(Sources(folder), tmp_path / "out.safetensors")
 
 

@@ -65,9 +65,9 @@ def test_metrics_on_mps(metric: Callable) -> None:
 
 def test_motion_on_mps() -> None:
     picture, flow = noise(1, 3, 8, 8), 3 * noise(1, 2, 8, 8)
-    fetched = motion._fetch(on_mps(picture), on_mps(flow))
+    fetched = motion._warp(on_mps(picture), on_mps(flow))
     assert isinstance(fetched, OnMPS)
-    assert torch.equal(fetched.cpu(), motion._fetch(picture, flow))
+    assert torch.equal(fetched.cpu(), motion._warp(picture, flow))
 
 
 def test_attention_over_many_positions_is_chunked_on_mps(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,7 +206,7 @@ def test_a_run_is_described_by_what_its_bits_depend_on(monkeypatch: pytest.Monke
 def test_bfloat16_is_refused_by_a_gpu_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Turing")
-    with pytest.raises(UserError, match="Turing has no bfloat16"):
+    with pytest.raises(UserError, match="Turing does not support bfloat16"):
         runtime.check_dtype(torch.device("cuda"), torch.bfloat16)
     runtime.check_dtype(torch.device("cuda"), torch.float16)
 

@@ -96,13 +96,13 @@ def other_metadata(**changes: str) -> object:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (truncate, "is truncated or no safetensors file"),
+        (truncate, "is truncated or not a safetensors file"),
         (resave({"unet.encoder.conv_in.bias": None}), "lacks unet.encoder.conv_in.bias"),
         (resave({"unet.more": torch.zeros(1)}), "has unknown unet.more"),
         (resave({"tcm.zero_conv_middle.bias": torch.zeros(7)}), r"has shape \(7,\), expected \(32,\)"),
         (resave({"tcm.zero_conv_middle.bias": torch.full((32,), torch.nan)}), "zero_conv_middle.bias holds NaN"),
         (resave({"tcm.zero_conv_middle.bias": torch.full((32,), -torch.inf)}), "holds NaN or infinity"),
-        (other_metadata(format="other-2"), "says 'other-2', expected 'stablevsr-1'"),
+        (other_metadata(format="other-2"), "has the format 'other-2', expected 'stablevsr-1'"),
         (other_metadata(config="{"), "has damaged metadata"),
         (other_metadata(config='{"gizmo": 1}'), "ModelConfig has no field gizmo"),
     ],
@@ -126,7 +126,7 @@ def test_spoilt_files_are_refused(tiny_weights: Path, tmp_path: Path, spoil: obj
             "UNetEncoderConfig: the largest of channels is 1099511627776, expected at most",
         ),
         ("unet.encoder", {"blocks_per_level": [1, 10**9, 1, 1]}, "blocks_per_level is 1000000000"),
-        ("unet.encoder", {"blocks_per_level": [99] * 4}, "there are 792 blocks in all, expected at most 256"),
+        ("unet.encoder", {"blocks_per_level": [99] * 4}, "there are 792 blocks in total, expected at most 256"),
         ("unet.encoder", {"transformer_depth": [1, 1, 1, 10**9]}, "transformer_depth is 1000000000"),
         ("unet.encoder", {"channels": [32] * 10**5}, "channels has 100000 levels, expected at most 16"),
         ("tcm", {"conditioning_widths": [8, 8, 10**12]}, "conditioning_widths is"),
@@ -206,7 +206,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tiny_model: StableV
     path.write_text("precious")
     tensors = tiny_model.state_dict() | bad
     with pytest.raises(
-        WeightsError, match=r"file.safetensors could not be written \(.+\); nothing was changed"
+        ResourceError, match=r"file.safetensors could not be written \(.+\); nothing was changed"
     ) as refusal:
         weights.write(path, weights.Header(TINY), tensors)
     assert "\n" not in str(refusal.value)
@@ -231,7 +231,7 @@ def test_compiled_frames_equal_eager_ones(tiny_weights: Path) -> None:
 
 def test_compile_without_a_compiler_is_refused(tiny_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    with pytest.raises(WeightsError, match="needs a C\\+\\+ compiler"):
+    with pytest.raises(ResourceError, match="needs a C\\+\\+ compiler"):
         build_model(tiny_weights, device="cpu", compile=True)
 
 
@@ -262,7 +262,7 @@ def test_an_offloaded_model_has_one_part_on_the_device(tiny_model: StableVSR) ->
 
 
 def test_offloading_to_a_cpu_is_refused(tiny_weights: Path) -> None:
-    with pytest.raises(WeightsError, match="but the device is cpu: leave it out"):
+    with pytest.raises(OptionsError, match="but the device is cpu: leave it out"):
         build_model(tiny_weights, device="cpu", offload=True)
 
 

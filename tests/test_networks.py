@@ -563,7 +563,7 @@ def as_type(inputs: Inputs, dtype: torch.dtype) -> Inputs:
         (UNetEncoderConfig, {"channels": ()}, "channels must be positive, got ()"),
         (UNetEncoderConfig, {"channels": (256, 500, 512, 1024)}, "500 channels does not divide into norm_groups = 32"),
         (UNetEncoderConfig, {"num_heads": (8, 7, 8, 8)}, "512 channels does not divide into 7 heads"),
-        (UNetEncoderConfig, {"blocks_per_level": (2, 2, 2)}, "4 entries, one a level, got (2, 2, 2)"),
+        (UNetEncoderConfig, {"blocks_per_level": (2, 2, 2)}, "4 entries, one per level, got (2, 2, 2)"),
         (UNetEncoderConfig, {"transformer_depth": (1, 0, 1, 1)}, "must be positive, got (1, 0, 1, 1)"),
         (TCMConfig, {"conditioning_widths": (16, 32, 96, 256)}, "3 entries (two stride-2 steps, x4 to x1), got (16,"),
         (VAEConfig, {"channels": (128, 256, 512, 512)}, "got (128, 256, 512, 512)"),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from transformers import CLIPTokenizer
 
-from stablevsr.errors import WeightsError
+from stablevsr.errors import OptionsError, ResourceError, WeightsError
 from stablevsr.prompt import OPEN_CLIP_EMPTY_PROMPT, VOCABULARY_FILES, Tokenizer
 
 FOLDER = Path(__file__).parent / "data" / "checkpoint" / "tokenizer"
@@ -163,7 +163,7 @@ def test_empty_prompt_needs_no_package(monkeypatch):
     monkeypatch.setattr(builtins, "__import__", without_tokenizers)
     tokenizer = Tokenizer(read_files())
     assert tokenizer.empty() == tokenizer.encode("")[0] == [528, 529, *[0] * 75]
-    with pytest.raises(WeightsError, match=r"pip install stablevsr\[prompt\]"):
+    with pytest.raises(ResourceError, match=r"pip install stablevsr\[prompt\]"):
         tokenizer.encode("sharp")
 
 
@@ -198,5 +198,5 @@ def test_broken_files_are_refused_in_a_sentence(name, text, message):
 
 
 def test_invalid_unicode_is_refused(tokenizer):
-    with pytest.raises(WeightsError, match="not valid Unicode"):
+    with pytest.raises(OptionsError, match="not valid Unicode"):
         tokenizer.encode("sharp \udcff")

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Published checkpoints to a stablevsr weights file, and back: the same as `stablevsr convert`."""
+"""Convert published checkpoints to a stablevsr weights file, and back: the same as `stablevsr convert`."""
 
 import sys
 

@@ -1,1 +1,1 @@
-"""Results side by side on one HTML page."""
+"""Comparison of results side by side on one HTML page."""

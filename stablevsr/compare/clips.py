@@ -1,4 +1,4 @@
-"""The clips of a comparison: files or arrays, read side by side one frame at a time."""
+"""The clips of a comparison, files or arrays, read side by side one frame at a time."""
 
 import hashlib
 import os
@@ -24,7 +24,7 @@ Source = str | Path | Clip
 class ArrayReader(Reader):
     """A clip in memory: (n, h, w, 3) uint8 or (n, 3, h, w) float in [0, 1], numpy or torch.
 
-    Raises UserError for anything else.
+    Raises `UserError` for anything else.
     """
 
     def __init__(self, name: str, frames: Clip, rate: Fraction) -> None:
@@ -44,15 +44,15 @@ class ArrayReader(Reader):
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What identifies an input."""
+    """Identifies an input."""
 
     size: int  # bytes
-    sha256: str  # of the file; of a folder, of the lines that `LC_ALL=C sha256sum *` prints there for its images
+    sha256: str  # of the file; for a folder, of the output of `LC_ALL=C sha256sum *` for its images
 
 
 @dataclass(frozen=True, eq=False)
 class Side:
-    """One clip of a comparison. `role`: LR, result or truth."""
+    """One clip of a comparison. `role` is LR, result or truth."""
 
     role: str
     label: str
@@ -60,12 +60,12 @@ class Side:
     fingerprint: Fingerprint | None = None  # None for arrays
 
     def check_size(self, other: "Side", scale: int = 1) -> None:
-        """Raise UserError unless `other` is `scale` times as large."""
+        """Raise `InputError` unless `other` is `scale` times as large."""
         mine, theirs = self.reader, other.reader
         if (theirs.width, theirs.height) == (scale * mine.width, scale * mine.height):
             return
         if scale == 1:
-            raise InputError(f"{_size(self)} and {_size(other)}; give clips of one size")
+            raise InputError(f"{_size(self)} and {_size(other)}; give clips of the same size")
         raise InputError(
             f"{_size(self)} and {_size(other)}, expected {scale * mine.width}x{scale * mine.height}; "
             f"give results {scale} times as large as LR"
@@ -74,9 +74,9 @@ class Side:
 
 @dataclass(frozen=True)
 class Sides:
-    """The clips of a comparison, of one number of frames; results and truth of one size.
+    """The clips of a comparison, all of the same length; results and truth are of the same size.
 
-    low_res: what was upscaled, or None where that is not known.
+    low_res: the clip that was upscaled, or None if it is not known.
     """
 
     low_res: Side | None
@@ -90,7 +90,7 @@ class Sides:
         return [side for side in (self.low_res, *self.results, self.truth) if side]
 
     def frames(self) -> Iterator[list[np.ndarray]]:
-        """A picture of each of `all`, (h, w, 3) uint8, frame by frame; UserError when one ends before the others."""
+        """Yields for each frame its picture in each of `all`, (h, w, 3) uint8; `InputError` when one ends too early."""
         with ExitStack() as stack:
             passes = [stack.enter_context(closing(iter(side.reader))) for side in self.all]
             for frames in zip_longest(*passes):
@@ -109,17 +109,17 @@ def gather(
     allow_truncated: bool = False,
     allow_hdr: bool = False,
 ) -> Sides:
-    """Open all clips and check that they belong together.
+    """Open all clips and check that they match.
 
     Args:
-        stack: closes them.
-        part: first and last + 1 of the frames to take from LR, from the truth, and from results that are longer than
-            that; a result of just so many frames was made from this part.
+        stack: closes the readers.
+        part: first frame and last + 1, to take from LR, the truth and the results; a result of exactly this length is
+            taken whole, as it was made from this part.
         rate: frames per second of arrays.
         allow_truncated, allow_hdr: of videos, see `media.open_reader`.
 
     Raises:
-        UserError: for clips that cannot be read or differ in size or number of frames, naming them.
+        InputError: for clips that cannot be read, or differ in size or length, naming them.
     """
     if not results:
         raise OptionsError("got nothing to compare, expected at least one result; name one")
@@ -146,7 +146,7 @@ def gather(
 def _cut(
     stack: ExitStack, part: tuple[int, int | None], lr: Side | None, made: list[Side], gt: Side | None
 ) -> tuple[Side | None, list[Side], Side | None]:
-    """The sides with only the part of them that is wanted."""
+    """The sides, cut to the part."""
 
     def cut(side: Side) -> Side:
         return replace(side, reader=stack.enter_context(PartReader(side.reader, *part)))
@@ -157,7 +157,7 @@ def _cut(
 
 
 def _common_count(sides: list[Side]) -> int:
-    """How many frames all have; what a file claims is believed unless the others disagree."""
+    """The common number of frames; frames are counted only if the files' claims differ."""
     counts = [_count(side) for side in sides]
     if len(set(counts)) > 1:
         counts = [sum(1 for _ in side.reader) for side in sides]
@@ -173,8 +173,8 @@ def _check_counts(sides: list[Side], counts: list[int]) -> None:
     for side, count in zip(sides, counts, strict=True):
         if count != counts[0]:
             raise InputError(
-                f"{sides[0].reader.path} has {counts[0]} frames and {side.reader.path} has {count}; give clips with "
-                "the same frames, or choose a part with --frames"
+                f"{sides[0].reader.path} has {counts[0]} frames and {side.reader.path} has {count}; give clips of "
+                "the same length, or choose a part with --frames"
             )
 
 
@@ -183,7 +183,7 @@ def _size(side: Side) -> str:
 
 
 def fingerprint(path: Path) -> Fingerprint:
-    """Size and hash of a file or of the images of a folder."""
+    """Size and hash of a file, or of the images of a folder."""
     if not path.is_dir():
         return Fingerprint(path.stat().st_size, _sha256(path))
     files = [file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES and file.name[0] != "."]
@@ -199,7 +199,7 @@ def _sha256(path: Path) -> str:
 
 
 def labels(paths: list[Path]) -> list[str]:
-    """A name for each path that no other has: its file name, with folders or a number where that is not enough."""
+    """A unique name for each path: its file name, or if that is not unique the whole path, or one with a number."""
     names = [path.name or str(path) for path in paths]
     full = [str(path) if names.count(name) > 1 else name for path, name in zip(paths, names, strict=True)]
     return [
@@ -208,5 +208,5 @@ def labels(paths: list[Path]) -> list[str]:
 
 
 def eight_bits(image: np.ndarray) -> np.ndarray:
-    """A picture of 16 bits a channel as one of 8, which is what pages show."""
+    """A picture with 16 bits per channel converted to 8, for the page."""
     return image if image.dtype == np.uint8 else ((image.astype(np.uint32) + 128) // 257).astype(np.uint8)

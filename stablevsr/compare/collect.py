@@ -1,4 +1,4 @@
-"""What a comparison shows beside its video, gathered in one pass over the clips."""
+"""Collects in one pass over the clips what a comparison shows besides its video."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -18,10 +18,10 @@ from stablevsr.model import StableVSR
 from stablevsr.runtime import Offloaded
 from stablevsr.sampling.pictures import PictureFormat, bicubic
 
-MAP_SIDE = 1280  # pixels; larger maps of flow and errors are reduced
+MAP_SIDE = 1280  # pixels; larger maps of flow and errors are downscaled
 
 Model = StableVSR | Offloaded
-ModelSource = Model | Callable[[], Model]  # the latter builds one once the clips are known to be good
+ModelSource = Model | Callable[[], Model]  # the latter builds one, once the clips have been checked
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Settings:
     crops: tuple[Crop, ...] | None = None  # None: where the versions differ most; (): none
     profile: str | None = "middle"  # "row:Y", "column:X", the middle row, or None for none
     flow_frames: tuple[int, ...] | None = None  # motion from each of these to the next; None: the middle; (): none
-    metrics_frames: int = 300  # at most so many are measured, evenly chosen
+    metrics_frames: int = 300  # at most this many are measured, evenly spaced
     part: tuple[int, int | None] = (0, None)  # first and last + 1 of the frames, see `clips.gather`
     crf: int = 16  # of the video: 0 is best
     rate: Fraction = Fraction(25)  # frames per second of arrays
@@ -42,16 +42,16 @@ class Settings:
         if not 0 <= self.crf <= 51:
             raise OptionsError(f"got a crf of {self.crf}, expected 0 (best) to 51")
         if self.metrics_frames < 0:
-            raise OptionsError(f"got {self.metrics_frames} frames to measure, expected 0 or more")
+            raise OptionsError(f"got metrics_frames {self.metrics_frames}, expected 0 or more")
         if not 0 < self.rate <= 1000:
-            raise OptionsError(f"got {self.rate} frames per second, expected more than 0 and at most 1000")
+            raise OptionsError(f"got a rate of {self.rate} frames per second, expected more than 0 and at most 1000")
 
     def line(self, height: int, width: int) -> Line:
         """The line of the temporal profile."""
         return Line.of(None if self.profile == "middle" else self.profile, height, width)
 
     def check(self, height: int, width: int, frames: int) -> None:
-        """Raise UserError for what lies outside of versions of this size and number of frames."""
+        """Raise `OptionsError` for settings outside versions of this size and length."""
         for crop in self.crops or ():
             crop.check(height, width, frames)
         self.line(height, width)
@@ -59,12 +59,12 @@ class Settings:
             if not 0 <= frame < frames - 1:
                 raise OptionsError(
                     f"got frame {frame} for the flow to the next one, but frames are 0 to {frames - 1}; "
-                    "choose one with a next"
+                    "choose one that has a next"
                 )
 
 
 class Collector:
-    """Gathers in one pass all that the page shows beside the video. Holds two frames, and the small things it found."""
+    """Collects what the page shows besides the video. Keeps two frames in memory, and the excerpts it collects."""
 
     def __init__(self, sides: Sides, model: ModelSource | None, settings: Settings) -> None:
         self.sides, self.settings, self.count = sides, settings, sides.frame_count
@@ -76,7 +76,7 @@ class Collector:
         self.model = model if model is None or isinstance(model, Model) else model()
         self.raft = self.model.flow if self.model else None
         self.cut: dict[Crop, list[np.ndarray]] = {}
-        self.wanted = [replace(crop, frame=crop.middle(self.count)) for crop in settings.crops or ()]
+        self.wanted = [replace(crop, frame=crop.resolved_frame(self.count)) for crop in settings.crops or ()]
         self.found = FoundCrops() if settings.crops is None else None
         self.profile = Profile(settings.line(*self.size), self.count) if settings.profile and self.count > 1 else None
         self.flow_frames = self._flow_frames()
@@ -86,31 +86,31 @@ class Collector:
         device = self.model.device if self.model else torch.device("cpu")
         self.evaluator = Evaluator(device, self.raft) if self.measured else None
         if self.evaluator and self.model is None:
-            self.evaluator.skipped["tOF"] = "flow was not wanted"
-        self._before: tuple[list[np.ndarray], list[np.ndarray]] | None = None
+            self.evaluator.skipped["tOF"] = "flow is switched off"
+        self._previous: tuple[list[np.ndarray], list[np.ndarray]] | None = None
 
-    def look(self, frame: int, images: list[np.ndarray]) -> list[np.ndarray]:
-        """Take what is wanted out of a frame of every clip; returns its versions, (h, w, 3) uint8 each."""
+    def add(self, frame: int, images: list[np.ndarray]) -> list[np.ndarray]:
+        """Process a frame of every clip; returns its versions, (h, w, 3) uint8 each."""
         versions = [enlarged(images[0]), *images[1:]] if self.sides.low_res else images
         for crop in self.wanted:
             if crop.frame == frame:
                 self.cut[crop] = crop.cut(versions)
         if self.found:
-            self.found.look(frame, versions)
+            self.found.add(frame, versions)
         if self.profile:
-            self.profile.look(frame, versions)
+            self.profile.add(frame, versions)
         if frame in self.measured:
             self._measure(frame, versions)
         if frame - 1 in self.flow_frames:
-            assert self._before is not None
+            assert self._previous is not None
             assert self.raft is not None
-            low_res = [self._before[0][0], images[0]]
-            self.motions.append(follow(self.raft, frame - 1, low_res, self._before[1], versions))
-        self._before = images, versions
+            low_res = [self._previous[0][0], images[0]]
+            self.motions.append(follow(self.raft, frame - 1, low_res, self._previous[1], versions))
+        self._previous = images, versions
         return versions
 
     def findings(self, grid: Grid, rate: Fraction, about: Mapping[str, str]) -> Findings:
-        """What came of it, once all frames were looked at."""
+        """The results, after the last frame."""
         crops = list(self.cut.items())
         if self.found:
             crops = [(crop, pictures) for _, crop, pictures in sorted(self.found.found, key=lambda entry: -entry[0])]
@@ -140,18 +140,18 @@ class Collector:
     def _measure(self, frame: int, versions: list[np.ndarray]) -> None:
         assert self.evaluator is not None
         now = [self.evaluator.picture(image) for image in versions]
-        before = [self.evaluator.picture(image) for image in self._before[1]] if self._before else []
-        true_flow = self.evaluator.true_flow(now[-1], before[-1]) if before else None
+        previous = [self.evaluator.picture(image) for image in self._previous[1]] if self._previous else []
+        true_flow = self.evaluator.true_flow(now[-1], previous[-1]) if previous else None
         for number, rows in enumerate(self.rows):
-            earlier = [before[number], before[-1]] if before else []
+            earlier = [previous[number], previous[-1]] if previous else []
             rows[frame] = self.evaluator.row([now[number], now[-1]], earlier, true_flow)
 
 
-def evenly(count: int, most: int) -> set[int]:
-    """At most `most` of `count` frames, the first and the last among them."""
-    if count <= most:
+def evenly(count: int, limit: int) -> set[int]:
+    """At most `limit` of `count` frames, evenly spaced, including the first and the last."""
+    if count <= limit:
         return set(range(count))
-    return {round(i * (count - 1) / max(most - 1, 1)) for i in range(most)}
+    return {round(i * (count - 1) / max(limit - 1, 1)) for i in range(limit)}
 
 
 def enlarged(image: np.ndarray) -> np.ndarray:

@@ -8,11 +8,11 @@
   const left = byId("left"), right = byId("right"), play = byId("play"), seek = byId("seek");
   const source = isStill ? new Image() : document.createElement("video");
   const state = {
-    split: 0.5, // where the border is, as a share of the stage
-    zoom: 0, // screen pixels to a pixel of a version; 0: as many as fit
-    x: data.width / 2, y: data.height / 2, // what is in the middle of the stage, in pixels of a version
-    frame: 0, // what is drawn
-    wanted: 0, // what is being sought
+    split: 0.5, // position of the divider, as a share of the stage
+    zoom: 0, // screen pixels per pixel of a version; 0: fit
+    x: data.width / 2, y: data.height / 2, // the centre of the stage, in pixels of a version
+    frame: 0, // the frame on screen
+    wanted: 0, // the frame being sought
     ready: false,
   };
   const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
@@ -21,12 +21,12 @@
 
   function fitting(width, height) {
     const fit = Math.min(width / data.width, height / data.height);
-    return fit > 1 ? Math.floor(fit) : fit; // a whole number keeps all pixels alike
+    return fit > 1 ? Math.floor(fit) : fit; // an integer factor keeps all pixels the same size
   }
 
   const scale = () => state.zoom ? state.zoom * data.shrink : fitting(canvas.width, canvas.height);
 
-  // Where the version begins on one axis, in screen pixels: in the middle when it is smaller, else without a gap.
+  // Offset of the version on one axis, in screen pixels: centred when it is smaller, else without a gap.
   function origin(room, length, middle) {
     if (length <= room) return Math.floor((room - length) / 2);
     return Math.round(clamp(room / 2 - middle, room - length, 0));
@@ -123,14 +123,14 @@
 
   // ---- time
 
-  // The middle of a frame's time, so that no rounding finds its neighbour.
+  // The middle of a frame's interval, so that rounding never hits its neighbour.
   const timeOf = (frame) => (frame + 0.5) / rate;
 
   function go(frame) {
     if (isStill) return;
     source.pause();
     state.wanted = clamp(frame, 0, data.frames - 1);
-    if (!source.seeking) source.currentTime = timeOf(state.wanted); // else `seeked` goes on to the last wish
+    if (!source.seeking) source.currentTime = timeOf(state.wanted); // else `seeked` continues with the last request
   }
 
   function soughtOut() {
@@ -139,12 +139,12 @@
     else if (source.paused) shown(state.wanted);
   }
 
-  // While it plays; the browser tells which frame it shows, or we read the clock.
+  // During playback: the browser reports the frame it shows, or we read the clock.
   function follow() {
     if (source.requestVideoFrameCallback) {
       source.requestVideoFrameCallback((_, news) => {
         if (!source.paused) shown(Math.round(news.mediaTime * rate));
-        else draw(); // `seeked` may have come before this picture did
+        else draw(); // `seeked` may have fired before this frame was ready
         follow();
       });
       return;
@@ -158,11 +158,11 @@
 
   function toggle() {
     if (isStill) return;
-    if (source.paused) source.play().catch(() => {}); // a pause that comes at once is no failure
+    if (source.paused) source.play().catch(() => {}); // an immediate pause is not a failure
     else go(state.frame);
   }
 
-  // ---- hands
+  // ---- input
 
   let drag = null;
 
@@ -218,9 +218,9 @@
   function key(event) {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     const target = event.target;
-    if (target.matches("select, input")) return; // their own keys
+    if (target.matches("select, input")) return; // they handle keys themselves
     if (event.key === " " && target.matches("button, summary")) return;
-    if (event.key.startsWith("Arrow") && target.matches(".row, .scroll")) return; // they scroll
+    if (event.key.startsWith("Arrow") && target.matches(".row, .scroll")) return; // keys scroll them
     const name = event.key.length === 1 ? event.key.toLowerCase() : event.key;
     const action = (target === divider && dividerKeys[name]) || keys[name];
     if (!action) return;
@@ -228,7 +228,7 @@
     action(event);
   }
 
-  // ---- beginning
+  // ---- start
 
   function fail(reason) {
     byId("problem").textContent = reason;

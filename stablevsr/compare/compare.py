@@ -1,4 +1,4 @@
-"""Versions of a clip side by side on one page: read once, frame by frame, and never held whole."""
+"""Writes a page that compares versions of a clip side by side, in one pass, a frame at a time."""
 
 import base64
 import os
@@ -18,9 +18,9 @@ from stablevsr.compare.grid import Grid, GridVideo, reporting
 from stablevsr.compare.page import Findings, Media, png, render
 from stablevsr.errors import InputError, OptionsError, ResourceError
 
-MOST_INLINE = 20_000_000  # bytes of video, as base64, that a page carries itself
-VIDEO, STILL = "video.mp4", "frame.png"  # names of what lies beside a page
-Progress = Callable[[int, int], None]  # frames done, of how many
+MAX_INLINE = 20_000_000  # bytes of base64 video inside a page
+VIDEO, STILL = "video.mp4", "frame.png"  # file names beside a page
+Progress = Callable[[int, int], None]  # frames done, total
 
 
 def compare_page(
@@ -37,21 +37,23 @@ def compare_page(
 ) -> Findings:
     """Write one HTML page that shows versions of a clip side by side; it needs no network.
 
-    A video of more than about 20 MB lies beside it, in a folder `STEM_files`.
+    A video of more than about 20 MB is written to a folder `STEM_files` beside it.
 
     Args:
-        results: by label, paths of clips or arrays, (n, h, w, 3) uint8 or (n, 3, h, w) float in [0, 1].
+        results: by label, paths of clips, or arrays (n, h, w, 3) uint8 or (n, 3, h, w) float in [0, 1].
         output: the page, ending in .html.
-        lr: the clip they were made from, four times smaller; shown enlarged by bicubic interpolation.
-        truth: what they should look like; with it, metrics are measured.
-        model: whose flow network shows the motion and measures tOF, or what builds it once the clips are known to be
-            good; None leaves these out.
-        about: more lines for the table of settings.
-        force: replace a page that is there.
-        progress: called behind every frame.
+        lr: the clip they were upscaled from, by four; shown with bicubic interpolation.
+        truth: the ground truth, needed for metrics.
+        model: its flow network visualises motion and measures tOF; or a function that builds it, called once the
+            clips have been checked. None leaves these out.
+        about: further rows for the table of settings.
+        force: replace an existing page.
+        progress: called after each frame.
 
     Raises:
-        UserError: for clips that cannot be read or do not match, settings outside of them, an output that cannot be.
+        InputError: for clips that cannot be read or do not match.
+        OptionsError: for settings that do not suit the clips, and an invalid output.
+        ResourceError: when the page cannot be written.
     """
     output = Path(output)
     check_page(output, [source for source in (lr, truth, *results.values()) if isinstance(source, str | Path)], force)
@@ -61,7 +63,7 @@ def compare_page(
         with reporting(output):
             media = _inline(part) if _fits(part) else _beside(part, output.resolve(), findings.frame_count == 1)
             with replacing(output) as page:
-                page.write_bytes(render(findings, media).encode(errors="replace"))  # names need not be Unicode
+                page.write_bytes(render(findings, media).encode(errors="replace"))  # names may not be valid Unicode
     finally:
         remove(part)
     return findings
@@ -69,7 +71,7 @@ def compare_page(
 
 @dataclass(frozen=True)
 class Inline:
-    """A comparison for a notebook, which shows it by itself. `page` is the whole HTML page."""
+    """A comparison that a notebook displays. `page` is the whole HTML page."""
 
     page: str
     height: int = 640  # of the frame around it, in CSS pixels
@@ -89,9 +91,9 @@ def compare_inline(
     settings: Settings | None = None,
     height: int = 640,
 ) -> Inline:
-    """The slider alone, as an object that a notebook shows; arguments as of `compare_page`.
+    """Only the slider, as an object that a notebook displays; for the arguments see `compare_page`.
 
-    The video is always inside: give a part of a long clip.
+    The video is always inline: choose a part of a long clip.
     """
     settings = replace(settings or Settings(), crops=(), profile=None, flow_frames=(), metrics_frames=0)
     with tempfile.TemporaryDirectory() as folder:
@@ -101,18 +103,20 @@ def compare_inline(
 
 
 def check_page(output: Path, inputs: list[str | Path], force: bool) -> None:
-    """Raise UserError unless the page may be written; touches nothing."""
+    """Raise `UserError` unless the page can be written; changes nothing."""
     if output.suffix.lower() not in (".html", ".htm"):
         raise OptionsError(f"got the output {output}, expected a name that ends in .html")
     if not output.parent.is_dir():
-        raise OptionsError(f"{output} cannot be written because {output.parent} is not a folder; create it first")
+        raise OptionsError(f"{output} cannot be written: {output.parent} is not a folder; create it first")
     if not os.access(output.parent, os.W_OK | os.X_OK):
-        raise ResourceError(f"{output} cannot be written because you may not write in {output.parent}; choose another")
+        raise ResourceError(
+            f"{output} cannot be written: no write permission in {output.parent}; choose another output"
+        )
     if any(Path(path).resolve() == output.resolve() for path in inputs):
         raise OptionsError(f"{output} is an input; choose another output")
     for path in (output, files_beside(output) / VIDEO, files_beside(output) / STILL):
         if path.exists() and not force:
-            raise OptionsError(f"{path} exists already; choose another output or pass --force to replace it")
+            raise OptionsError(f"{path} already exists; choose another output, or pass --force to replace it")
 
 
 def _find(
@@ -125,7 +129,7 @@ def _find(
     video: Path,
     progress: Progress,
 ) -> Findings:
-    """Go through the clips once; writes the stitched frames to `video`, for one frame as PNG."""
+    """Read the clips in one pass; writes the stitched frames to `video`, a single frame as PNG."""
     with ExitStack() as stack:
         sides = gather(
             stack,
@@ -144,7 +148,7 @@ def _find(
         stitched = None if is_still else stack.enter_context(GridVideo(video, grid, first.frame_rate, settings.crf))
         done = 0
         for frame, images in enumerate(sides.frames()):
-            versions = collector.look(frame, images)
+            versions = collector.add(frame, images)
             if stitched:
                 stitched.write(versions)
             else:
@@ -153,17 +157,17 @@ def _find(
             done = frame + 1
             progress(done, sides.frame_count)
         if done != sides.frame_count:
-            raise InputError(f"{first.path} says it has {sides.frame_count} frames, but has {done}; remux it first")
+            raise InputError(f"{first.path} claims {sides.frame_count} frames, but has {done}; remux it first")
         return collector.findings(grid, first.frame_rate, about)
 
 
 def files_beside(output: Path) -> Path:
-    """The folder for what a page does not hold itself."""
+    """The folder for the files of a page that are not inline."""
     return output.with_name(f"{output.stem}_files")
 
 
 def _fits(part: Path) -> bool:
-    return part.stat().st_size * 4 / 3 <= MOST_INLINE
+    return part.stat().st_size * 4 / 3 <= MAX_INLINE
 
 
 def _inline(part: Path) -> Media:
@@ -174,7 +178,7 @@ def _beside(part: Path, output: Path, is_still: bool) -> Media:
     """Move the video to its folder."""
     folder = files_beside(output)
     if folder.exists() and not folder.is_dir():
-        raise OptionsError(f"{folder} is not a folder, but the page's video would go there; choose another output")
+        raise OptionsError(f"{folder} is not a folder, but needed for the page's video; choose another output")
     folder.mkdir(exist_ok=True)
     name = STILL if is_still else VIDEO
     with replacing(folder / name) as place:

@@ -1,25 +1,25 @@
-"""Figures over time as inline SVG, drawn without a library; colours come from the page's style."""
+"""Line charts over time as inline SVG, without a library; colours come from the page's style sheet."""
 
 import math
 from html import escape
 
 WIDTH, HEIGHT = 640, 200
 LEFT, RIGHT, TOP, BOTTOM = 56, 10, 10, 26  # margins
-COLOURS = 8  # that the style has: classes s0 to s7
-MOST_MARKED = 60  # points of a curve that get a mark of their own
+COLOURS = 8  # in the style sheet: classes s0 to s7
+MAX_MARKERS = 60  # points of a curve; longer ones get none
 
 Point = tuple[int, float]  # frame, value
 
 
 def chart(name: str, curves: list[tuple[str, list[Point]]], frame_count: int) -> str:
-    """One metric of several clips.
+    """A chart of one metric of several clips.
 
     Args:
-        curves: of each clip its label and its (frame, value) in order; values that are not finite leave a gap.
-        frame_count: where the axis ends.
+        curves: the label of each clip and its points in order; values that are not finite leave a gap.
+        frame_count: the length of the time axis.
 
     Returns:
-        an `<svg>` element whose `data-left`, `data-width` and `data-frames` say where a frame stands.
+        An `<svg>` element whose `data-left`, `data-width` and `data-frames` locate a frame on the axis.
     """
     low, high = _range([value for _, points in curves for _, value in points])
     inner_width, inner_height = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
@@ -51,13 +51,13 @@ def _curve(label: str, runs: list[list[tuple[float, float]]], number: int) -> st
     lines = "".join(
         f'<polyline points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in run)}"/>' for run in runs if len(run) > 1
     )
-    marked = [point for run in runs for point in run if len(run) == 1 or sum(map(len, runs)) <= MOST_MARKED]
+    marked = [point for run in runs for point in run if len(run) == 1 or sum(map(len, runs)) <= MAX_MARKERS]
     marks = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.2"/>' for x, y in marked)
     return f'<g class="curve s{number % COLOURS}"><title>{escape(label)}</title>{lines}{marks}</g>'
 
 
 def _runs(points: list[Point]) -> list[list[Point]]:
-    """The stretches of finite values."""
+    """The runs of finite values."""
     runs: list[list[Point]] = [[]]
     for frame, value in points:
         if math.isfinite(value):
@@ -68,15 +68,15 @@ def _runs(points: list[Point]) -> list[list[Point]]:
 
 
 def _range(values: list[float]) -> tuple[float, float]:
-    """From where to where the axis goes: all finite values with some room."""
+    """The range of the axis: all finite values, with a margin."""
     finite = [value for value in values if math.isfinite(value)]
     low, high = (min(finite), max(finite)) if finite else (0.0, 1.0)
-    room = 0.06 * (high - low) or max(abs(high) * 0.01, 0.01)
-    return low - room, high + room
+    margin = 0.06 * (high - low) or max(abs(high) * 0.01, 0.01)
+    return low - margin, high + margin
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Three to six round values between two ends."""
+    """Three to six round values within the range."""
     raw = (high - low) / 4
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw)

@@ -1,4 +1,4 @@
-"""All versions of a frame in one picture, and those pictures as one H.264 stream: the sides cannot drift apart."""
+"""All versions of a frame stitched into one picture, and one H.264 stream of them: versions cannot lose sync."""
 
 import math
 from collections.abc import Iterator
@@ -15,18 +15,18 @@ import numpy as np
 from stablevsr.errors import ResourceError
 from stablevsr.media.colour import TAGS, to_frame
 
-GUARD = 8  # pixels of repeated border around each tile: neither chroma nor deblocking reaches over them
-BLOCK = 16  # H.264 codes blocks of this side; tiles begin on one's grid
-COMFORTABLE = 4096  # side up to which decoders in hardware go
-LARGEST = 8192  # side up to which browsers decode at all
-GROUP = 12  # frames from one key frame to the next: what a step backwards may have to decode
+GUARD = 8  # pixels of replicated border around each tile, so that chroma and deblocking do not bleed
+BLOCK = 16  # side of an H.264 macroblock, to which tiles are aligned
+MAX_HARDWARE_SIDE = 4096  # for hardware decoders
+MAX_SIDE = 8192  # for browsers
+GROUP = 12  # frames from key frame to key frame: the most that one step backward has to decode
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Where each version lies in the stitched picture, all in pixels.
+    """The layout of the stitched picture, in pixels.
 
-    count: number of tiles, row by row. height, width: of a tile. shrink: by which the versions were reduced to fit.
+    count: number of tiles, row by row. height, width: of a tile. shrink: factor by which versions are downscaled.
     """
 
     count: int
@@ -37,12 +37,12 @@ class Grid:
 
     @classmethod
     def of(cls, count: int, height: int, width: int) -> "Grid":
-        """The squarest grid for `count` versions of (height, width); where none fits, of versions reduced to fit."""
+        """The squarest grid for `count` versions of (height, width), downscaled if they would not fit."""
         shrink = 1
         while True:
             small = -(-height // shrink), -(-width // shrink)
             grids = [cls(count, columns, *small, shrink) for columns in range(1, count + 1)]
-            for limit in (COMFORTABLE, LARGEST):
+            for limit in (MAX_HARDWARE_SIDE, MAX_SIDE):
                 fitting = [grid for grid in grids if max(grid.size) <= limit]
                 if fitting:
                     return min(fitting, key=lambda grid: (max(grid.size), math.prod(grid.size)))
@@ -50,7 +50,7 @@ class Grid:
 
     @property
     def cell(self) -> tuple[int, int]:
-        """Height and width of a tile with its guards."""
+        """Height and width of a tile with its border."""
         height, width = (-(-(side + 2 * GUARD) // BLOCK) * BLOCK for side in (self.height, self.width))
         return height, width
 
@@ -60,12 +60,12 @@ class Grid:
         return -(-self.count // self.columns) * self.cell[0], self.columns * self.cell[1]
 
     def corner(self, tile: int) -> tuple[int, int]:
-        """x and y of the first pixel of a version."""
+        """x and y of the top left pixel of a version."""
         row, column = divmod(tile, self.columns)
         return column * self.cell[1] + GUARD, row * self.cell[0] + GUARD
 
     def stitch(self, images: list[np.ndarray]) -> np.ndarray:
-        """The versions of a frame, (h, w, 3) uint8 each, as one such picture."""
+        """Stitch the versions of a frame, (h, w, 3) uint8 each, into one picture."""
         stitched = np.zeros((*self.size, 3), np.uint8)
         rest = self.cell[0] - self.height - GUARD, self.cell[1] - self.width - GUARD
         for tile, image in enumerate(images):
@@ -76,7 +76,7 @@ class Grid:
 
 
 def reduced(image: np.ndarray, factor: int) -> np.ndarray:
-    """(h, w, 3) uint8 to (ceil(h / factor), ceil(w / factor), 3), by means over squares."""
+    """(h, w, 3) uint8 to (ceil(h / factor), ceil(w / factor), 3), by averaging squares."""
     if factor == 1:
         return image
     height, width = (-(-side // factor) for side in image.shape[:2])
@@ -88,7 +88,7 @@ def reduced(image: np.ndarray, factor: int) -> np.ndarray:
 
 @contextmanager
 def reporting(path: Path) -> Iterator[None]:
-    """Say in one sentence that a file cannot be written."""
+    """Raises `ResourceError` for a file that cannot be written."""
     try:
         yield
     except (OSError, av.FFmpegError) as error:
@@ -100,8 +100,9 @@ def reporting(path: Path) -> Iterator[None]:
 class GridVideo:
     """An MP4 of stitched pictures at a constant rate: frame i is shown from i / rate to (i + 1) / rate.
 
-    Frames are in the order of decoding and every twelfth is a key frame, so that a browser seeks quickly and exactly.
-    Raises UserError when the file cannot be written.
+    Without B-frames and with a key frame every twelve frames, so that a browser seeks quickly and exactly.
+
+    Raises `ResourceError` when the file cannot be written.
     """
 
     def __init__(self, path: Path, grid: Grid, rate: Fraction, crf: int) -> None:

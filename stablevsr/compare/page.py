@@ -1,4 +1,4 @@
-"""The page of a comparison: what was found, put into the template beside this file."""
+"""Renders the page of a comparison from the template beside this file."""
 
 import base64
 import hashlib
@@ -20,16 +20,16 @@ from stablevsr.compare.grid import Grid
 from stablevsr.compare.motion import BRIGHTEST, Motion
 from stablevsr.compare.places import Crop, Profile
 from stablevsr.metrics.evaluate import NAMES, Row, means
-from stablevsr.metrics.report import PLACES
+from stablevsr.metrics.report import DECIMALS
 
-CROP_SIDE = 192  # CSS pixels that a crop is enlarged to, by a whole number
+CROP_SIDE = 192  # CSS pixels to which a crop is enlarged, by an integer factor
 PROFILE_SIDE = 160  # the same for the time axis of a profile
 LOWER_IS_BETTER = {"GMSD", "LPIPS", "DISTS", "tLP", "tOF"}
 
 
 @dataclass(frozen=True, eq=False)
 class Findings:
-    """All that a page tells. Versions are LR enlarged (where there is LR), the results, and the truth."""
+    """The contents of a page. Versions are the enlarged LR (if there is LR), the results, and the truth."""
 
     labels: list[str]  # of the versions
     sides: list[Side]  # the inputs
@@ -41,30 +41,30 @@ class Findings:
     crops: list[tuple[Crop, list[np.ndarray]]]
     profile: Profile | None
     motions: list[Motion]
-    rows: list[dict[int, Row]]  # metrics of each version but the truth, by frame
-    skipped: dict[str, str]  # metric: why
+    rows: list[dict[int, Row]]  # metrics of each version except the truth, by frame
+    skipped: dict[str, str]  # metric to reason
     flow_network: str
     about: dict[str, str]
 
     @property
     def notices(self) -> list[str]:
-        """What is to be known of the inputs."""
+        """Sentences about the inputs for the reader."""
         notices = [notice for side in self.sides for notice in side.reader.notices]
         if any(side.reader.sample_aspect_ratio != 1 for side in self.sides):
-            notices.append("pixels that are not square are shown as squares.")
+            notices.append("non-square pixels are shown as squares")
         return list(dict.fromkeys(notices))
 
 
 @dataclass(frozen=True)
 class Media:
-    """The stitched video, or PNG of a single frame: inside of the page as base64, or at an address beside it."""
+    """The stitched video, or the PNG of a single frame: base64 inside the page, or the URL of a file beside it."""
 
     data: str = ""
     url: str = ""
 
 
 def render(findings: Findings, media: Media, controls_only: bool = False) -> str:
-    """The whole page, or the slider alone; whatever comes from outside is escaped."""
+    """The whole page, or only the slider; all text from outside is escaped."""
     script = asset("compare.js")
     sections = "" if controls_only else "".join(_sections(findings))
     results = [side.label for side in findings.sides if side.role == "result"]
@@ -80,7 +80,7 @@ def render(findings: Findings, media: Media, controls_only: bool = False) -> str
         "NOTE": escape(_note(findings)),
         "SECTIONS": sections,
     }
-    # In one pass, so that nothing that is put in is looked through again.
+    # In one pass, so that substituted text is not substituted again.
     return re.sub(r"{{([A-Z_]+)}}", lambda match: values[match[1]], asset("compare.html"))
 
 
@@ -95,7 +95,7 @@ def png(image: np.ndarray) -> bytes:
 
 
 def _json(value: object) -> str:
-    """JSON that may stand in a <script>: nothing in it ends the element or opens a comment."""
+    """JSON that is safe inside <script>: nothing in it closes the element or opens a comment."""
     text = json.dumps(value)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
@@ -124,7 +124,7 @@ def _note(findings: Findings) -> str:
 
 
 def _reduced(findings: Findings) -> str:
-    return f"To fit into one stream the versions above are reduced to 1/{findings.grid.shrink} of their size."
+    return f"To fit into one video, the versions above are downscaled to 1/{findings.grid.shrink} of their size."
 
 
 def _sections(findings: Findings) -> Iterable[str]:
@@ -153,7 +153,7 @@ def _image(image: np.ndarray, alt: str, width: int, height: int) -> str:
 
 
 def _figures(pictures: list[tuple[str, str]], kind: str) -> str:
-    """Labelled pictures beside each other; the row scrolls, by keyboard too, where it is too wide."""
+    """Labelled pictures in a row, which scrolls if it is too wide, by keyboard too."""
     figures = "".join(f"<figure>{image}<figcaption>{escape(label)}</figcaption></figure>" for label, image in pictures)
     return f'<div class="row {kind}" tabindex="0" role="group" aria-label="versions">{figures}</div>'
 
@@ -179,10 +179,10 @@ def _profile(findings: Findings, profile: Profile) -> str:
     time = frames * max(1, PROFILE_SIDE // frames)
     along = findings.size[1] if is_row else findings.size[0]
     width, height = (along, time) if is_row else (time, along)
-    step = "every frame" if profile.every == 1 else f"one of {profile.every} frames"
+    step = "every frame" if profile.every == 1 else f"every {profile.every} frames"
     text = (
         f"The pixels of {profile.line} over time, {step}; time runs {'downwards' if is_row else 'to the right'}. "
-        "Steady detail draws smooth lines, flicker ragged ones."
+        "Stable detail appears as smooth lines, flicker as ragged ones."
     )
     pictures = [
         (label, _image(image, f"{label}, {profile.line} over time", width, height))
@@ -199,9 +199,10 @@ def _motion(findings: Findings, motion: Motion) -> str:
         pictures.append((f"{label}: mean {value}", error, f"warping error of {label}"))
     images = [(label, _image(image, alt, width, height)) for label, image, alt in pictures]
     text = (
-        "First the flow, estimated on LR: hue is direction, saturation speed. Then for each version how far the "
-        f"next frame, moved back along the flow, is from this one: black 0, pale yellow {BRIGHTEST} of 255 and more, "
-        f"grey where a pixel is not seen in both ({motion.hidden:.0%}). Flicker is bright; so are errors of the flow."
+        "First the flow, estimated on LR: hue is direction, saturation is speed. Then, for each version, the "
+        "difference between this frame and the next one warped back along the flow: black is 0, pale yellow "
+        f"{BRIGHTEST} of 255 or more, grey is occluded ({motion.hidden:.0%}). Flicker is bright, and so are errors of "
+        "the flow."
     )
     show = f'<button type="button" data-frame="{motion.frame}">Show above</button>'
     return f"<h3>Frame {motion.frame} to {motion.frame + 1} {show}</h3><p>{text}</p>{_figures(images, 'maps')}"
@@ -228,13 +229,13 @@ def _metrics(findings: Findings) -> str:
             parts.append(f"<figure><figcaption>{name}</figcaption>{chart(name, curves, findings.frame_count)}</figure>")
         parts.append("</div>")
     if len(findings.rows[0]) < findings.frame_count:
-        parts.append(f"<p>Measured on {len(findings.rows[0])} frames, evenly chosen.</p>")
+        parts.append(f"<p>Measured on {len(findings.rows[0])} frames, evenly spaced.</p>")
     parts += [f"<p>{escape(name)} skipped: {escape(reason)}</p>" for name, reason in findings.skipped.items()]
     return "".join(parts)
 
 
 def _number(value: float | None, name: str) -> str:
-    return "–" if value is None else f"{value:.{PLACES[name]}f}"
+    return "–" if value is None else f"{value:.{DECIMALS[name]}f}"
 
 
 def _inputs(findings: Findings) -> str:
@@ -268,12 +269,12 @@ def _settings(findings: Findings) -> Iterable[tuple[str, str]]:
 
 
 def _name(text: str) -> str:
-    """Text in a cell that may be broken anywhere."""
+    """Text of a cell that may wrap anywhere."""
     return f'<span class="name">{escape(text)}</span>'
 
 
 def _table(heads: list[str], lines: list[list[str]]) -> str:
-    """From cells that are HTML already."""
+    """A table of cells that are HTML already."""
     head = "".join(f'<th scope="col">{cell}</th>' for cell in heads)
     rows = "".join(
         f'<tr><th scope="row">{line[0]}</th>{"".join(f"<td>{cell}</td>" for cell in line[1:])}</tr>' for line in lines

@@ -1,4 +1,4 @@
-"""Small parts of a clip that say much: crops, and the temporal profile."""
+"""Telling excerpts of a clip: crops, and the temporal profile."""
 
 from dataclasses import dataclass, field
 
@@ -6,15 +6,15 @@ import numpy as np
 
 from stablevsr.errors import OptionsError
 
-CROP = 64  # side of a crop that is chosen here, in pixels
-MOST_CROPS = 3  # that are chosen here
-STEP = 2  # of the pixels that are looked at for it
-MOST_ROWS = 600  # of a temporal profile; a longer clip gives every k-th frame
+CROP = 64  # side of an automatic crop, in pixels
+MAX_CROPS = 3  # automatic ones
+STEP = 2  # every second pixel is examined
+MAX_ROWS = 600  # of a temporal profile, which takes every k-th frame of longer clips
 
 
 @dataclass(frozen=True)
 class Crop:
-    """A square of a frame: its left upper corner, its side, and which frame (None: the middle one)."""
+    """A square of a frame: its top left corner, its side, and the frame (None: the middle one)."""
 
     x: int
     y: int
@@ -22,39 +22,39 @@ class Crop:
     frame: int | None = None
 
     def check(self, height: int, width: int, frames: int) -> None:
-        """Raise UserError unless it lies inside of a clip."""
+        """Raise `OptionsError` unless it lies inside a clip."""
         inside = self.size > 0 and 0 <= self.x <= width - self.size and 0 <= self.y <= height - self.size
         if not inside:
             raise OptionsError(
-                f"the crop {self.x},{self.y},{self.size} is not inside of {width}x{height}; "
-                "give x and y of its left upper corner and its side"
+                f"the crop {self.x},{self.y},{self.size} is not inside {width}x{height}; "
+                "give x and y of its top left corner, and its side"
             )
         if self.frame is not None and not 0 <= self.frame < frames:
             raise OptionsError(
                 f"got a crop of frame {self.frame}, but frames are 0 to {frames - 1}; choose one of them"
             )
 
-    def middle(self, frames: int) -> int:
-        """The frame it is of, in a clip of so many."""
+    def resolved_frame(self, frames: int) -> int:
+        """Its frame in a clip of `frames` frames."""
         return frames // 2 if self.frame is None else self.frame
 
     def cut(self, images: list[np.ndarray]) -> list[np.ndarray]:
-        """The square out of every version (h, w, 3)."""
+        """The square in every version (h, w, 3)."""
         return [image[self.y : self.y + self.size, self.x : self.x + self.size].copy() for image in images]
 
     def overlaps(self, other: "Crop") -> bool:
-        """Whether the squares touch, whatever their frames."""
+        """Whether the squares overlap, whatever their frames."""
         return abs(self.x - other.x) < self.size and abs(self.y - other.y) < self.size
 
 
 @dataclass
 class FoundCrops:
-    """The few places of a clip where the versions differ most, found in one pass that holds nothing but them."""
+    """The crops of a clip where the versions differ most, found in one pass; only they are kept in memory."""
 
     found: list[tuple[float, Crop, list[np.ndarray]]] = field(default_factory=list)  # difference, place, versions
 
-    def look(self, frame: int, images: list[np.ndarray]) -> None:
-        """Consider a frame: its versions, (h, w, 3) uint8 each."""
+    def add(self, frame: int, images: list[np.ndarray]) -> None:
+        """Examine a frame: its versions, (h, w, 3) uint8 each."""
         height, width = images[0].shape[:2]
         size = min(CROP, height, width)
         values = np.stack([image[::STEP, ::STEP] for image in images])
@@ -65,7 +65,7 @@ class FoundCrops:
 
     def _consider(self, difference: float, crop: Crop, images: list[np.ndarray]) -> None:
         rivals = [entry for entry in self.found if entry[1].overlaps(crop)]
-        if not rivals and len(self.found) == MOST_CROPS:
+        if not rivals and len(self.found) == MAX_CROPS:
             rivals = [min(self.found, key=lambda entry: entry[0])]
         if difference > 0 and all(difference > entry[0] for entry in rivals):
             self.found = [entry for entry in self.found if not any(entry is rival for rival in rivals)]
@@ -73,14 +73,14 @@ class FoundCrops:
 
 
 def _peaks(values: np.ndarray, side: int) -> list[tuple[float, int, int]]:
-    """The squares of largest means in (h, w) values that do not touch: mean, y, x of each, best first."""
+    """The squares with the largest means of (h, w) values, without overlaps: mean, y, x of each, best first."""
     stride = max(side // 2, 1)
     ys, xs = (np.arange(0, length - side + 1, stride) for length in values.shape)
     sums = np.pad(values, ((1, 0), (1, 0))).cumsum(0).cumsum(1)
     down = sums[ys + side] - sums[ys]
     means = (down[:, xs + side] - down[:, xs]) / side**2
     found: list[tuple[float, int, int]] = []
-    while len(found) < MOST_CROPS and means.max() > 0:
+    while len(found) < MAX_CROPS and means.max() > 0:
         i, j = np.unravel_index(means.argmax(), means.shape)
         found.append((float(means[i, j]), int(ys[i]), int(xs[j])))
         means[max(i - 2, 0) : i + 3, max(j - 2, 0) : j + 3] = 0
@@ -96,7 +96,7 @@ class Line:
 
     @classmethod
     def of(cls, text: str | None, height: int, width: int) -> "Line":
-        """From "row:Y" or "column:X"; None is the middle row. Raises UserError for what is no line of the frame."""
+        """From "row:Y" or "column:X"; None is the middle row. Raises `OptionsError` unless the frame has this line."""
         kind, _, number = (text or f"row:{height // 2}").partition(":")
         length = {"row": height, "column": width}.get(kind)
         if length is None or not number.isdecimal():
@@ -112,20 +112,20 @@ class Line:
 
 
 class Profile:
-    """One line of pixels over time, of every version; of long clips every k-th frame."""
+    """One line of pixels over time, for every version; every k-th frame of long clips."""
 
     def __init__(self, line: Line, frame_count: int) -> None:
         self.line = line
-        self.every = -(-frame_count // MOST_ROWS)
+        self.every = -(-frame_count // MAX_ROWS)
         self._lines: list[list[np.ndarray]] = []  # by frame, by version
 
-    def look(self, frame: int, images: list[np.ndarray]) -> None:
-        """Take the line out of a frame: its versions, (h, w, 3) uint8 each."""
+    def add(self, frame: int, images: list[np.ndarray]) -> None:
+        """Append the line of a frame: its versions, (h, w, 3) uint8 each."""
         if frame % self.every == 0:
             at = self.line.at
             self._lines.append([(image[at] if self.line.is_row else image[:, at]).copy() for image in images])
 
     def pictures(self) -> list[np.ndarray]:
-        """Of every version (frames, w, 3), time downwards; or for a column (h, frames, 3), time to the right."""
+        """For every version (frames, w, 3), time downwards; for a column (h, frames, 3), time to the right."""
         axis = 0 if self.line.is_row else 1
         return [np.stack(lines, axis) for lines in zip(*self._lines, strict=True)]

@@ -1,1 +1,1 @@
-"""From published checkpoints to our weights file and back."""
+"""Conversion of published checkpoints to our weights file, and back."""

@@ -1,4 +1,4 @@
-"""What `tools/convert_weights.py` does: read the parts, put them together, write the file; and the way back."""
+"""The conversion: read the parts, assemble them, write the weights file; and back to the published layout."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -25,31 +25,33 @@ from stablevsr.sampling.config import SamplingConfig
 
 @dataclass(frozen=True)
 class Sources:
-    """Where the parts of a model come from."""
+    """The sources of a model's parts."""
 
     base: Path  # a folder (diffusers layout), an LDM single file, or a weights file of ours
-    flow: Path | None = None  # RAFT, from torchvision or princeton-vl; None: keep the base's, if any
+    flow: Path | None = None  # RAFT, from torchvision or princeton-vl; None: the base's, if any
     tcm: Path | None = None  # a `controlnet` folder; None: the base's, else initialised from the UNet
-    tiny: Path | None = None  # an AutoencoderTiny folder, whose decoder is for guidance; None: keep the base's, if any
-    tokenizer: Path | None = None  # vocabulary for a base that has none (LDM)
-    variant: str | None = None  # like "fp16": which files of a folder to take
-    with_text: bool = False  # keep the text tower and the vocabulary, for prompts
+    tiny: Path | None = None  # an AutoencoderTiny folder, its decoder for guidance; None: the base's, if any
+    tokenizer: Path | None = None  # a vocabulary for a base without one (LDM)
+    variant: str | None = None  # which files of a folder to take, for instance "fp16"
+    with_text: bool = False  # keep text tower and vocabulary, for prompts
 
 
 def convert(
     sources: Sources, output: Path, dtype: torch.dtype | None = None, notify: Notify | None = None
 ) -> weights.Header:
-    """Write the weights file `output`, whole or not at all.
+    """Write the weights file `output` atomically.
 
     Args:
-        dtype: of the result's floating-point tensors; None keeps each part's own.
-        notify: called with a sentence for each published config that has keys which its class does not read.
+        dtype: of the floating-point tensors; None keeps the dtype of each part.
+        notify: called with a sentence for each published config with keys that its class does not read.
 
     Returns:
         The header that was written.
 
     Raises:
-        UserError: naming the file, the key and what was expected.
+        WeightsError: naming the file, the key and what was expected.
+        OptionsError: for a text tower or a vocabulary that the base does not have.
+        ResourceError: when the file cannot be written.
     """
     draft = _read_base(sources, notify)
     if sources.tcm is not None:
@@ -63,11 +65,9 @@ def convert(
     if not sources.with_text:
         draft.drop_text()
     elif draft.text is None:
-        raise OptionsError(
-            f"{sources.base} holds no text tower to keep: leave --with-text out or convert from its source"
-        )
+        raise OptionsError(f"{sources.base} holds no text tower: leave out --with-text, or convert from its source")
     elif draft.tokenizer is None:
-        raise OptionsError(f"{sources.base} holds no vocabulary, which prompts need: give --tokenizer FOLDER")
+        raise OptionsError(f"{sources.base} holds no vocabulary, which prompts need: pass --tokenizer FOLDER")
     header, tensors = draft.finish()
     weights.check_tensors(tensors, empty_model(header).state_dict(), str(sources.base))
     weights.write(output, header, tensors, dtype)
@@ -97,7 +97,7 @@ def _read_ours(path: Path) -> Draft:
 
 
 def _read_ldm(path: Path, tokenizer: Path | None) -> Draft:
-    """The original x4-upscaler-ema file. It says nothing of its config: only the released one is known."""
+    """The original x4-upscaler-ema file. It contains no config: the released one is assumed, and checked."""
     tensors = checkpoint.read_tensors(path)
     parts, config = convert_ldm(tensors, replace(SD_X4_UPSCALER, text=TextConfig()), str(path))
     draft = Draft.from_config(config)
@@ -114,28 +114,28 @@ def _read_ldm(path: Path, tokenizer: Path | None) -> Draft:
 
 
 def read_checked(path: Path) -> tuple[weights.Header, dict[str, Tensor]]:
-    """Header and tensors of a weights file that holds exactly what its configuration says."""
+    """Header and tensors of a weights file, whose names and shapes must match its configuration."""
     header, tensors = weights.read(path)
     weights.check_tensors(tensors, empty_model(header).state_dict(), str(path))
     return header, tensors
 
 
 def to_diffusers(path: Path, folder: Path) -> list[str]:
-    """Write the parts of a weights file in the published layout, whole or not at all; returns the parts written."""
+    """Write the parts of a weights file in the published layout, atomically; returns the parts written."""
     if folder.exists():
-        raise OptionsError(f"{folder} exists already: give a new folder")
+        raise OptionsError(f"{folder} already exists: choose a new folder")
     header, tensors = read_checked(path)
     if not folder.absolute().parent.is_dir():
-        raise OptionsError(f"{folder.parent} does not exist: make it first")
+        raise OptionsError(f"{folder.parent} does not exist: create it first")
     try:
         with replacing(folder) as part:
             return diffusers_folder.write_folder(part, header, tensors)
     except (OSError, SafetensorError) as error:
-        raise ResourceError(f"{folder} could not be written ({error}); nothing is left of it") from error
+        raise ResourceError(f"{folder} could not be written ({error}); nothing was kept of it") from error
 
 
 def describe(path: Path) -> str:
-    """The parts of a weights file with their parameter counts, dtypes and provenance, as text."""
+    """A text that lists the parts of a weights file with parameter counts, dtypes and provenance."""
     header, tensors = read_checked(path)
     lines = [f"{path}: {sum(t.numel() for t in tensors.values()):,} numbers, {path.stat().st_size / 2**20:,.1f} MiB"]
     for part in PARTS:
@@ -143,11 +143,11 @@ def describe(path: Path) -> str:
         if own:
             dtypes = ", ".join(sorted({str(t.dtype).removeprefix("torch.") for t in own if t.is_floating_point()}))
             count = sum(tensor.numel() for tensor in own)
-            lines.append(f"  {part:5} {count:>13,}  {dtypes:9} {header.provenance.get(part, 'origin unknown')}")
+            lines.append(f"  {part:5} {count:>13,}  {dtypes:9} {header.provenance.get(part, 'unknown source')}")
         else:
-            lines.append(f"  {part:5} {'not held':>13}")
+            lines.append(f"  {part:5} {'absent':>13}")
     if header.config.is_streaming:
-        lines.append("  made for streaming: a temporal tiny autoencoder, the past only")
+        lines.append("  made for streaming: a temporal tiny autoencoder, past frames only")
     schedule = header.config.schedule
     lines.append(
         f"  schedule: {schedule.beta_schedule}, {schedule.prediction_type}, {schedule.timestep_spacing} spacing"

@@ -1,4 +1,4 @@
-"""Tensors and JSON from published files, memory-mapped where the format allows. Pickles never run code."""
+"""Reading tensors and JSON from published files, memory-mapped where possible. Pickles never run code."""
 
 import json
 import pickle
@@ -15,7 +15,7 @@ PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; `UserError` if the file is missing or something else."""
+    """A JSON object; `WeightsError` for a missing file and for anything else."""
     text = read_text_file(path)
     try:
         value = json.loads(text)
@@ -27,11 +27,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_text_file(path: Path) -> str:
-    """The text of a file; `UserError` if it is missing or not text."""
+    """The text of a file; `WeightsError` if it is missing or not text."""
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        raise WeightsError(f"{path} is missing: the folder is not complete, download it again") from error
+        raise WeightsError(f"{path} is missing: the folder is incomplete, download it again") from error
     except (OSError, UnicodeDecodeError) as error:
         raise WeightsError(f"{path} cannot be read as text ({error})") from error
 
@@ -40,7 +40,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """All tensors of a .safetensors file or a pickle (.bin, .ckpt, .pt, .pth), in the file's dtype.
 
     Raises:
-        UserError: for a missing, damaged or unknown file, and for a pickle that wants more than tensors.
+        WeightsError: for a missing, damaged or unknown file, and for a pickle that contains more than tensors.
     """
     if not path.is_file():
         raise WeightsError(f"weights {path} {'is a folder, expected a file' if path.is_dir() else 'does not exist'}")
@@ -59,20 +59,20 @@ def _read_pickle(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise WeightsError(
-            f"{path} is damaged, or a pickle that wants to run code, which is refused: get it as .safetensors"
+            f"{path} is damaged, or a pickle that would run code, which is refused: get it as .safetensors"
         ) from error
-    except Exception as error:  # what is no pickle at all fails in many ways
-        raise WeightsError(f"{path} is damaged or no PyTorch file ({error}): download it again") from error
+    except Exception as error:  # anything but a pickle fails in many ways
+        raise WeightsError(f"{path} is damaged or not a PyTorch file ({error}): download it again") from error
 
 
 def _tensors_of(value: Any, path: Path) -> dict[str, Tensor]:
     if isinstance(value, dict) and isinstance(value.get("state_dict"), dict):
-        value = value["state_dict"]  # training checkpoints keep more than weights
+        value = value["state_dict"]  # training checkpoints contain more than weights
     if not isinstance(value, dict) or not value:
         raise WeightsError(f"{path} holds a {type(value).__name__}, expected named tensors")
     for name, tensor in value.items():
         if not isinstance(name, str):
-            raise WeightsError(f"{path} holds a tensor called {name!r}, expected names")
+            raise WeightsError(f"{path} has a tensor named {name!r}, expected strings")
         if not isinstance(tensor, Tensor):
             raise WeightsError(f"{path}: {name} is a {type(tensor).__name__}, expected a tensor")
     return value
@@ -81,8 +81,8 @@ def _tensors_of(value: Any, path: Path) -> dict[str, Tensor]:
 def find_weights(folder: Path, variant: str | None = None) -> tuple[dict[str, Tensor], str]:
     """The tensors of one component of a diffusers folder, and the name of the file they came from.
 
-    Takes .safetensors before .bin, and full precision before a variant, unless one is asked for; sharded files go
-    through their index.
+    Prefers .safetensors to .bin, and full precision to a variant unless one is requested; shards are found through
+    their index.
     """
     stems = ("diffusion_pytorch_model", "model", "pytorch_model")
     variants = [f".{variant}"] if variant else ["", *sorted(_variants(folder))]
@@ -100,7 +100,7 @@ def find_weights(folder: Path, variant: str | None = None) -> tuple[dict[str, Te
 
 
 def _variants(folder: Path) -> set[str]:
-    """The variants that files in the folder are spelt with, like ".fp16"."""
+    """The variants in the file names of a folder, such as ".fp16"."""
     known = (".fp16", ".bf16", ".fp32", ".non_ema")
     return {variant for variant in known if any(variant in path.name for path in folder.glob("*"))}
 
@@ -108,7 +108,7 @@ def _variants(folder: Path) -> set[str]:
 def _read_shards(index: Path) -> dict[str, Tensor]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-        raise WeightsError(f"{index} has no weight_map: it is not an index of shards")
+        raise WeightsError(f"{index} has no weight_map: it is not a shard index")
     tensors: dict[str, Tensor] = {}
     for name in sorted(set(weight_map.values())):
         if Path(name).name != name:
@@ -116,5 +116,5 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
         tensors |= read_tensors(index.parent / name)
     missing = sorted(set(weight_map) - set(tensors))
     if missing:
-        raise WeightsError(f"{index} promises {missing[0]}, but its shard does not hold it: download the shards again")
+        raise WeightsError(f"{index} lists {missing[0]}, but its shard does not contain it: download the shards again")
     return tensors

@@ -1,4 +1,4 @@
-"""The published folder layout (diffusers), read and written."""
+"""Reading and writing the published folder layout (diffusers)."""
 
 import json
 from pathlib import Path
@@ -34,20 +34,20 @@ from stablevsr.prompt import VOCABULARY_FILES, Tokenizer
 from stablevsr.sampling.config import STREAMING, SamplingConfig
 from stablevsr.weights import Header
 
-POSITION_IDS = "embeddings.position_ids"  # a buffer that older files carry: 0, 1, 2, ...
+POSITION_IDS = "embeddings.position_ids"  # a buffer in older files: 0, 1, 2, ...
 
 VAE_TABLES: dict[str, Table] = {"new": DIFFUSERS_VAE, "old": DIFFUSERS_VAE_OLD}
 TEXT_TABLES: dict[str, Table] = {"text_model.": TRANSFORMERS_TEXT, "": TRANSFORMERS_TEXT_BARE}
 
 
 def read_folder(folder: Path, variant: str | None = None, notify: Notify | None = None) -> Draft:
-    """The published StableVSR or Stream-DiffVSR folder, or a stock SD x4 upscaler folder, which has no `controlnet`.
+    """Read the folder of StableVSR, Stream-DiffVSR or the stock SD x4 upscaler (which has no `controlnet`).
 
     Args:
-        notify: called with a sentence for each config that has keys which its class does not read.
+        notify: called with a sentence for each config with keys that its class does not read.
 
     Raises:
-        UserError: naming the file and the key, for anything missing, unknown, misshapen or unsupported.
+        WeightsError: for anything missing, unknown, misshapen or unsupported, naming the file and the key.
     """
     if not folder.is_dir():
         raise WeightsError(f"{folder} {'is a file' if folder.exists() else 'does not exist'}, expected a folder")
@@ -79,7 +79,7 @@ def read_folder(folder: Path, variant: str | None = None, notify: Notify | None 
 
 
 def read_tcm(draft: Draft, folder: Path, variant: str | None = None, notify: Notify | None = None) -> None:
-    """Put the TCM of a `controlnet` folder onto a base, instead of the one that may be there."""
+    """Read the TCM of a `controlnet` folder into the draft, in place of any TCM of the base."""
     draft.tcm = published_config.read_tcm(*_config(folder), notify)
     tensors, name = find_weights(folder, variant)
     draft.tensors["tcm"] = to_ours(tensors, on_meta(TCM, draft.tcm), DIFFUSERS_TCM, str(folder / name))
@@ -87,7 +87,7 @@ def read_tcm(draft: Draft, folder: Path, variant: str | None = None, notify: Not
 
 
 def read_tiny(draft: Draft, folder: Path, variant: str | None = None, notify: Notify | None = None) -> None:
-    """Put the decoder of an AutoencoderTiny folder onto a base, for guidance."""
+    """Read the decoder of an AutoencoderTiny folder into the draft, for temporal guidance."""
     draft.tiny = published_config.read_tiny(*_config(folder), notify)
     tensors, name = find_weights(folder, variant)
     decoder = {key: tensor for key, tensor in tensors.items() if key.startswith("decoder.")}
@@ -97,7 +97,7 @@ def read_tiny(draft: Draft, folder: Path, variant: str | None = None, notify: No
 
 
 def read_tokenizer(folder: Path) -> dict[str, str]:
-    """The texts of the vocabulary files, by file name."""
+    """The contents of the vocabulary files, by file name."""
     texts = {name: checkpoint.read_text_file(folder / name) for name in VOCABULARY_FILES[:2]}
     for name in VOCABULARY_FILES[2:]:
         if (folder / name).is_file():
@@ -106,13 +106,13 @@ def read_tokenizer(folder: Path) -> dict[str, str]:
 
 
 def read_tokens(draft: Draft, folder: Path) -> list[int]:
-    """The empty prompt's tokens by the draft's vocabulary, which must be the one that its text tower was made for."""
+    """The empty prompt's tokens in the draft's vocabulary, whose size must match the text tower."""
     assert draft.tokenizer is not None
     assert draft.text is not None
     tokenizer = Tokenizer(draft.tokenizer, draft.text.num_tokens)
     if tokenizer.size != draft.text.vocab_size:
         raise WeightsError(
-            f"{folder} has a vocabulary of {tokenizer.size} tokens, the text encoder knows {draft.text.vocab_size}: "
+            f"{folder} has a vocabulary of {tokenizer.size} tokens, the text encoder has {draft.text.vocab_size}: "
             "they do not belong together"
         )
     return tokenizer.empty()
@@ -141,7 +141,7 @@ def _read_vae(draft: Draft, folder: Path, variant: str | None) -> None:
     elif not any(".temporal_processor." in key for key in tensors):
         raise WeightsError(
             f"{folder / name} is a tiny autoencoder without temporal modules, expected AutoencoderKL "
-            "or TemporalAutoencoderTiny: give a plain one with --tiny, to decode for guidance"
+            "or TemporalAutoencoderTiny: pass a plain one with --tiny, to decode for guidance"
         )
     table = _vae_table(draft.vae, draft.naming)
     draft.tensors["vae"] = to_ours(tensors, on_meta(build_vae, draft.vae), table, str(folder / name))
@@ -168,10 +168,10 @@ def _read_text(draft: Draft, folder: Path, variant: str | None) -> None:
 
 
 def write_folder(folder: Path, header: Header, tensors: dict[str, Tensor]) -> list[str]:
-    """Write the parts of a weights file in the published layout: same keys, same bits.
+    """Write the parts of a weights file in the published layout, with the same keys and bits.
 
     Returns:
-        The parts that were written. The flow network is not part of that layout.
+        The parts written. The layout has no place for the flow network.
     """
     config, naming = header.config, header.naming
     text_prefix = naming.get("text_prefix", "text_model.")
@@ -244,7 +244,7 @@ def _model_index(header: Header) -> published_config.Json:
         "vae": ["diffusers", "AutoencoderKL"],
     }
     if header.config.is_streaming:
-        # The library has no such autoencoder: the pipeline brings its own.
+        # diffusers has no such autoencoder: the pipeline brings its own.
         index |= {"_class_name": "StreamDiffVSRPipeline", "vae": [None, "TemporalAutoencoderTiny"]}
         index |= {"feature_extractor": [None, None], "safety_checker": [None, None]}
     if header.config.low_res_schedule is not None:

@@ -1,4 +1,4 @@
-"""A model on its way into a weights file."""
+"""A model under assembly, before it becomes a weights file."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -23,13 +23,13 @@ from stablevsr.nn.text import TextEncoder
 from stablevsr.sampling.config import SamplingConfig
 from stablevsr.weights import Header, check_finite, check_tensors
 
-# What a draft and a `ModelConfig` share; the length of the prompt is known at the end.
+# Fields shared by a draft and `ModelConfig`; context_tokens is known only at the end.
 _CONFIGURED = [each.name for each in fields(ModelConfig) if each.name != "context_tokens"]
 
 
 @dataclass
 class Draft:
-    """The parts read so far. `tensors` has a dictionary of our parameter names for each part."""
+    """The parts read so far. `tensors` has a dictionary for each part, by our parameter names."""
 
     unet: UNetConfig
     vae: VAEConfig | TemporalTinyConfig
@@ -49,11 +49,11 @@ class Draft:
 
     @classmethod
     def from_config(cls, config: ModelConfig) -> "Draft":
-        """A draft of all configured parts, without tensors."""
+        """A draft with the configuration of all parts, without tensors."""
         return cls(**{name: getattr(config, name) for name in _CONFIGURED})
 
     def drop_text(self) -> None:
-        """Keep the empty prompt's embedding only."""
+        """Drop the text tower; the empty prompt's embedding stays."""
         self.text = self.tokenizer = None
         for collection in (self.tensors, self.provenance):
             collection.pop("text", None)
@@ -70,7 +70,7 @@ class Draft:
 
 
 def on_meta(network: Callable[..., nn.Module], config: object) -> dict[str, Tensor]:
-    """The names and shapes of a network's parameters, without memory."""
+    """The names and shapes of a network's parameters, on the meta device."""
     with torch.device("meta"):
         return network(config).state_dict()
 
@@ -78,7 +78,7 @@ def on_meta(network: Callable[..., nn.Module], config: object) -> dict[str, Tens
 def to_ours(
     published: Mapping[str, Tensor], expected: Mapping[str, Tensor], table: Table, source: str
 ) -> dict[str, Tensor]:
-    """Published tensors under our names: exactly those of `expected`, all finite, or `UserError` naming the key."""
+    """Published tensors under our names: exactly those of `expected`, all finite, else `WeightsError` with the key."""
     names = rename_all(expected, table)
     check_tensors(published, {names[ours]: tensor for ours, tensor in expected.items()}, source)
     check_finite(published, source)
@@ -86,14 +86,14 @@ def to_ours(
 
 
 def tcm_from_unet(draft: Draft) -> None:
-    """Give a stock upscaler the TCM that training starts from."""
+    """Give a stock upscaler the initial TCM for training."""
     draft.tcm = TCMConfig(draft.unet.encoder)
     draft.tensors["tcm"] = starting_state(draft.tcm, draft.tensors["unet"])
     draft.provenance["tcm"] = "untrained: initialised from the unet, zero convolutions"
 
 
 def embed_empty_prompt(draft: Draft, tokens: Sequence[int]) -> None:
-    """Compute the embedding of the empty prompt's `tokens` in float32; the tower may be dropped afterwards."""
+    """Compute the embedding of the empty prompt's `tokens` in float32, so that the tower can be dropped."""
     assert draft.text is not None
     with torch.device("meta"):
         tower = TextEncoder(draft.text)

@@ -14,7 +14,7 @@ from stablevsr.nn.raft import RAFT
 
 
 def read_flow(path: Path) -> tuple[FlowConfig, dict[str, Tensor], str]:
-    """Config, tensors under our names, and provenance of a RAFT checkpoint; `UserError` if it is none."""
+    """Config, tensors under our names, and provenance of a RAFT checkpoint; `WeightsError` for another file."""
     tensors = read_tensors(path)
     config = RAFT_LARGE if any("mask" in name for name in tensors) else RAFT_SMALL
     size = "large" if config is RAFT_LARGE else "small"
@@ -25,7 +25,7 @@ def read_flow(path: Path) -> tuple[FlowConfig, dict[str, Tensor], str]:
         tensors = merge_princeton_names(tensors, config, str(path))
     else:
         raise WeightsError(
-            f"{path} holds no RAFT: expected torchvision's raft_large/raft_small or princeton-vl's weights"
+            f"{path} holds no RAFT: expected torchvision's raft_large or raft_small, or princeton-vl's weights"
         )
     ours = to_ours(tensors, on_meta(RAFT, config), table, str(path))
     return config, ours, f"{source} RAFT {size}, {path.name}"

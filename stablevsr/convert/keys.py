@@ -1,8 +1,8 @@
-"""Key tables: our parameter names to the published ones.
+"""Key tables: from our parameter names to the published ones.
 
 A table is a list of (pattern, replacement) pairs, applied in order to our name; the result is the published name.
-Renaming runs in this one direction only. Reading goes through the names that the model itself expects, so an unknown
-or missing key cannot slip through.
+Renaming has only this direction: reading starts from the names that the model expects, so that no unknown or missing
+key goes unnoticed.
 """
 
 import re
@@ -25,13 +25,13 @@ def rename(name: str, table: Table) -> str:
 
 
 def rename_all(names: Iterable[str], table: Table) -> dict[str, str]:
-    """Our name to published name, for all of `names`; no two may meet."""
+    """From our name to the published name, for all of `names`; no two may share one."""
     renamed = {name: rename(name, table) for name in names}
     assert len(set(renamed.values())) == len(renamed), "a key table maps two parameters to one name"
     return renamed
 
 
-# Inside our transformers, with the names they have upstream.
+# Inside our transformers, as named upstream.
 _TRANSFORMER: Table = [
     (r"(\.transformer(?:s\.\d+)?)\.blocks\.", r"\1.transformer_blocks."),
     (r"\.to_out\.", ".to_out.0."),
@@ -99,7 +99,7 @@ DIFFUSERS_VAE_OLD: Table = [
     (r"\.to_out\.0\.", ".proj_attn."),
 ]
 
-# transformers' CLIPTextModel; transformers 5 leaves out the prefix that all published files have.
+# transformers' CLIPTextModel; transformers 5 omits the prefix that all published files have.
 TRANSFORMERS_TEXT_BARE: Table = [
     (r"^(token_embedding|position_embedding)\.", r"embeddings.\1."),
     (r"^norm_out\.", "final_layer_norm."),
@@ -112,7 +112,7 @@ TRANSFORMERS_TEXT_BARE: Table = [
 ]
 TRANSFORMERS_TEXT: Table = [*TRANSFORMERS_TEXT_BARE, (r"^", "text_model.")]
 
-# RAFT as torchvision has it. The encoders' six blocks are three layers of two.
+# torchvision's RAFT. The encoders' six blocks are three layers of two.
 TORCHVISION_RAFT: Table = [
     (r"^fnet\.", "feature_encoder."),
     (r"^cnet\.", "context_encoder."),
@@ -140,7 +140,7 @@ def diffusers_tiny(config: TinyDecoderConfig) -> Table:
 
 
 def diffusers_temporal_tiny(config: TemporalTinyConfig) -> Table:
-    """Stream-DiffVSR's TemporalAutoencoderTiny: AutoencoderTiny's names, and those of a TPM in every block."""
+    """Stream-DiffVSR's TemporalAutoencoderTiny: AutoencoderTiny's names, plus a TPM in every block."""
     return [
         *_tiny_layers(config.num_blocks[::-1], r"encoder\.", "encoder.layers."),
         *_tiny_layers(config.num_blocks, r"decoder\.", "decoder.layers."),
@@ -150,13 +150,13 @@ def diffusers_temporal_tiny(config: TemporalTinyConfig) -> Table:
 
 
 def _tiny_layers(num_blocks: tuple[int, ...], ours: str, theirs: str) -> Table:
-    """Half of an AutoencoderTiny, whose layers are numbered through, those without weights too.
+    """Encoder or decoder of an AutoencoderTiny. Its numbering of layers includes those without weights.
 
     Args:
-        ours, theirs: what stands before the names of a layer; `ours` is a pattern.
+        ours, theirs: prefixes of a layer's name; `ours` is a pattern.
     """
     decodes = theirs.startswith("decoder")
-    # A decoder has a ReLU after its first convolution, and a layer that upsamples before those between the levels.
+    # A decoder has a ReLU after its first convolution, and an upsampling layer before each convolution between levels.
     table, place = [(rf"^{ours}conv_in\.", f"{theirs}0.")], 2 if decodes else 1
     for level, count in enumerate(num_blocks):
         for block in range(count):
@@ -173,8 +173,8 @@ def _tiny_layers(num_blocks: tuple[int, ...], ours: str, theirs: str) -> Table:
 
 
 def princeton_raft(config: FlowConfig) -> Table:
-    """RAFT as princeton-vl/RAFT has it, for names that went through `merge_princeton_names`."""
-    # The two separable GRUs of the large model are numbered, the only one of the small model is not.
+    """princeton-vl's RAFT, after `merge_princeton_names`."""
+    # The two separable GRUs of the large model are numbered, the single one of the small model is not.
     gru_numbers = [""] if len(config.gru_kernels) == 1 else [str(i + 1) for i in range(len(config.gru_kernels))]
     return [
         *((rf"^([fc]net)\.blocks\.{i}\.", rf"\1.layer{i // 2 + 1}.{i % 2}.") for i in range(6)),
@@ -194,13 +194,13 @@ def princeton_raft(config: FlowConfig) -> Table:
 
 
 def merge_princeton_names(tensors: Mapping[str, Tensor], config: FlowConfig, path: str) -> dict[str, Tensor]:
-    """The tensors of a princeton-vl/RAFT file `path`, each under one name.
+    """The tensors of the princeton-vl/RAFT file `path`, without duplicates.
 
-    The published files carry DataParallel's prefix "module.", and the norm of a shortcut twice: as the last norm of
-    its block and as "downsample.1", which stays.
+    The published files have DataParallel's prefix "module.", and the norm of a shortcut twice: as the last norm of its
+    block and as "downsample.1", which is kept.
 
     Raises:
-        UserError: when the two differ.
+        WeightsError: when the two differ.
     """
     prefix = "module." if all(name.startswith("module.") for name in tensors) else ""
     last_norm = "norm3" if config.block == "residual" else "norm4"

@@ -1,10 +1,10 @@
 """The original single-file SD x4 upscaler (`x4-upscaler-ema`), in the layout of Stability-AI/stablediffusion.
 
-The key tables depend on the configuration, because that layout numbers the UNet's blocks in the order of the network:
+The key tables depend on the configuration, because this layout numbers the UNet's blocks consecutively:
 `input_blocks.7.1` is the transformer of block 0 in level 2 when a level has two blocks.
 
-The published names carry one notation of ours: `in_proj_weight[1]` is the second of three equal parts of the tensor
-`in_proj_weight`, which is how OpenCLIP stacks queries, keys and values.
+The published names use one notation of ours: `in_proj_weight[1]` is the second of three equal parts of the tensor
+`in_proj_weight`, in which OpenCLIP stacks queries, keys and values.
 """
 
 import dataclasses
@@ -24,25 +24,25 @@ from stablevsr.sampling.schedule import betas
 
 LOW_SCALE = "low_scale_model."  # the buffers of the schedule that noises the low-resolution frame
 
-# The VAE's attention is made of 1x1 convolutions there, and of linear layers here.
+# The VAE's attention has 1x1 convolutions there, and linear layers here.
 _CONV_FOR_LINEAR = re.compile(r"\.mid\.attn_1\.(q|k|v|proj_out)\.weight$")
 _FUSED_PART = re.compile(r"\[(\d)\]$")
 
-# What such a file holds that no network of ours needs, as full matches.
+# What such a file contains beyond our networks, as full matches.
 _UNNEEDED = (
-    # buffers that follow from the betas, which are compared with the configuration
+    # buffers derived from the betas, which are compared with the configuration
     rf"({re.escape(LOW_SCALE)})?(betas|(sqrt_)?alphas_cumprod|alphas_cumprod_prev|(sqrt|log)_one_minus_alphas_cumprod"
     r"|sqrt_recip(m1)?_alphas_cumprod)",
     r"posterior_(variance|log_variance_clipped|mean_coef[12])",
     r"lvlb_weights|logvar",  # weights of the training loss
-    r"model_ema\.(decay|num_updates)",  # counters; the weights are the averaged ones already
+    r"model_ema\.(decay|num_updates)",  # counters; the weights are averaged already
     r"first_stage_model\.loss\..+",  # the autoencoder's discriminator
-    r"cond_stage_model\.model\.(text_projection|logit_scale|attn_mask)",  # CLIP's matching with pictures; a mask
+    r"cond_stage_model\.model\.(text_projection|logit_scale|attn_mask)",  # CLIP's contrastive head; a mask
 )
 
 
 def ldm_unet(config: UNetEncoderConfig) -> Table:
-    """Our names of the UNet's parameters to the file's."""
+    """From our names of the UNet's parameters to the file's."""
     res_block = r"((?:(?:in|out)put_blocks\.\d+\.0|middle_block\.[02])\.)"
     return [
         (r"^encoder\.time_embedding\.linear_1\.", "time_embed.0."),
@@ -71,7 +71,7 @@ def ldm_unet(config: UNetEncoderConfig) -> Table:
 
 
 def _input_blocks(config: UNetEncoderConfig) -> Iterator[tuple[str, str]]:
-    """Block 0 is the first convolution; residual blocks and stride-2 convolutions count on from there."""
+    """Block 0 is the first convolution; residual blocks and stride-2 convolutions are numbered from 1."""
     number = 1
     for level, count in enumerate(config.blocks_per_level):
         ours = rf"^encoder\.levels\.{level}\."
@@ -96,7 +96,7 @@ def _output_blocks(config: UNetEncoderConfig) -> Iterator[tuple[str, str]]:
 
 
 def ldm_vae(config: VAEConfig) -> Table:
-    """Our names of the VAE's parameters to the file's, whose decoder counts its levels from the finest."""
+    """From our names of the VAE's parameters to the file's, whose decoder numbers its levels from the finest."""
     last = len(config.channels) - 1
     return [
         (r"^encoder\.levels\.(\d+)\.blocks\.", r"encoder.down.\1.block."),
@@ -132,15 +132,15 @@ def convert_ldm(
 
     Args:
         tensors: the file's state dict (of a `.ckpt`, what is under "state_dict").
-        config: what the file is expected to hold. Without `config.text`, the text tower in it is left out.
-        path: the file's name, for messages.
+        config: of the expected model. Without `config.text`, the file's text tower is ignored.
+        path: the file, for messages.
 
     Returns:
         {"unet": ..., "vae": ..., "text": ...}, our parameter names to tensors, which are views of the file's; and
-        `config` with the low-resolution schedule that the file's buffers show.
+        `config` with the low-resolution schedule found in the file's buffers.
 
     Raises:
-        UserError: for a missing, misshapen or unknown tensor, and for a noise schedule that `config` does not have.
+        WeightsError: for a missing, misshapen or unknown tensor, and for a noise schedule that differs from `config`.
     """
     used: set[str] = set()
     parts = {}
@@ -169,7 +169,7 @@ def _expected(config: ModelConfig) -> dict[str, tuple[dict[str, torch.Size], Tab
 
 
 def _take(tensors: Mapping[str, Tensor], name: str, shape: torch.Size, path: str) -> Tensor:
-    """The tensor of the file that `name` stands for, as a view of `shape`."""
+    """The file's tensor that `name` denotes, as a view of `shape`."""
     fused = _FUSED_PART.search(name)
     key = _FUSED_PART.sub("", name)
     as_conv = _CONV_FOR_LINEAR.search(key) is not None
@@ -187,26 +187,26 @@ def _take(tensors: Mapping[str, Tensor], name: str, shape: torch.Size, path: str
 
 
 def _refuse_unknown(names: set[str], text: TextConfig | None, path: str) -> None:
-    # The UNet was trained on the output of the layer before the last, which the file still has.
+    # The UNet was trained on the output of the last layer but one; the file still has the last.
     text_tower = r".+" if text is None else rf"transformer\.resblocks\.{text.num_layers}\..+"
     known = re.compile("|".join((*_UNNEEDED, rf"cond_stage_model\.model\.{text_tower}")))
     unknown = sorted(name for name in names if not known.fullmatch(name))
     if unknown:
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
         raise WeightsError(
-            f"{path}: {unknown[0]}{more} is no part of the expected model (SD x4 upscaler, LDM layout); "
-            f"the file may hold another model or another size of it"
+            f"{path}: {unknown[0]}{more} is not part of the expected model (SD x4 upscaler, LDM layout); "
+            f"the file may hold another model or size"
         )
 
 
 def _check_schedules(tensors: Mapping[str, Tensor], config: ModelConfig, path: str) -> ModelConfig:
-    """`config` with the low-resolution schedule of the file; buffers that are absent say nothing."""
+    """`config` with the low-resolution schedule of the file; absent buffers are not checked."""
     if "betas" in tensors:
         _match("betas", tensors, [config.schedule], path)
     name = LOW_SCALE + "betas"
     if name not in tensors or config.low_res_schedule is None:
         return config
-    # The public files differ: this layout's own default is scaled_linear, the diffusers folder says cosine.
+    # Public files differ: the default of this layout is scaled_linear, the diffusers folder has a cosine schedule.
     candidates = [
         dataclasses.replace(config.low_res_schedule, beta_schedule=schedule)
         for schedule in ("scaled_linear", "squaredcos_cap_v2")
@@ -215,7 +215,7 @@ def _check_schedules(tensors: Mapping[str, Tensor], config: ModelConfig, path: s
 
 
 def _match(name: str, tensors: Mapping[str, Tensor], candidates: list[ScheduleConfig], path: str) -> ScheduleConfig:
-    """The candidate whose betas the buffer `name` holds."""
+    """The candidate whose betas match the buffer `name`."""
     found = tensors[name]
     tolerance = max(1e-6, torch.finfo(found.dtype).eps) if found.is_floating_point() else 0.0
     for candidate in candidates:

@@ -1,4 +1,4 @@
-"""The published config files (diffusers, transformers) to our dataclasses and back; `published_keys` has their keys."""
+"""From published config files (diffusers, transformers) to our dataclasses and back; their keys: `published_keys`."""
 
 import functools
 from collections.abc import Callable
@@ -24,13 +24,13 @@ T_co = TypeVar("T_co", covariant=True)
 
 
 class ConfigReader(Protocol[T_co]):
-    """Reads a published config; `source`, the file, is named in every error and note."""
+    """Reads a published config. Errors and notes name `source`, the file; errors are `WeightsError`."""
 
     def __call__(self, config: Json, source: str, notify: Notify | None = None) -> T_co: ...
 
 
 def _reads(keys: Keys) -> Callable[[Callable[[Json, str], T]], ConfigReader[T]]:
-    """Make a reader check class and keys first."""
+    """Decorator of a reader that checks class and keys first."""
 
     def decorate(read: Callable[[Json, str], T]) -> ConfigReader[T]:
         @functools.wraps(read)
@@ -40,7 +40,7 @@ def _reads(keys: Keys) -> Callable[[Callable[[Json, str], T]], ConfigReader[T]]:
                 keys.note_unknown(config, source, notify)
             try:
                 return read(config, source)
-            except UserError as error:  # a dataclass that refuses a value does not know the file
+            except UserError as error:  # a dataclass that rejects a value does not know the file
                 message = str(error)
                 raise WeightsError(message if message.startswith(source) else f"{source}: {message}") from error
             except (AttributeError, TypeError, ValueError) as error:
@@ -52,7 +52,7 @@ def _reads(keys: Keys) -> Callable[[Callable[[Json, str], T]], ConfigReader[T]]:
 
 
 def _per_level(value: Any, levels: int, key: str, source: str) -> tuple[Any, ...]:
-    """Upstream writes one value for all levels, or a list with one for each."""
+    """Upstream writes one value for all levels, or one per level."""
     values = tuple(value) if isinstance(value, list | tuple) else (value,) * levels
     if len(values) != levels or any(isinstance(entry, list | tuple | type(None)) for entry in values):
         raise WeightsError(f"{source}: {key} = {shown(value)} is not supported, expected one value or {levels}")
@@ -73,7 +73,7 @@ def _read_encoder(config: Json, source: str) -> UNetEncoderConfig:
                 f"{source}: a block of type {shown(kind)} is not supported, only (CrossAttn)DownBlock2D is"
             )
         attention.append(kind == "CrossAttnDownBlock2D")
-    # A historic misnomer: "attention_head_dim" is the number of heads, unless "num_attention_heads" says so itself.
+    # A historic misnomer: "attention_head_dim" is the number of heads, unless there is "num_attention_heads".
     heads_key = "attention_head_dim" if config.get("num_attention_heads") is None else "num_attention_heads"
     return UNetEncoderConfig(
         in_channels=config.get("in_channels", 4),
@@ -102,7 +102,7 @@ def _one_width(value: Any, source: str) -> int:
 
 @_reads(published_keys.UNET)
 def read_unet(config: Json, source: str) -> UNetConfig:
-    """`config` of a UNet2DConditionModel; `source` names the file in errors, which are `UserError`."""
+    """`config` of a UNet2DConditionModel."""
     encoder = _read_encoder(config, source)
     mirrored = _up_block_types(encoder)
     found = config.get("up_block_types", ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * (len(encoder.channels) - 1))
@@ -110,7 +110,7 @@ def read_unet(config: Json, source: str) -> UNetConfig:
         raise WeightsError(
             f"{source}: up_block_types = {shown(found)} is not supported, expected the mirror {mirrored}"
         )
-    # Two keys that may spell out what follows from the others.
+    # Two keys that may state what follows from the others.
     implied = {
         "reverse_transformer_layers_per_block": list(reversed(encoder.transformer_depth)),
         "time_embedding_dim": encoder.time_dim,
@@ -130,7 +130,7 @@ def read_tcm(config: Json, source: str) -> TCMConfig:
 
 @_reads(published_keys.VAE)
 def read_vae(config: Json, source: str) -> VAEConfig:
-    """`config` of an AutoencoderKL. Without a scaling factor it is the SD x4 upscaler's, as in its pipeline."""
+    """`config` of an AutoencoderKL. The scaling factor defaults to the SD x4 upscaler's, as in its pipeline."""
     channels = tuple(config.get("block_out_channels", (64,)))
     for key, kind in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
         expected = [kind] * len(channels)
@@ -147,7 +147,7 @@ def read_vae(config: Json, source: str) -> VAEConfig:
 
 @_reads(published_keys.TINY)
 def read_tiny(config: Json, source: str) -> TinyDecoderConfig:
-    """`config` of an AutoencoderTiny; what is about its encoder is ignored."""
+    """`config` of an AutoencoderTiny; keys of its encoder are ignored."""
     widths = set(config.get("decoder_block_out_channels", (64,)))
     if len(widths) != 1:
         raise WeightsError(f"{source}: decoder_block_out_channels has widths {sorted(widths)}, expected a single one")
@@ -159,13 +159,13 @@ def read_tiny(config: Json, source: str) -> TinyDecoderConfig:
 
 
 def is_tiny(config: Json) -> bool:
-    """Whether the `config` of a pipeline's autoencoder is a tiny one's, by its class or by what it is made of."""
+    """Whether the `config` of a pipeline's autoencoder is a tiny one's, by its class or its keys."""
     return config.get("_class_name") in published_keys.TEMPORAL_TINY.classes or "num_decoder_blocks" in config
 
 
 @_reads(published_keys.TEMPORAL_TINY)
 def read_temporal_tiny(config: Json, source: str) -> TemporalTinyConfig:
-    """`config` of a TemporalAutoencoderTiny: all of one width, the decoder the encoder's mirror."""
+    """`config` of a TemporalAutoencoderTiny: of one width, with a decoder that mirrors the encoder."""
     keys = ("encoder_block_out_channels", "decoder_block_out_channels")
     widths = {width for key in keys for width in config.get(key, (64,))}
     if len(widths) != 1:
@@ -196,13 +196,13 @@ def read_text(config: Json, source: str) -> TextConfig:
 
 @_reads(published_keys.SCHEDULE)
 def read_schedule(config: Json, source: str) -> ScheduleConfig:
-    """A scheduler config: what DDPMScheduler makes of it, whichever class wrote it."""
+    """A scheduler config as DDPMScheduler reads it, whichever class wrote it."""
     return ScheduleConfig(**{key: config[key] for key in published_keys.SCHEDULE.read if key in config})
 
 
 @_reads(published_keys.DDIM_SCHEDULE)
 def read_ddim_schedule(config: Json, source: str) -> DDIMScheduleConfig:
-    """The same for streaming weights: what DDIMScheduler makes of it."""
+    """The same as DDIMScheduler reads it, for streaming weights."""
     return DDIMScheduleConfig(**{key: config[key] for key in published_keys.DDIM_SCHEDULE.read if key in config})
 
 

@@ -1,9 +1,9 @@
-"""The keys of the published config files (diffusers, transformers), sorted by what they do to the result.
+"""The keys of the published config files (diffusers, transformers), grouped by their effect on the result.
 
-Every key that a config's class reads is one of: read by us, fixed to the values that our networks implement, or ignored
+Every key that a config's class reads is either read by us, fixed to the values that our networks implement, or ignored
 because it makes no difference here. A fixed key with another value is refused by name, so that a checkpoint never loads
-as something it is not. A key that the class does not read either (from an older or newer version, or somebody's script)
-is noted and ignored, as the library that writes these files does.
+as something it is not. A key unknown to the class as well (from an older or newer version, or a script) is reported and
+ignored, as diffusers does.
 """
 
 from collections.abc import Callable
@@ -18,26 +18,26 @@ Fixed = dict[str, tuple[Any, ...]]
 Notify = Callable[[str], None]
 
 OFF = (False, None)
-MAX_NOTED = 8  # keys spelled out in one note
+MAX_NOTED = 8  # keys named in one note
 
 
 def shown(value: Any) -> str:
-    """A value as a message shows it."""
+    """A value for a message."""
     return shorten(repr(value), 100)
 
 
 @dataclass(frozen=True)
 class Keys:
-    """What we know of one class's config."""
+    """The known keys of one class's config."""
 
-    classes: tuple[str, ...]  # whose configs are read this way, the class itself first
+    classes: tuple[str, ...]  # whose configs have these keys, the class itself first
     read: tuple[str, ...]
     fixed: Fixed = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
     class_key: str = "_class_name"
 
     def check(self, config: Json, source: str) -> None:
-        """Raises `UserError` for another class, and for a value that our networks do not implement."""
+        """Raises `WeightsError` for another class, and for a value that our networks do not implement."""
         found = config.get(self.class_key, self.classes[0])
         if found not in self.classes:
             expected = self.classes[0] if len(self.classes) == 1 else f"one of {', '.join(self.classes)}"
@@ -49,7 +49,7 @@ class Keys:
                 raise WeightsError(f"{source}: {key} = {shown(config[key])} is not supported, only {supported} is")
 
     def note_unknown(self, config: Json, source: str, notify: Notify) -> None:
-        """One note for all keys that the class does not read, if there are any."""
+        """Report keys that the class does not read, if any, in one note."""
         known = {*self.read, *self.fixed, *self.ignored, self.class_key}
         unknown = sorted(key for key in config if not (key in known or key.startswith("_")))
         if unknown:
@@ -87,7 +87,7 @@ _ENCODER_FIXED: Fixed = {
 }
 _ENCODER_IGNORED = (
     "upcast_attention",  # our attention always has a float32 softmax
-    # Sizes of embeddings that addition_embed_type and class_embed_type, fixed above, switch on.
+    # Sizes of embeddings that are enabled by addition_embed_type and class_embed_type, fixed above.
     "addition_embed_type_num_heads",
     "addition_time_embed_dim",
     "projection_class_embeddings_input_dim",
@@ -120,7 +120,7 @@ UNET = Keys(
         *_ENCODER_IGNORED,
         "dropout",  # of training
         "sample_size",  # of the training pictures
-        # For types of blocks that are refused.
+        # Of block types that are refused.
         "cross_attention_norm",
         "mid_block_only_cross_attention",
         "resnet_out_scale_factor",
@@ -180,13 +180,13 @@ TINY = Keys(
         "encoder_block_out_channels",
         "force_upcast",
         "in_channels",
-        "latent_magnitude",  # this and the shift: for latents stored as pictures
+        "latent_magnitude",  # this and latent_shift: for latents stored as pictures
         "latent_shift",
         "num_encoder_blocks",
     ),
 )
 
-# Under AutoencoderTiny's name too: the class is the publisher's own, which a file may say or not.
+# Also under AutoencoderTiny's name: the class is the publisher's own, and not every file names it.
 TEMPORAL_TINY = Keys(
     classes=("TemporalAutoencoderTiny", "AutoencoderTiny"),
     read=("encoder_block_out_channels", "num_encoder_blocks", *TINY.read),
@@ -207,7 +207,7 @@ TEXT = Keys(
         "num_hidden_layers",
         "vocab_size",
     ),
-    # None of these changes the last hidden state, the only output that is used.
+    # None of these affects the last hidden state, the only output used.
     ignored=(
         "architectures",
         "attention_dropout",
@@ -233,7 +233,7 @@ TEXT = Keys(
 )
 
 SCHEDULE = Keys(
-    # Those that DDPMScheduler.from_config converts from: all describe the same noise schedule, for other solvers.
+    # Those that DDPMScheduler.from_config accepts: all describe the same noise schedule, for other solvers.
     classes=(
         "DDPMScheduler",
         "DDIMScheduler",
@@ -262,22 +262,22 @@ SCHEDULE = Keys(
         "steps_offset",
     ),
     fixed={
-        "predict_epsilon": (True, None),  # what prediction_type was called before diffusers 0.9
+        "predict_epsilon": (True, None),  # the predecessor of prediction_type before diffusers 0.9
         "rescale_betas_zero_snr": OFF,
         "thresholding": OFF,
         "trained_betas": (None,),
-        "use_flow_sigmas": OFF,  # another process than diffusion
+        "use_flow_sigmas": OFF,  # flow matching instead of diffusion
         "variance_type": ("fixed_small", None),
     },
     ignored=(
-        # For values of the keys above that are refused.
+        # For refused values of the keys above.
         "dynamic_thresholding_ratio",
         "flow_shift",
         "sample_max_value",
         "shift_terminal",
         "time_shift_type",
         "use_dynamic_shifting",
-        # Of the other solvers. A file that was converted from one class to another still has the first one's keys.
+        # Of other solvers. A config converted from one class to another keeps the keys of the first.
         "algorithm_type",
         "disable_corrector",
         "euler_at_final",
@@ -302,7 +302,7 @@ SCHEDULE = Keys(
     ),
 )
 
-# For streaming weights, whose pipeline makes a DDIMScheduler of it.
+# For streaming weights, whose pipeline reads it as a DDIMScheduler.
 DDIM_SCHEDULE = Keys(
     classes=("DDIMScheduler", *(name for name in SCHEDULE.classes if name != "DDIMScheduler")),
     read=(*SCHEDULE.read, "set_alpha_to_one"),

@@ -1,1 +1,1 @@
-"""What a result is worth: PSNR, SSIM, tOF, tLP, perceptual distances, and reports of them."""
+"""Quality metrics (PSNR, SSIM, tOF, tLP, perceptual distances) and reports of them."""

@@ -1,4 +1,4 @@
-"""A result against the truth: clip by clip, frame by frame."""
+"""Evaluation of results against the ground truth, frame by frame."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -18,50 +18,51 @@ from stablevsr.metrics.perceptual import LOADERS, Distance, Unavailable
 from stablevsr.nn.raft import RAFT
 
 NAMES = ("PSNR", "SSIM", *LOADERS, "tLP", "tOF")
-Row = dict[str, float]  # by metric; temporal ones are missing for the first frame
+Row = dict[str, float]  # by metric; the first frame has no temporal ones
 
 
 @dataclass
 class Report:
-    """What was measured, and what was not."""
+    """The metrics of all clips, and those that were skipped."""
 
-    flow_network: str  # whose flows tOF compares
+    flow_network: str  # whose flow tOF compares
     clips: dict[str, list[Row]] = field(default_factory=dict)
-    skipped: dict[str, str] = field(default_factory=dict)  # metric: why
-    notices: list[str] = field(default_factory=list)  # what is to be known of the clips
+    skipped: dict[str, str] = field(default_factory=dict)  # metric to reason
+    notices: list[str] = field(default_factory=list)  # sentences about the clips for the user
 
     @property
     def names(self) -> list[str]:
-        """The metrics that are there, in their usual order."""
+        """The metrics that were measured, in the usual order."""
         return [name for name in NAMES if any(name in row for rows in self.clips.values() for row in rows)]
 
     def clip_means(self) -> dict[str, Row]:
-        """Means over frames; a metric without a value in a clip is missing there."""
+        """Means over the frames of each clip, of the metrics that it has."""
         return {clip: means(rows) for clip, rows in self.clips.items()}
 
     def overall(self) -> Row:
-        """Means over clips of the means over frames."""
+        """Means over clips of their means over frames."""
         return means(self.clip_means().values())
 
 
 def means(rows: Iterable[Row]) -> Row:
-    """Means by metric, over the rows that have it."""
+    """The mean of each metric over the rows that have it."""
     rows = list(rows)
     found = {}
     for name in NAMES:
         values = [row[name] for row in rows if name in row]
         if values:
-            add = math.fsum if all(map(math.isfinite, values)) else sum  # which knows infinity and NaN
+            add = math.fsum if all(map(math.isfinite, values)) else sum  # sum accepts infinity and NaN
             found[name] = add(values) / len(values)
     return found
 
 
 class Evaluator:
-    """The metrics that are available, on one device.
+    """Computes the available metrics on one device.
 
     Args:
-        raft: the network whose flows tOF compares; None leaves tOF out.
-        weights_dir: where backbones lie, laid out as torch's cache (`DIR/checkpoints/FILE`); None is that cache.
+        raft: the network whose flow tOF compares; None skips tOF.
+        weights_dir: the folder of the backbones' weights, laid out as torch's cache (`DIR/checkpoints/FILE`); None is
+            that cache.
     """
 
     def __init__(self, device: torch.device, raft: RAFT | None, weights_dir: Path | None = None) -> None:
@@ -81,30 +82,30 @@ class Evaluator:
             self.skipped["tOF"] = "the weights hold no flow network"
 
     def rows(self, result: Reader, truth: Reader) -> Iterator[Row]:
-        """The metrics of every frame of a clip; two frames of each are held at a time."""
-        before: list[Tensor] = []
+        """Yields the metrics of each frame of a clip, with two frames of each clip in memory."""
+        previous: list[Tensor] = []
         for mine, theirs in zip_longest(result, truth):
             if mine is None or theirs is None:
                 raise InputError(different_counts(result, truth))
             pair = [self.picture(mine.image), self.picture(theirs.image)]
-            yield self.row(pair, before)
-            before = pair
+            yield self.row(pair, previous)
+            previous = pair
 
     @torch.no_grad()
-    def row(self, pair: list[Tensor], before: list[Tensor], true_flow: Tensor | None = None) -> Row:
+    def row(self, pair: list[Tensor], previous: list[Tensor], true_flow: Tensor | None = None) -> Row:
         """The metrics of one frame.
 
         Args:
             pair: result and truth, (1, 3, h, w) in [0, 1], on the device.
-            before: those of the frame before, or nothing; then the temporal metrics are missing.
-            true_flow: what `true_flow` gives for the truth, where that was asked for several results.
+            previous: those of the previous frame; empty to leave out the temporal metrics.
+            true_flow: the result of `true_flow`, to share it between several results.
         """
         row = {"PSNR": psnr(*pair).item()}
         if min(pair[0].shape[-2:]) > WINDOW // 2:
             row["SSIM"] = ssim(*pair).item()
         row |= {name: distance(*pair).item() for name, distance in self.distances.items()}
-        if before:
-            result, truth = (torch.cat(both) for both in zip(before, pair, strict=True))
+        if previous:
+            result, truth = (torch.cat(both) for both in zip(previous, pair, strict=True))
             if "LPIPS" in self.distances:
                 moved = [self.distances["LPIPS"](now[1:], now[:1]) for now in (result, truth)]
                 row["tLP"] = tlp(*moved).item()
@@ -112,27 +113,27 @@ class Evaluator:
                 row["tOF"] = tof(self.raft, result, truth, true_flow).item()
         return row
 
-    def true_flow(self, truth: Tensor, before: Tensor) -> Tensor | None:
-        """The flow of the truth from a frame to the one before, (1, 3, h, w) in [0, 1] each; None without a network."""
-        return None if self.raft is None else flow_back(self.raft, torch.cat([before, truth]))
+    def true_flow(self, truth: Tensor, previous: Tensor) -> Tensor | None:
+        """The flow from a frame of the truth to the previous one, (1, 3, h, w) in [0, 1]; None without a network."""
+        return None if self.raft is None else flow_back(self.raft, torch.cat([previous, truth]))
 
     def picture(self, image: np.ndarray) -> Tensor:
-        """(h, w, 3) uint8 or uint16 as the metrics take it."""
+        """(h, w, 3) uint8 or uint16 to (1, 3, h, w) in [0, 1] on the device."""
         picture = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float()
         return picture.to(self.device) / np.iinfo(image.dtype).max
 
 
 def different_counts(result: Reader, truth: Reader) -> str:
-    """The sentence for clips that do not end together."""
+    """The message for clips of different lengths."""
     counts = [sum(1 for _ in clip) for clip in (result, truth)]
     return (
-        f"{result.path} has {counts[0]} frames and {truth.path} has {counts[1]}; give clips with the same frames, "
+        f"{result.path} has {counts[0]} frames and {truth.path} has {counts[1]}; give clips of the same length, "
         "or the same part of both"
     )
 
 
 def clip_pairs(result: Path, truth: Path) -> dict[str, tuple[Path, Path]]:
-    """Which clip belongs to which: two clips, or two folders that hold clips of the same names."""
+    """Pairs of result and truth by name: two clips, or two folders with clips of the same names."""
     folders = [_clips_in(path) for path in (result, truth)]
     if not any(folders):
         return {result.name: (result, truth)}
@@ -140,12 +141,12 @@ def clip_pairs(result: Path, truth: Path) -> dict[str, tuple[Path, Path]]:
     for here, there, missing in ((result, truth, theirs - mine), (truth, result, mine - theirs)):
         if missing:
             clip = sorted(missing)[0]
-            raise InputError(f"{here} lacks the clip {clip}, which {there} has; give the same clips in both")
+            raise InputError(f"{here} lacks the clip {clip}, which {there} has; provide the same clips in both")
     return {name: (result / name, truth / name) for name in sorted(mine)}
 
 
 def _clips_in(path: Path) -> set[str]:
-    """Names of the folders in a folder of clips; nothing for a clip itself."""
+    """The names of the clips in a folder of folders; empty for a clip itself."""
     if not path.is_dir():
         return set()
     entries = [entry for entry in path.iterdir() if not entry.name.startswith(".")]
@@ -160,14 +161,14 @@ def evaluate(
     allow_truncated: bool = False,
     allow_hdr: bool = False,
 ) -> Report:
-    """Measure all clips.
+    """Evaluate all clips.
 
     Args:
-        progress: called behind every frame with the clip, and how many of its frames are done, of how many.
+        progress: called after each frame with the clip, the number of frames done, and the total if it is known.
         allow_truncated, allow_hdr: of videos, see `media.open_reader`.
 
     Raises:
-        UserError: for clips that do not match in size or number of frames, naming them.
+        InputError: for clips that cannot be read, or differ in size or length, naming them.
     """
     report = Report(flow_network, skipped=evaluator.skipped)
     for name, paths in pairs.items():

@@ -1,4 +1,4 @@
-"""PSNR, SSIM and tOF as the public evaluation computes them. Pictures are (n, 3, h, w) in [0, 1]."""
+"""PSNR, SSIM and tOF as in the public evaluation. Pictures are (n, 3, h, w) in [0, 1]."""
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ C1, C2 = 0.01**2, 0.03**2
 
 
 def in_double(pictures: Tensor) -> Tensor:
-    """In float64: on the CPU where the device has none, which is so on a Mac."""
+    """In float64; on the CPU if the device is MPS, which lacks it."""
     return (pictures.cpu() if pictures.device.type == "mps" else pictures).double()
 
 
@@ -23,7 +23,7 @@ def psnr(result: Tensor, truth: Tensor) -> Tensor:
 
 
 def ssim(result: Tensor, truth: Tensor) -> Tensor:
-    """Structural similarity of each picture (Wang et al. 2004), (n,): Gaussian window, reflected borders, all of RGB.
+    """Structural similarity of each picture (Wang et al. 2004), (n,): Gaussian window, reflected borders, RGB.
 
     Sides must be at least 6 pixels, for the reflection.
     """
@@ -46,9 +46,9 @@ def ssim(result: Tensor, truth: Tensor) -> Tensor:
 
 @torch.no_grad()
 def flow_back(raft: RAFT, frames: Tensor) -> Tensor:
-    """The flow from each frame to the one before, (n - 1, 2, h, w).
+    """The flow from each frame to the previous one, (n - 1, 2, h, w).
 
-    The network sees frames in [0, 1], as the public evaluation has it (the upscaler's flow sees [-1, 1]).
+    As in the public evaluation, the network gets frames in [0, 1] (for upscaling it gets [-1, 1]).
     """
     padding = Padding.for_size(*frames.shape[-2:])
     frames = padding.pad(frames)
@@ -56,14 +56,15 @@ def flow_back(raft: RAFT, frames: Tensor) -> Tensor:
 
 
 def tof(raft: RAFT, result: Tensor, truth: Tensor, true_flow: Tensor | None = None) -> Tensor:
-    """tOF of each neighbouring pair, (n - 1,): mean over pixels and components of |flow - true flow|, times 10.
+    """tOF of each pair of neighbours, (n - 1,): the mean over pixels and components of |flow - true flow|, times 10.
 
-    `true_flow`: `flow_back` of the truth, where it is known already.
+    Args:
+        true_flow: `flow_back` of the truth, if it is known already.
     """
     true_flow = flow_back(raft, truth) if true_flow is None else true_flow
     return 10 * (flow_back(raft, result) - true_flow).abs().mean((1, 2, 3))
 
 
 def tlp(distances: Tensor, true_distances: Tensor) -> Tensor:
-    """tLP from the LPIPS between neighbouring frames of result and truth, (n - 1,) each: |difference|, times 1000."""
+    """tLP from LPIPS between neighbouring frames of the result and of the truth, (n - 1,): |difference| times 1000."""
     return 1000 * (distances - true_distances).abs()

@@ -1,4 +1,4 @@
-"""Metrics of other people's packages: the extra `metrics`. What lacks a package or its weights is skipped and said."""
+"""Metrics from third-party packages (the extra `metrics`). Those whose package or weights are missing are skipped."""
 
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -15,12 +15,12 @@ class Unavailable(Exception):
 
 
 def require(package: str, weights: str | None = None) -> None:
-    """Raise `Unavailable` unless a package is installed and the weights it would fetch are there already."""
+    """Raise `Unavailable` unless a package is installed and the weights it would download are in the cache."""
     if find_spec(package) is None:
         raise Unavailable(f"{package} is not installed: pip install 'stablevsr[metrics]'")
     cache = Path(torch.hub.get_dir()) / "checkpoints"
     if weights and not (cache / weights).is_file():
-        raise Unavailable(f"weights missing: {weights} in {cache}; nothing is fetched by itself")
+        raise Unavailable(f"weights missing: {weights} in {cache}; nothing is downloaded automatically")
 
 
 def haarpsi(device: torch.device) -> Distance:
@@ -58,14 +58,14 @@ def dists(device: torch.device) -> Distance:
 
 
 def no_reference(name: str, file: str, folder: str = "pyiqa") -> Callable[[torch.device], Distance]:
-    """A metric of pyiqa that looks at the result alone.
+    """A no-reference metric of pyiqa.
 
-    Its licence is for non-commercial use, so it is none of our extras: whoever may use it installs it.
+    Its licence is for non-commercial use, so it is not in our extras: those who may use it install it themselves.
 
     Args:
-        name: as pyiqa has it.
-        file: the weights that pyiqa would fetch.
-        folder: where it keeps them, within torch's cache.
+        name: of the metric in pyiqa.
+        file: the weights that pyiqa would download.
+        folder: its folder within torch's cache.
     """
 
     def load(device: torch.device) -> Distance:
@@ -73,7 +73,7 @@ def no_reference(name: str, file: str, folder: str = "pyiqa") -> Callable[[torch
             raise Unavailable("pyiqa is not installed: pip install pyiqa, whose licence is for non-commercial use")
         place = Path(torch.hub.get_dir()) / folder
         if not (place / file).is_file():
-            raise Unavailable(f"weights missing: {file} in {place}; nothing is fetched by itself")
+            raise Unavailable(f"weights missing: {file} in {place}; nothing is downloaded automatically")
         import pyiqa
 
         network = pyiqa.create_metric(name, device=device)

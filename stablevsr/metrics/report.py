@@ -1,4 +1,4 @@
-"""Reports as a table for people, CSV for spreadsheets, JSON for programs."""
+"""Reports as a text table, CSV or JSON."""
 
 import csv
 import io
@@ -7,18 +7,18 @@ import math
 
 from stablevsr.metrics.evaluate import Report
 
-PLACES = {"PSNR": 2, "SSIM": 4, "HaarPSI": 4, "GMSD": 4, "LPIPS": 4, "DISTS": 4}
-PLACES |= {"MUSIQ": 2, "NIQE": 3, "CLIP-IQA": 4, "tLP": 3, "tOF": 3}
+DECIMALS = {"PSNR": 2, "SSIM": 4, "HaarPSI": 4, "GMSD": 4, "LPIPS": 4, "DISTS": 4}
+DECIMALS |= {"MUSIQ": 2, "NIQE": 3, "CLIP-IQA": 4, "tLP": 3, "tOF": 3}
 
 
 def table(report: Report) -> str:
-    """One line a clip and one for the mean over clips; below, what was skipped and why."""
+    """One line per clip and one for the mean over clips; then the skipped metrics with reasons."""
     names, means = report.names, report.clip_means()
     rows = {**means, "mean of clips": report.overall()} if len(means) > 1 else means
     width = max(len(name) for name in ("clip", *rows))
     lines = [f"{'clip':{width}}" + "".join(f"{name:>10}" for name in names)]
     for clip, row in rows.items():
-        cells = (f"{row[name]:10.{PLACES[name]}f}" if name in row else f"{'-':>10}" for name in names)
+        cells = (f"{row[name]:10.{DECIMALS[name]}f}" if name in row else f"{'-':>10}" for name in names)
         lines.append(f"{clip:{width}}" + "".join(cells))
     if "tOF" in names:
         lines.append(f"tOF by flows of: {report.flow_network}")
@@ -27,7 +27,7 @@ def table(report: Report) -> str:
 
 
 def as_csv(report: Report) -> str:
-    """One line a frame; a metric that a frame does not have is empty."""
+    """One line per frame; metrics that a frame lacks are empty."""
     file = io.StringIO()
     writer = csv.DictWriter(file, ["clip", "frame", *report.names], lineterminator="\n")
     writer.writeheader()
@@ -37,7 +37,7 @@ def as_csv(report: Report) -> str:
 
 
 def as_json(report: Report) -> str:
-    """Everything; numbers that are not finite, as PSNR of equal frames, become null."""
+    """The whole report; numbers that are not finite, like PSNR of equal frames, become null."""
     values = {
         "flow_network": report.flow_network,
         "skipped": report.skipped,

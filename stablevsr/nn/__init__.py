@@ -1,1 +1,1 @@
-"""The networks: tensors in, tensors out. No files, no devices, no schedule."""
+"""The networks: tensors in, tensors out. No files, devices or schedules."""

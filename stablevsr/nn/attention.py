@@ -1,32 +1,32 @@
-"""Attention: the UNet's transformers over the picture and the text, and the VAE's single head over all positions."""
+"""Attention: the UNet's transformers over picture and text, and the VAE's single-head spatial attention."""
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-# The input norm of the transformers and the VAE use this epsilon whatever the UNet's config says, as upstream.
+# As upstream, the transformers' input norm and the VAE use this epsilon, whatever the UNet's config says.
 NORM_EPS = 1e-6
 HALF = (torch.float16, torch.bfloat16)
-WIDEST_FLASH_HEAD = 256  # flash kernels stop there
-CHUNK = 2048  # queries at a time; their scores take less memory than the decoder's largest level does
-MAX_MPS_SCORES = 2**28  # numbers: MPS holds all scores at once, and aborts where they are very many
+MAX_FLASH_HEAD = 256  # width up to which there are flash kernels
+CHUNK = 2048  # queries at a time; their scores take less memory than the decoder's largest level
+MAX_MPS_SCORES = 2**28  # elements: MPS materialises all scores, and aborts when they are too many
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v, all (n, heads, tokens, d), by what suits the device."""
-    too_wide = q.is_cuda and q.dtype in HALF and q.shape[-1] > WIDEST_FLASH_HEAD and torch.version.hip is None
+    """softmax(q k^T / sqrt(d)) v, all (n, heads, tokens, d), by the method that suits the device."""
+    too_wide = q.is_cuda and q.dtype in HALF and q.shape[-1] > MAX_FLASH_HEAD and torch.version.hip is None
     too_many = q.device.type == "mps" and q.shape[:3].numel() * k.shape[2] > MAX_MPS_SCORES
-    learns = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (q, k, v))
-    if (too_wide or too_many) and not learns:
+    needs_grad = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (q, k, v))
+    if (too_wide or too_many) and not needs_grad:
         return attend_in_chunks(q, k, v)
     return F.scaled_dot_product_attention(q, k, v)
 
 
 def attend_in_chunks(q: Tensor, k: Tensor, v: Tensor, rows: int = CHUNK) -> Tensor:
-    """`attend` as two products of matrices for `rows` queries at a time, with scores and softmax in float32.
+    """`attend` as two matrix products for `rows` queries at a time, with scores and softmax in float32.
 
-    In half precision on CUDA it has no gradient, for PyTorch has none of the first product.
+    It has no gradient in half precision on CUDA, where PyTorch has none for the first product.
     """
 
     def scores(queries: Tensor) -> Tensor:
@@ -64,28 +64,27 @@ class Attention(nn.Module):
 
 
 class CachedContext:
-    """A text context that keeps what every attention makes of it, for runs in which the text stays the same.
+    """A text context that caches its keys and values in every attention layer, for runs with a constant prompt.
 
-    The caller owns it, for as long as weights and text do not change; the networks keep nothing. Not for compiled
-    networks.
+    The caller owns it, and drops it when weights or text change; the networks cache nothing. Not for compiled networks.
     """
 
     def __init__(self, context: Tensor) -> None:
         self._context = context  # (n, tokens, context_dim)
-        self._kept: dict[Attention, tuple[Tensor, Tensor]] = {}
+        self._cache: dict[Attention, tuple[Tensor, Tensor]] = {}
 
     def keys_and_values(self, attention: Attention) -> tuple[Tensor, Tensor]:
-        """(n, tokens, dim) each; computed when first asked for."""
-        if attention not in self._kept:
-            self._kept[attention] = attention.to_k(self._context), attention.to_v(self._context)
-        return self._kept[attention]
+        """(n, tokens, dim) each; computed on first use."""
+        if attention not in self._cache:
+            self._cache[attention] = attention.to_k(self._context), attention.to_v(self._context)
+        return self._cache[attention]
 
 
 Context = Tensor | CachedContext
 
 
 class FeedForward(nn.Module):
-    """A gated GELU layer (Shazeer 2020) of four times the width."""
+    """Feed-forward with a gated GELU (Shazeer 2020), four times as wide inside."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -98,10 +97,10 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention, attention to the text, feed-forward; each behind a layer norm and with a skip.
+    """Self-attention, cross-attention to the text, feed-forward; each with a layer norm before it and a skip around.
 
-    With `only_cross_attention` the first attention looks at the text as well: levels of the SD x4 upscaler that are
-    too large for real self-attention do that.
+    With `only_cross_attention` the first attention attends to the text as well, as in those levels of the SD x4
+    upscaler that are too large for self-attention.
     """
 
     def __init__(self, dim: int, context_dim: int, num_heads: int, only_cross_attention: bool) -> None:
@@ -162,8 +161,8 @@ class Transformer(nn.Module):
         return x + y
 
 
-class PositionAttention(nn.Module):
-    """The VAE's attention: one head as wide as the feature map, over all positions."""
+class SpatialAttention(nn.Module):
+    """The VAE's attention over all positions, with one head as wide as the feature map."""
 
     def __init__(self, channels: int, norm_groups: int) -> None:
         super().__init__()

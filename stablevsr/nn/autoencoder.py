@@ -1,4 +1,4 @@
-"""Which autoencoder a model has."""
+"""Building the autoencoder of a model."""
 
 from stablevsr.config import TemporalTinyConfig, VAEConfig
 from stablevsr.nn.tiny import TemporalTinyVAE
@@ -6,5 +6,5 @@ from stablevsr.nn.vae import VAE
 
 
 def build_vae(config: VAEConfig | TemporalTinyConfig) -> VAE | TemporalTinyVAE:
-    """The autoencoder that a configuration describes: `TemporalTinyVAE` is for streaming, `VAE` for all else."""
+    """The autoencoder that a configuration describes: `TemporalTinyVAE` for streaming, else `VAE`."""
     return TemporalTinyVAE(config) if isinstance(config, TemporalTinyConfig) else VAE(config)

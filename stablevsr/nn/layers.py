@@ -1,4 +1,4 @@
-"""The building blocks that the UNet, the TCM and the VAE share."""
+"""Building blocks shared by the UNet, the TCM and the VAE."""
 
 import math
 
@@ -27,7 +27,7 @@ class TimeEmbedding(nn.Module):
 
     def forward(self, timestep: Tensor) -> Tensor:
         """(n,) timesteps to (n, time_dim)."""
-        # The sinusoids are float32 whatever the weights are: bf16 cannot tell neighbouring timesteps apart.
+        # Always in float32: bf16 cannot tell neighbouring timesteps apart.
         order = torch.arange(self.half_dim, dtype=torch.float32, device=timestep.device)
         frequencies = torch.exp(-math.log(10_000) * order / (self.half_dim - self.freq_shift))
         angles = timestep[:, None].float() * frequencies[None]
@@ -52,7 +52,7 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
         """(n, in, h, w), (n, time_dim) to (n, out, h, w)."""
-        # In place wherever nothing else holds the tensor: fewer large ones, which cost time to allocate on a CPU.
+        # In place wherever nothing else uses the tensor: large ones take time to allocate on a CPU.
         y = self.conv1(F.silu(self.norm1(x), inplace=True))
         if self.time_proj is not None:
             assert time is not None, "a block with time_dim takes the time embedding"
@@ -63,13 +63,13 @@ class ResBlock(nn.Module):
 
 
 def double_and_convolve(x: Tensor, conv: nn.Conv2d) -> Tensor:
-    """Nearest neighbour to twice the size, then a 3x3 convolution: (n, c, h, w) to (n, out, 2h, 2w).
+    """Nearest-neighbour upsampling by two and a 3x3 convolution, fused: (n, c, h, w) to (n, out, 2h, 2w).
 
-    Every result sees 2x2 different inputs only, so that one transposed convolution of 4x4 does the same, up to
-    rounding, with 16 products for each input where the two steps need 36.
+    Every output depends on only 2x2 distinct inputs, so a 4x4 transposed convolution computes the same up to rounding,
+    with 16 multiplications per input instead of 36.
     """
-    # The kernel at each of the four places where an input pixel now stands twice.
-    # Summed in float32, for half precision would round a weight that the two steps only multiply.
+    # The kernel at each of the four positions of an upsampled pixel. Summed in float32: half precision would round
+    # the sums, which the two separate steps never form.
     wide = conv.weight.to(torch.promote_types(conv.weight.dtype, torch.float32))
     kernels = [F.pad(wide, (right, 1 - right, down, 1 - down)) for down in (0, 1) for right in (0, 1)]
     weight = sum(kernels[1:], kernels[0]).to(conv.weight.dtype).transpose(0, 1).flip(-1, -2)
@@ -77,7 +77,7 @@ def double_and_convolve(x: Tensor, conv: nn.Conv2d) -> Tensor:
 
 
 class Upsample(nn.Module):
-    """Nearest neighbour to a given size, then a 3x3 convolution."""
+    """Nearest-neighbour resizing to a given size, then a 3x3 convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

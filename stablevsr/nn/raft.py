@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from stablevsr.config import FlowConfig
 from stablevsr.nn.warp import pixel_grid
 
-STRIDE = 8  # features and flow live on a grid eight times as coarse as the picture
+STRIDE = 8  # of the grid of features and flow, in pixels
 
 
 class NormedConv(nn.Module):
-    """Convolution and, where `norm` names one, a norm. Its padding keeps the size for stride 1."""
+    """A convolution, padded to keep the size at stride 1, and the norm that `norm` names, if any."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, norm: str, stride: int = 1) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class EncoderBlock(nn.Module):
 
 
 class FeatureEncoder(nn.Module):
-    """The picture at an eighth of its size: the feature network (fnet) or the context network (cnet)."""
+    """The feature network (fnet) or the context network (cnet): features at an eighth of the size."""
 
     def __init__(self, kind: str, widths: tuple[int, ...], norm: str) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class FeatureEncoder(nn.Module):
 
 
 class MotionEncoder(nn.Module):
-    """Correlation features and the current flow to motion features; the flow itself is passed on at the end."""
+    """Correlation features and the current flow to motion features, with the flow itself concatenated."""
 
     def __init__(self, config: FlowConfig) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ class MotionEncoder(nn.Module):
 
 
 class ConvGRU(nn.Module):
-    """A gated recurrent unit whose matrices are convolutions (equations 3 to 6)."""
+    """A convolutional gated recurrent unit (equations 3 to 6)."""
 
     def __init__(self, hidden_dim: int, input_dim: int, kernel: tuple[int, int]) -> None:
         super().__init__()
@@ -109,15 +109,15 @@ class ConvGRU(nn.Module):
 
 
 def lookup_window(radius: int, like: Tensor) -> Tensor:
-    """Offsets (side, side, 2), x then y, of the positions that a lookup visits around its centre."""
-    # The window's first axis is added to x and its second to y: swapped, but the weights were trained so.
+    """Offsets (side, side, 2), x then y, of the positions that a lookup samples around its centre."""
+    # The window's first axis is added to x and its second to y: swapped, but the weights were trained this way.
     offsets = torch.arange(-radius, radius + 1, device=like.device, dtype=like.dtype)
     return torch.stack(torch.meshgrid(offsets, offsets, indexing="ij"), dim=-1)
 
 
 def to_grid(points: Tensor, picture: Tensor) -> Tensor:
-    """Positions (..., 2) in pixels of a picture (..., h, w) as grid_sample wants them, corners aligned."""
-    # Filled there, for a copy would have the host wait.
+    """Pixel positions (..., 2) in a picture (..., h, w), normalised for grid_sample with aligned corners."""
+    # Filled on the device, for a copy would block the host.
     size = torch.cat([points.new_full((1,), side - 1) for side in reversed(picture.shape[-2:])])
     return 2 * points / size - 1
 
@@ -128,7 +128,7 @@ class CorrelationPyramid:
     def __init__(self, features1: Tensor, features2: Tensor, levels: int, radius: int) -> None:
         c, h = features1.shape[1:3]
         volume = features1.flatten(2).transpose(1, 2) @ features2.flatten(2)  # (n, h*w of 1, h*w of 2)
-        volume /= c**0.5  # in place, for nothing else is as large
+        volume /= c**0.5  # in place: it is the largest tensor
         volume = rearrange(volume, "n p (h w) -> (n p) 1 h w", h=h)
         self.levels = [volume]
         for _ in range(levels - 1):
@@ -148,13 +148,13 @@ class CorrelationPyramid:
 
 
 class OnDemandCorrelation:
-    """The same, but each correlation is computed when it is looked up (section 3.2, "Efficient Computation").
+    """`CorrelationPyramid` computed on demand, at lookup (section 3.2, "Efficient Computation").
 
-    For pictures whose all-pairs volume would not fit: pooling and interpolation are linear, so they can be done to the
-    second feature map instead of to its products with the first.
+    For pictures whose all-pairs volume would not fit in memory: pooling and interpolation are linear, so they can be
+    applied to the second feature map instead of the correlations.
     """
 
-    CHUNK = 2**26  # numbers that are held at a time
+    CHUNK = 2**26  # elements in memory at a time
 
     def __init__(self, features1: Tensor, features2: Tensor, levels: int, radius: int) -> None:
         self.features1 = features1 / features1.shape[1] ** 0.5
@@ -181,9 +181,9 @@ class OnDemandCorrelation:
 
 
 class RAFT(nn.Module):
-    """Optical flow between two pictures whose sides divide by 8 and are at least 128 pixels."""
+    """Optical flow between two pictures whose sides are multiples of 8 and at least 128 pixels."""
 
-    max_correlations = 2**29  # of the all-pairs volume, at 4 bytes and a third more for the pyramid; else on demand
+    max_correlations = 2**29  # of the all-pairs volume, 4 bytes each, a third more with the pyramid; else on demand
 
     def __init__(self, config: FlowConfig) -> None:
         super().__init__()
@@ -218,12 +218,12 @@ class RAFT(nn.Module):
         return self.upsample(*self.estimate(*self.features(picture1, picture2), self.context(picture1)))
 
     def predictions(self, picture1: Tensor, picture2: Tensor) -> list[Tensor]:
-        """What `forward` returns, after every update: for training."""
+        """The prediction after every update, each as `forward` returns it: for training."""
         updates = self.updates(*self.features(picture1, picture2), self.context(picture1))
         return [self.upsample(flow, hidden) for flow, hidden in updates]
 
     def features(self, picture1: Tensor, picture2: Tensor) -> tuple[Tensor, Tensor]:
-        """The features of both pictures that are matched, (n, c, h / 8, w / 8)."""
+        """The features to be matched, of both pictures, (n, c, h / 8, w / 8)."""
         features1, features2 = self.fnet(torch.cat([picture1, picture2])).chunk(2)
         return features1, features2
 
@@ -232,21 +232,21 @@ class RAFT(nn.Module):
         return self.fnet(picture)
 
     def context(self, picture: Tensor) -> tuple[Tensor, Tensor]:
-        """The first hidden state and the context of the picture whose pixels are followed, (n, c, h / 8, w / 8)."""
+        """The initial hidden state and the context of the first picture, (n, c, h / 8, w / 8)."""
         split = [self.config.hidden_dim, self.config.context_widths[-1] - self.config.hidden_dim]
         hidden, context = self.cnet(picture).split(split, dim=1)
         return torch.tanh(hidden), F.relu(context)
 
     def estimate(self, features1: Tensor, features2: Tensor, context: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """The last of `updates`."""
-        for flow, hidden in self.updates(features1, features2, context):  # noqa: B007 (the last one counts)
+        for flow, hidden in self.updates(features1, features2, context):  # noqa: B007 (the last one is returned)
             pass
         return flow, hidden
 
     def updates(
         self, features1: Tensor, features2: Tensor, context: tuple[Tensor, Tensor]
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Flow (n, 2, h / 8, w / 8), in units of 8 pixels, and hidden state after every update.
+        """Yields the flow (n, 2, h / 8, w / 8), in units of 8 pixels, and the hidden state after every update.
 
         Args:
             features1, features2: from `features`.
@@ -272,18 +272,18 @@ class RAFT(nn.Module):
         """(n, 2, h / 8, w / 8) to (n, 2, h, w)."""
         if self.mask_head is None:
             return bilinear_upsample(flow)
-        # The quarter scaled the mask's gradient in training (appendix B); the weights expect it.
+        # The factor balanced the mask's gradient in training (appendix B); the weights expect it.
         return convex_upsample(flow, 0.25 * self.mask_head(hidden))
 
 
 def bilinear_upsample(flow: Tensor) -> Tensor:
-    """Eight times as large without a mask, as RAFT small does: (n, 2, h, w) to (n, 2, 8h, 8w), in pixels."""
+    """x8 upsampling without a mask, as in RAFT small: (n, 2, h, w) to (n, 2, 8h, 8w), in pixels."""
     size = (STRIDE * flow.shape[-2], STRIDE * flow.shape[-1])
     return STRIDE * F.interpolate(flow, size=size, mode="bilinear", align_corners=True)
 
 
 def convex_upsample(flow: Tensor, mask: Tensor) -> Tensor:
-    """x8 upsampling in which each fine pixel is a convex combination of its 3x3 coarse ones (appendix B).
+    """x8 upsampling in which each fine pixel is a convex combination of 3x3 coarse ones (appendix B).
 
     Args:
         flow: (n, 2, h, w).

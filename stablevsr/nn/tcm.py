@@ -1,4 +1,4 @@
-"""The Temporal Conditioning Module (paper, section 4.1): a ControlNet fed with the warped neighbouring frame."""
+"""The Temporal Conditioning Module (paper, section 4.1): a ControlNet conditioned on the warped neighbouring frame."""
 
 from collections.abc import Mapping
 
@@ -12,7 +12,7 @@ from stablevsr.nn.unet import Residuals, UNetEncoder
 
 
 class ConditioningEmbedding(nn.Module):
-    """Convolutions from the HR picture to the LR grid; each change of width halves the size."""
+    """Convolutions from the HR condition to the LR grid; each change of width halves the size."""
 
     def __init__(self, in_channels: int, widths: tuple[int, ...], out_channels: int) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class ConditioningEmbedding(nn.Module):
 
 
 class TCM(nn.Module):
-    """A copy of the UNet's encoder and middle, conditioned on a picture, with a zero convolution for each output."""
+    """A copy of the UNet's encoder and middle, with a condition added and a zero convolution on each output."""
 
     def __init__(self, config: TCMConfig) -> None:
         super().__init__()
@@ -58,8 +58,8 @@ class TCM(nn.Module):
         Args:
             x, timestep, context, noise_level: as in `UNetEncoder.forward`.
             picture: (n, 3, 4h, 4w), the neighbour's decoded x0 estimate warped onto this frame, about [-1, 1].
-            scale: multiplies everything that is added to the UNet (the conditioning scale).
-            embedding: what `embed` makes of the picture, instead of it, for several steps with one picture.
+            scale: multiplies the residuals (the conditioning scale).
+            embedding: the result of `embed`, in place of the picture, where several steps share one.
         """
         embedding = self.conditioning(picture) if embedding is None else embedding
         features = self.encoder(x, timestep, context, noise_level, embedding)
@@ -67,23 +67,23 @@ class TCM(nn.Module):
         return Residuals(skips, self.zero_conv_middle(features.middle) * scale)
 
     def embed(self, picture: Tensor) -> Tensor:
-        """What `forward` makes of the picture before anything else: (n, 3, 4h, 4w) to (n, width, h, w)."""
+        """The embedding of the condition: (n, 3, 4h, 4w) to (n, channels[0], h, w)."""
         return self.conditioning(picture)
 
     def zero(self) -> None:
-        """Set what ControlNets start from at zero: then the TCM adds nothing (paper, section 4.1)."""
+        """Zero the layers that ControlNets initialise with zeros: the TCM then adds nothing (paper, section 4.1)."""
         for conv in (*self.zero_convs, self.zero_conv_middle, self.conditioning.conv_out):
             nn.init.zeros_(conv.weight)
             nn.init.zeros_(conv.bias)
 
 
 def starting_state(config: TCMConfig, unet: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The parameters that a TCM starts training from: the UNet's encoder, zero convolutions at zero.
+    """The initial parameters of a TCM for training: the UNet's encoder, and zero convolutions.
 
-    The conditioning convolutions have no counterpart in the UNet: theirs are random, always the same.
+    The conditioning convolutions have no counterpart in the UNet: they are random, from a fixed seed.
 
     Args:
-        unet: the UNet's state dict; its dtype is the result's.
+        unet: the UNet's state dict, whose dtype the result gets.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -91,5 +91,5 @@ def starting_state(config: TCMConfig, unet: Mapping[str, Tensor]) -> dict[str, T
     tcm.zero()
     dtype = next(iter(unet.values())).dtype
     start = {name: tensor.to(dtype) for name, tensor in tcm.state_dict().items()}
-    # Clones, because the two must not share memory: one will be trained, and a weights file holds no tensor twice.
+    # Cloned, because the two must not share memory: one will be trained, and safetensors refuses shared tensors.
     return start | {name: tensor.clone() for name, tensor in unet.items() if name.startswith("encoder.")}

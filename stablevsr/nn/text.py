@@ -13,7 +13,7 @@ def _quick_gelu(x: Tensor) -> Tensor:
 
 
 class TextBlock(nn.Module):
-    """Causal self-attention and a two-layer perceptron, each behind a layer norm and with a skip."""
+    """Causal self-attention and a two-layer perceptron, each with a layer norm before it and a skip around."""
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class TextBlock(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """Tokens to the last hidden state behind the final norm. Padding is attended to, as in the SD x4 pipeline."""
+    """Tokens to the last hidden state after the final norm. Padding is attended to, as in the SD x4 pipeline."""
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()

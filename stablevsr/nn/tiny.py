@@ -1,7 +1,7 @@
-"""Tiny autoencoders at f4: the decoder of TAESD (Bohan 2023), and Stream-DiffVSR's autoencoder with memory.
+"""Tiny f4 autoencoders: the decoder of TAESD (Bohan 2023), and Stream-DiffVSR's temporal autoencoder.
 
-All are stacks of one block on three levels, of one width, without norms or attention. They encode to and decode from
-the diffusion's own latents: there is no scaling factor to apply.
+Stacks of one kind of block on three levels of equal width, without norms or attention. They encode to and decode from
+latents scaled for the diffusion process: there is no scaling factor to apply.
 """
 
 from collections.abc import Sequence
@@ -14,33 +14,33 @@ from torch import Tensor, nn
 from stablevsr.config import TemporalTinyConfig, TinyDecoderConfig
 from stablevsr.nn.layers import double_and_convolve
 
-POOL = 4  # pixels of a level's grid, each way, that are one position for the TPM
-TPM_STRENGTH = 0.1  # of the previous frame's features beside a block's own
+POOL = 4  # side of the squares that the TPM pools to one position
+TPM_STRENGTH = 0.1  # weight of the fused features, which are added to a block's own
 
 
 class TemporalProcessor(nn.Module):
-    """Temporal processor module (TPM): mixes the previous frame's features, warped, into a decoder block."""
+    """Temporal processor module (TPM): mixes the warped features of the previous frame into a decoder block."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.convs = nn.ModuleList(nn.Conv1d(width, width, 3, padding=1) for _ in range(2))
-        # Weight of the current frame. The paper's figure has it at the previous one; the weights were trained so.
+        # Weight of the current frame. In the paper's figure it weights the previous one; trained this way.
         self.alpha = nn.Parameter(torch.tensor(0.5))
 
     def forward(self, x: Tensor, previous: Tensor) -> Tensor:
         """
         Args:
-            x: (n, width, h, w), what the block's convolutions make of the current frame.
+            x: (n, width, h, w), the output of the block's convolutions for the current frame.
             previous: the previous frame's features, the same shape.
 
         Returns:
             x with the fused features added.
         """
         if min(x.shape[-2:]) < POOL:
-            return x  # not one position: there is nothing to add
+            return x  # less than one position
         pooled = F.avg_pool2d(x, POOL)  # (n, width, h / 4, w / 4)
-        # One sequence for both frames, row after row, the current frame first. The two meet in the sum below; before
-        # it, only where the sequences join. A quirk of the published code that the weights were trained with.
+        # One sequence for both frames, row by row, the current frame first. Before the sum below, the two interact only
+        # where the sequences join. A quirk of the published code, with which the weights were trained.
         sequence = torch.cat([pooled.flatten(2), F.avg_pool2d(previous, POOL).flatten(2)], dim=-1)
         current, past = self.convs[1](F.relu(self.convs[0](sequence))).chunk(2, dim=-1)
         fused = (self.alpha * current + (1 - self.alpha) * past).view_as(pooled)
@@ -56,7 +56,7 @@ class TinyBlock(nn.Module):
         self.temporal = TemporalProcessor(width) if temporal else None
 
     def forward(self, x: Tensor, previous: Tensor | None = None) -> Tensor:
-        """(n, width, h, w) to the same; `previous`, of that shape too, goes through the TPM."""
+        """(n, width, h, w) to the same shape, which `previous` has too; `previous` goes through the TPM."""
         y = F.relu(self.convs[0](x))
         y = F.relu(self.convs[1](y))
         y = self.convs[2](y)
@@ -71,7 +71,7 @@ def _levels(width: int, counts: Sequence[int], temporal: bool) -> nn.ModuleList:
 
 
 class TinyDecoder(nn.Module):
-    """Blocks on three levels, each twice as large as the one before, all of one width; no norms, no attention."""
+    """The decoder of TAESD: blocks on three levels, with upsampling by two in between."""
 
     def __init__(self, config: TinyDecoderConfig, temporal: bool = False) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ class TinyDecoder(nn.Module):
         """
         Args:
             latent: (n, latent_channels, h, w), scaled to the diffusion's unit variance.
-            features: of the previous frame, one for each block, in the blocks' order; none decodes the frame alone.
+            features: of the previous frame, one per block in order; empty to decode the frame on its own.
 
         Returns:
             (n, 3, 4h, 4w), about [-1, 1], not clamped.
@@ -111,18 +111,18 @@ class TinyDecoder(nn.Module):
 
 
 class TemporalTinyDecoder(TinyDecoder):
-    """The decoder with a TPM in every block. Without features its bits are those of diffusers' AutoencoderTiny."""
+    """The decoder with a TPM in every block. Without features it matches diffusers' AutoencoderTiny bit for bit."""
 
     def __init__(self, config: TemporalTinyConfig) -> None:
         super().__init__(config, temporal=True)
 
     def _upsample(self, x: Tensor, conv: nn.Conv2d) -> Tensor:
-        # The two steps of `double_and_convolve`, which rounds differently, apart.
+        # In two steps, for `double_and_convolve` rounds differently.
         return conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
 class TemporalTinyEncoder(nn.Module):
-    """The decoder's mirror. Its TPMs are in the published files, and never used."""
+    """The mirror of the decoder. The published files contain its TPMs, but they are never used."""
 
     def __init__(self, config: TemporalTinyConfig) -> None:
         super().__init__()
@@ -147,9 +147,9 @@ class TemporalTinyEncoder(nn.Module):
 
 
 class TemporalTinyVAE(nn.Module):
-    """Stream-DiffVSR's autoencoder: a picture is decoded with the features of the one before (its section on TPM)."""
+    """Stream-DiffVSR's autoencoder: a frame is decoded with the features of the previous one (its section on TPM)."""
 
-    scaling_factor = 1.0  # for callers that divide by the VAE's: it decodes the diffusion's own latents
+    scaling_factor = 1.0  # as of `VAE`: its latents are scaled already
 
     def __init__(self, config: TemporalTinyConfig) -> None:
         super().__init__()
@@ -165,19 +165,18 @@ class TemporalTinyVAE(nn.Module):
         return self.encoder.conv_out(self.encoder((picture + 1) / 2)[-1])
 
     def features(self, condition: Tensor) -> list[Tensor]:
-        """What `decode` takes of the previous frame.
+        """The features of the previous frame that `decode` takes.
 
-        The picture goes into the encoder as it is, in [-1, 1], without the mapping to [0, 1] that `encode` does: the
-        TPMs were trained with that.
+        Unlike in `encode`, the picture is not mapped to [0, 1] first: the TPMs were trained with [-1, 1].
 
         Args:
-            condition: (n, 3, 4h, 4w), the previous decoded picture warped onto this frame, about [-1, 1].
+            condition: (n, 3, 4h, 4w), the previous decoded frame warped onto this one, about [-1, 1].
 
         Returns:
-            One tensor for each block of the decoder, in its order: LR size, twice, four times as large.
+            One tensor per block of the decoder, in its order: at LR size, x2 and x4.
         """
         return self.encoder(condition)[::-1]
 
     def decode(self, latent: Tensor, features: Sequence[Tensor] = ()) -> Tensor:
-        """(n, latent_channels, h, w), and `features` or none, to (n, 3, 4h, 4w), about [-1, 1], not clamped."""
+        """(n, latent_channels, h, w), with or without `features`, to (n, 3, 4h, 4w), about [-1, 1], not clamped."""
         return self.decoder(latent, features)

@@ -1,6 +1,6 @@
-"""The SD x4 UNet (Rombach et al. 2022), cut where StableVSR needs it: encoder and middle, then decoder.
+"""The SD x4 UNet (Rombach et al. 2022), split where StableVSR adds to it: encoder and middle, then decoder.
 
-The encoder never sees the TCM, so it can run ahead of, or batched over, the frames of a pass.
+The encoder is independent of the TCM, so it can run ahead of the frames of a pass, or batched over them.
 """
 
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from stablevsr.nn.layers import ResBlock, TimeEmbedding, Upsample
 
 
 class Features(NamedTuple):
-    """What the encoder gives: to the UNet's decoder, or to the TCM's zero convolutions."""
+    """The encoder's outputs, for the UNet's decoder or the TCM's zero convolutions."""
 
     skips: list[Tensor]  # (n, c_i, h_i, w_i), finest first
     middle: Tensor  # (n, c, h, w)
@@ -23,7 +23,7 @@ class Features(NamedTuple):
 
 
 class Residuals(NamedTuple):
-    """What the TCM adds to the UNet: one tensor for every skip, and one for the middle."""
+    """What the TCM adds to the UNet: one tensor per skip, and one for the middle."""
 
     skips: list[Tensor]
     middle: Tensor
@@ -47,8 +47,8 @@ def _transformer(config: UNetEncoderConfig, level: int, only_cross_attention: bo
 
 def _transformers(config: UNetEncoderConfig, level: int, count: int) -> nn.ModuleList:
     """`count` transformers for a level with attention, none for one without."""
-    wanted = count if config.attention[level] else 0
-    return nn.ModuleList(_transformer(config, level, config.only_cross_attention[level]) for _ in range(wanted))
+    number = count if config.attention[level] else 0
+    return nn.ModuleList(_transformer(config, level, config.only_cross_attention[level]) for _ in range(number))
 
 
 class EncoderLevel(nn.Module):
@@ -67,7 +67,7 @@ class EncoderLevel(nn.Module):
         self.downsample = None if last else nn.Conv2d(channels, channels, 3, stride=2, padding=1)
 
     def forward(self, x: Tensor, time: Tensor, context: Context, skips: list[Tensor]) -> Tensor:
-        """Appends what it makes to `skips` and returns the last of it."""
+        """Appends its feature maps to `skips` and returns the last one."""
         for i, block in enumerate(self.blocks):
             x = block(x, time)
             if self.transformers:
@@ -79,8 +79,8 @@ class EncoderLevel(nn.Module):
         return x
 
 
-class Middle(nn.Module):
-    """Two residual blocks around a transformer that really self-attends, whatever the last level does."""
+class MidBlock(nn.Module):
+    """Two residual blocks around a transformer, which self-attends even where the last level attends to text only."""
 
     def __init__(self, config: UNetEncoderConfig) -> None:
         super().__init__()
@@ -94,7 +94,7 @@ class Middle(nn.Module):
 
 
 class UNetEncoder(nn.Module):
-    """Time and noise-level embedding, encoder levels and middle: what the UNet and the TCM have in common."""
+    """Embeddings of time and noise level, encoder levels and middle: what the UNet and the TCM share."""
 
     def __init__(self, config: UNetEncoderConfig) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ class UNetEncoder(nn.Module):
         levels = config.num_noise_levels
         self.noise_level_embedding = None if levels is None else nn.Embedding(levels, config.time_dim)
         self.levels = nn.ModuleList(EncoderLevel(config, level) for level in range(len(config.channels)))
-        self.middle = Middle(config)
+        self.middle = MidBlock(config)
 
     def forward(
         self,
@@ -118,9 +118,9 @@ class UNetEncoder(nn.Module):
         Args:
             x: (n, in_channels, h, w), noisy latent and LR frame stacked.
             timestep: (n,) integers in [0, num_train_timesteps).
-            context: (n, tokens, context_dim), the text; a `CachedContext` of it saves its keys and values.
-            noise_level: (n,) integers, needed when the model embeds the noise level of the LR frame.
-            conditioning: (n, channels[0], h, w), added behind the first convolution (the TCM's picture).
+            context: (n, tokens, context_dim), the text; a `CachedContext` computes its keys and values once.
+            noise_level: (n,) integers, required if the model embeds the noise level of the LR frame.
+            conditioning: (n, channels[0], h, w), added after the first convolution (the TCM's condition).
         """
         time = self.time_embedding(timestep)
         if self.noise_level_embedding is not None:
@@ -137,7 +137,7 @@ class UNetEncoder(nn.Module):
 
 
 class DecoderLevel(nn.Module):
-    """Residual blocks that take one skip each, with transformers where the level has attention, then upsampling."""
+    """Residual blocks with one skip each, and transformers where the level has attention, then upsampling."""
 
     def __init__(self, config: UNetEncoderConfig, level: int, skip_channels: tuple[int, ...]) -> None:
         super().__init__()
@@ -150,19 +150,19 @@ class DecoderLevel(nn.Module):
         self.upsample = Upsample(channels) if level > 0 else None
 
     def forward(self, x: Tensor, time: Tensor, context: Context, skips: list[Tensor]) -> Tensor:
-        """Takes its skips off the end of `skips`."""
+        """Pops its skips off the end of `skips`."""
         for i, block in enumerate(self.blocks):
             x = block(torch.cat([x, skips.pop()], dim=1), time)
             if self.transformers:
                 x = self.transformers[i](x, context)
         if self.upsample is not None:
-            # To the size of the next skip, not twice this one: any LR size works (180 -> 90 -> 45 -> 23 and back).
+            # To the size of the next skip rather than twice the current one: any LR size works (180 -> 90 -> 45 -> 23).
             x = self.upsample(x, skips[-1].shape[-2:])
         return x
 
 
 class UNetDecoder(nn.Module):
-    """The way back up, coarsest level first, to the prediction."""
+    """From features to the prediction, coarsest level first."""
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
@@ -184,7 +184,7 @@ class UNetDecoder(nn.Module):
 
 
 class UNet(nn.Module):
-    """The denoising network: noisy latent and LR frame in, epsilon, v or x0 out (the schedule says which)."""
+    """The denoising network: noisy latent and LR frame in; epsilon, v or x0 out, depending on the schedule."""
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
@@ -203,7 +203,7 @@ class UNet(nn.Module):
         Args:
             x: (n, in_channels, h, w), noisy latent and LR frame stacked.
             timestep, context, noise_level: as in `UNetEncoder.forward`.
-            residuals: what the TCM adds to skips and middle; None leaves the UNet alone.
+            residuals: what the TCM adds to skips and middle; None for the UNet alone.
 
         Returns:
             (n, out_channels, h, w), the prediction.

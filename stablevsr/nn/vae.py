@@ -7,28 +7,28 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stablevsr.config import VAEConfig
-from stablevsr.nn.attention import NORM_EPS, PositionAttention
+from stablevsr.nn.attention import NORM_EPS, SpatialAttention
 from stablevsr.nn.layers import ResBlock, double_and_convolve
 
 
 class Posterior(NamedTuple):
-    """The encoder's diagonal Gaussian over latents, before scaling."""
+    """The encoder's diagonal Gaussian over unscaled latents."""
 
     mean: Tensor  # (n, latent_channels, h, w)
     log_variance: Tensor  # the same shape, clamped to [-30, 20]
 
     def sample(self, noise: Tensor) -> Tensor:
-        """The reparametrised draw for unit Gaussian `noise` of the same shape."""
+        """The reparameterised sample for unit Gaussian `noise` of the same shape."""
         return self.mean + torch.exp(0.5 * self.log_variance) * noise
 
 
-class Middle(nn.Module):
+class MidBlock(nn.Module):
     """Two residual blocks around attention over all positions."""
 
     def __init__(self, channels: int, norm_groups: int) -> None:
         super().__init__()
         self.block_1 = ResBlock(channels, channels, norm_groups, NORM_EPS)
-        self.attention = PositionAttention(channels, norm_groups)
+        self.attention = SpatialAttention(channels, norm_groups)
         self.block_2 = ResBlock(channels, channels, norm_groups, NORM_EPS)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -36,7 +36,7 @@ class Middle(nn.Module):
 
 
 class Level(nn.Module):
-    """Residual blocks, then a change of size unless it is the last level."""
+    """Residual blocks, then down- or upsampling except in the last level."""
 
     def __init__(
         self, in_channels: int, channels: int, count: int, norm_groups: int, resample: nn.Module | None
@@ -54,7 +54,7 @@ class Level(nn.Module):
 
 
 class Downsample(nn.Module):
-    """A stride-2 convolution that pads at the right and bottom only."""
+    """A stride-2 convolution, padded at the right and bottom only."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class Downsample(nn.Module):
 
 
 class DoubleSize(nn.Module):
-    """Nearest neighbour to twice the size, then a 3x3 convolution."""
+    """Nearest-neighbour upsampling by two, then a 3x3 convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class DoubleSize(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Picture to the moments of its latent."""
+    """Picture to mean and log-variance of its latent."""
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class Encoder(nn.Module):
         for i, width in enumerate(channels):
             resample = Downsample(width) if i < len(channels) - 1 else None
             self.levels.append(Level(channels[max(i - 1, 0)], width, config.blocks_per_level, groups, resample))
-        self.middle = Middle(channels[-1], groups)
+        self.middle = MidBlock(channels[-1], groups)
         self.norm_out = nn.GroupNorm(groups, channels[-1], NORM_EPS)
         self.conv_out = nn.Conv2d(channels[-1], 2 * config.latent_channels, 3, padding=1)
 
@@ -104,7 +104,7 @@ class Decoder(nn.Module):
         super().__init__()
         channels, groups = config.channels[::-1], config.norm_groups
         self.conv_in = nn.Conv2d(config.latent_channels, channels[0], 3, padding=1)
-        self.middle = Middle(channels[0], groups)
+        self.middle = MidBlock(channels[0], groups)
         self.levels = nn.ModuleList()
         for i, width in enumerate(channels):
             resample = DoubleSize(width) if i < len(channels) - 1 else None
@@ -122,8 +122,8 @@ class Decoder(nn.Module):
 class VAE(nn.Module):
     """Encoder and decoder with their 1x1 convolutions around the latent.
 
-    `encode` and `decode` speak the autoencoder's own latents; `scaling_factor` takes them to the diffusion's unit
-    variance: z = scaling_factor * latent.
+    `encode` and `decode` use unscaled latents; `scaling_factor` brings them to the unit variance that the diffusion
+    process expects: z = scaling_factor * latent.
     """
 
     def __init__(self, config: VAEConfig) -> None:

@@ -16,20 +16,20 @@ def pixel_grid(like: Tensor) -> Tensor:
 
 
 def warp_published(picture: Tensor, flow: Tensor) -> Tensor:
-    """Fetch `picture` along `flow`, with the published code's grid: bilinear, zeros outside.
+    """Warp `picture` backward along `flow`, on the published code's grid: bilinear, zeros outside.
 
-    The grid is normalised by (size - 1), which means "corners aligned", yet sampled with `align_corners=False`: even
-    a zero flow stretches the picture by half a pixel at its borders. The TCM was trained with this, so it stays.
+    The grid is normalised by (size - 1), as for aligned corners, but sampled with `align_corners=False`: even a zero
+    flow stretches the picture by half a pixel at its borders. The TCM was trained with this, so it is kept.
 
     Args:
         picture: (n, c, h, w), the neighbouring frame.
-        flow: (n, 2, h, w), x then y, in pixels: where in `picture` each pixel of the result lies.
+        flow: (n, 2, h, w), x then y, in pixels: for each output pixel, the offset to its position in `picture`.
 
     Returns:
         (n, c, h, w), the neighbour on the grid of the current frame.
     """
     height, width = picture.shape[-2:]
-    # Filled there, for a copy would have the host wait.
+    # Filled on the device, for a copy would block the host.
     size = torch.cat([flow.new_full((1, 1, 1), max(side - 1, 1)) for side in (width, height)])
     grid = 2.0 * (pixel_grid(flow) + flow) / size - 1.0
     grid = grid.permute(0, 2, 3, 1)
