@@ -256,15 +256,6 @@ def test_container_that_cannot_hold_the_audio(tmp_path):
     assert spectra[0].argmax() == pytest.approx(spectra[1].argmax(), abs=1)
 
 
-def test_sound_that_can_neither_be_held_nor_read_is_refused(tmp_path, monkeypatch):
-    source = write_video(tmp_path / "a.mp4", [picture()], audio=0.1)
-    monkeypatch.setattr("stablevsr.media.sound.ENCODERS", {})
-    message = refusal(upscale, source, tmp_path / "out.webm")
-    assert "aac" in message
-    assert ".mkv" in message
-    assert os.listdir(tmp_path) == ["a.mp4"]
-
-
 def test_subtitles_chapters_and_titles_come_along(tmp_path):
     source = tmp_path / "a.mkv"
     with av.open(str(source), "w") as out:

@@ -85,6 +85,17 @@ def sound_format(stream: av.AudioStream, form: str) -> SoundFormat | None:
     return next((candidate for candidate in candidates if candidate.works()), None)
 
 
+def can_decode(stream: av.AudioStream, packets: list[av.Packet]) -> bool:
+    """Whether one of the first packets of `stream` can be decoded; True where there are none to try."""
+    for packet in packets:
+        try:
+            packet.decode()
+        except av.FFmpegError:
+            continue
+        return True
+    return not packets
+
+
 def _nearest(rate: int, allowed: list[int] | None) -> int:
     """The rate itself where it is allowed, else the next higher one, else the highest."""
     if not allowed or rate in allowed:

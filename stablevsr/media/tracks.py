@@ -10,9 +10,8 @@ from typing import Literal
 
 import av
 
-from stablevsr.errors import UserError
 from stablevsr.media.demuxing import codec_name, is_cover, open_input, picture_streams
-from stablevsr.media.sound import TOLERANCE, SoundFormat, default_layout, sound_format
+from stablevsr.media.sound import TOLERANCE, SoundFormat, can_decode, default_layout, sound_format
 from stablevsr.media.subtitles import ENCODERS as TEXT_ENCODERS
 from stablevsr.media.subtitles import can_convert
 from stablevsr.media.timeline import Timeline
@@ -50,10 +49,7 @@ class Choices:
 
 
 def choose(source: Path, form: str, target: Path, timeline: Timeline) -> Choices:
-    """Try what the container `form` (FFmpeg's name; the file will be `target`) takes of the file at `source`.
-
-    Raises UserError when the only sound there is would be lost.
-    """
+    """Try what the container `form` (FFmpeg's name; the file will be `target`) takes of the file at `source`."""
     with open_input(source) as container:
         return _Chooser(container, source, form, target, timeline).choices
 
@@ -94,23 +90,25 @@ class _Chooser:
             self._keep(Choice(stream.index, "copy"))
             return
         how = sound_format(stream, self._form)
-        if how:
+        if how and can_decode(stream, self._first[stream.index]):
             self._keep(Choice(stream.index, "sound", how, origin))
             ending = "nothing else is changed." if self._form == "matroska" else "a .mkv file would keep it."
             self.choices.notices.append(
                 f"{self._suffix} cannot hold {trouble}, so it is encoded again as {how.encoder}; {ending}"
             )
-        elif any(other.codec_context for other in self._container.streams.audio if other.index != stream.index):
-            self._leave_out(f"{codec_name(stream)} audio (stream {stream.index})")
         else:
-            way_out = "convert that audio" if self._form == "matroska" else "write a .mkv file"
-            raise UserError(
-                f"{self._target} cannot hold the {codec_name(stream)} audio of {self._source}; {way_out} instead."
+            others = len(self._container.streams.audio) > 1
+            self.choices.notices.append(
+                f"{self._suffix} cannot hold the {codec_name(stream)} audio of {self._source.name} (stream "
+                f"{stream.index}) and it cannot be decoded, so it is left out"
+                f"{'.' if others else '; the result has no sound.'}"
             )
 
     def _trouble(self, stream: av.AudioStream) -> tuple[str | None, Fraction | None]:
         """What the container cannot hold of a sound, None where it can be copied; where it has to begin if anywhere."""
         name = codec_name(stream)
+        if stream.codec_context is None:  # FFmpeg has no decoder
+            return f"{name} audio", None
         start = (stream.start_time or 0) * (stream.time_base or 0) + self._timeline.start
         # Where a picture starts late the AVI writer fills the hole, but not where a sound does.
         if self._form == "avi" and abs(start) > TOLERANCE:

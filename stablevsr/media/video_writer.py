@@ -37,8 +37,8 @@ class VideoWriter(Writer):
 
     `source` gives the clock, the pixels' aspect ratio and, when it is a video, the audio, read from its file afresh.
     Opening rehearses all of this with dummy frames and the first seconds of the source, so it raises UserError for what
-    encoder and container refuse: a missing encoder, a variable frame rate in .avi, audio that neither fits the
-    container nor can be decoded.
+    encoder and container refuse: a missing encoder, a variable frame rate in .avi. Audio that neither fits the
+    container nor can be decoded is left out with a notice.
     """
 
     def __init__(
