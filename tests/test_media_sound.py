@@ -10,7 +10,6 @@ import pytest
 from clips_made import FLASHES, flashing, remuxed
 from media_tools import doubled, heard, packets_of, picture_times, sound_delay, stream_of
 
-from stablevsr.errors import UserError
 from stablevsr.media import open_reader
 
 
@@ -233,14 +232,6 @@ def test_joined_recordings_are_laid_end_to_end(tmp_path, suffix, video, audio, t
         assert loud[middle - 10 : middle + 10].mean() > 0.1
         assert loud[middle + 60 : middle + 70].mean() < 0.02
     assert_in_order(tmp_path / target)
-
-
-def test_joined_recordings_of_which_one_is_silent_are_refused(tmp_path):
-    with_sound = flashing(tmp_path / "a.ts")
-    silent = remuxed(tmp_path / "b.ts", with_sound, keep=lambda stream: stream.type == "video")
-    (tmp_path / "ab.ts").write_bytes(with_sound.read_bytes() + silent.read_bytes())
-    with pytest.raises(UserError, match="joined from several recordings"):
-        open_reader(tmp_path / "ab.ts")
 
 
 @pytest.mark.parametrize(("suffix", "seconds"), [(".ts", 5), (".mkv", 3600), (".mp4", 3600)])

@@ -84,7 +84,7 @@ class StreamCopies:
         except BaseException:
             self._input.close()
             raise
-        self._clocks = {index: timeline.clock() for index in self._tracks}
+        self._clocks = {index: timeline.clock(index) for index in self._tracks}
         self._places = {index: Placer(track.stream, output) for index, track in self._tracks.items()}
         for stream in self._input.streams:
             if stream.index not in self._tracks and stream.index not in self._covers:
@@ -159,7 +159,8 @@ class StreamCopies:
             if packet.stream_index in self._covers:
                 self._write_cover(packet)
                 continue
-            self._clocks[packet.stream_index].move(packet)
+            if not self._clocks[packet.stream_index].move(packet):
+                continue
             self._complete(packet)
             if self._until is not None and _time(packet) > self._until:
                 return

@@ -1,6 +1,7 @@
 """Opening a file with FFmpeg, and which of its video streams is the picture."""
 
 from pathlib import Path
+from typing import Any
 
 import av
 from av.stream import Disposition
@@ -11,16 +12,27 @@ HELP = "give a video file, an image or a folder of images"
 # Pictures on the cover and previews for a seek bar; never what the user wants to see.
 _NOT_A_PICTURE = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
 # Old files have tags that are not UTF-8. PyAV 19 keeps their bytes; before, it raised unless told otherwise.
-_TAG_OPTIONS = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "replace"}
+_TAG_OPTIONS: dict[str, Any] = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "replace"}
+# To find out about sound that begins late, as where recordings were joined: more bytes and microseconds than FFmpeg's
+# usual 5 MB and few seconds, and all of a TS file's tables.
+_LONG_PROBE = {"probesize": "100000000", "analyzeduration": "600000000", "scan_all_pmts": "1"}
 
 
 def open_input(path: Path) -> av.container.InputContainer:
     """Open a file for reading with FFmpeg; raises UserError when it makes no sense of it."""
     try:
-        # Absolute, because FFmpeg would take "a:b.mp4" for a URL.
-        return av.open(str(path.absolute()), **_TAG_OPTIONS)
+        container = _opened(path, {})
+        if any(stream.codec_context and not stream.codec_context.sample_rate for stream in container.streams.audio):
+            container.close()
+            container = _opened(path, _LONG_PROBE)
     except av.FFmpegError as error:
         raise UserError(f"{path} cannot be opened as a video ({error.strerror}); {HELP}.") from error
+    return container
+
+
+def _opened(path: Path, options: dict[str, str]) -> av.container.InputContainer:
+    # Absolute, because FFmpeg would take "a:b.mp4" for a URL.
+    return av.open(str(path.absolute()), "r", container_options=options, **_TAG_OPTIONS)
 
 
 def is_cover(stream: av.stream.Stream) -> bool:

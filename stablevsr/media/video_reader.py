@@ -154,7 +154,7 @@ class VideoReader(Reader):
 
     def _packets(self, container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.Packet]:
         """From the first key frame on, on one clock; an empty one ends them."""
-        clock = self.timeline.clock()
+        clock = self.timeline.clock(stream.index)
         for number, packet in enumerate(container.demux(stream)):
             if not packet.size and packet.dts is not None:
                 continue  # how Theora says that the frame before stays, which decoders do not understand
