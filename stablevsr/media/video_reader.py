@@ -20,7 +20,7 @@ from stablevsr.media.frame import Frame, Reader
 from stablevsr.media.orientation import Orientation
 from stablevsr.media.still import MAX_PIXELS
 from stablevsr.media.timeline import Timeline
-from stablevsr.media.truncation import missing_bytes
+from stablevsr.media.truncation import damaged_at, missing_bytes
 
 _UNKNOWN_RATE, _HIGHEST_RATE = Fraction(25), 1000  # frames a second
 HDR = (ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67)
@@ -125,6 +125,15 @@ class VideoReader(Reader):
             )
         if missing:
             self.notices.append(f"{self.path} is cut short, {missing} bytes are missing at its end.")
+            return
+        position = damaged_at(self.path)
+        if position is not None and not allow_truncated:
+            raise UserError(
+                f"{self.path} is damaged at byte {position}, so frames or sound are lost there; "
+                "repair it first, or pass --allow-truncated for the rest."
+            )
+        if position is not None:
+            self.notices.append(f"{self.path} is damaged at byte {position}, so frames or sound are lost there.")
 
     def _frames(self) -> Generator[Frame, None, None]:
         with self._open() as (container, stream):
@@ -193,7 +202,11 @@ class VideoReader(Reader):
             yield frame
 
     def _damaged(self, number: int) -> UserError:
-        return UserError(f"Frame {number} of {self.path} cannot be decoded; the file is damaged, so repair it first.")
+        others = f", or pass --frames 0:{number - 1} for those before it" if number > 1 else ""
+        return UserError(
+            f"Frame {number} of {self.path} cannot be decoded; the file is damaged there, "
+            f"so repair it first{others}."
+        )
 
     def _convert(self, decoded: av.VideoFrame, number: int) -> np.ndarray:
         try:
