@@ -22,7 +22,6 @@ from clips_made import (
     flat_video,
     interlaced_video,
     picture,
-    tagged_video,
     transparent_video,
     write_video,
 )
@@ -292,15 +291,6 @@ def test_sound_left_out_of_a_folder_is_told(tmp_path):
     with open_reader(source) as reader, open_writer(tmp_path / "out", reader, height=32, width=48) as writer:
         assert "holds no sound" in writer.notices[0]
         writer.write(picture(), next(iter(reader)))
-
-
-def test_hdr_video_is_refused(tmp_path):
-    for name, number in (("pq", 16), ("hlg", 18)):
-        path = tmp_path / f"{name}.mkv"
-        tagged_video(path, number)
-        assert "pass --allow-hdr" in refusal(open_reader, path)
-        with open_reader(path, allow_hdr=True) as reader:
-            assert reader.notices == [f"{path}: HDR is read as if it were not, so colours will look flat."]
 
 
 @pytest.mark.parametrize("suffix", [".mkv", ".avi", ".h264", ".mp4"])

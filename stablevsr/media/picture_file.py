@@ -15,6 +15,8 @@ from stablevsr.media.codecs import Codec
 from stablevsr.media.colour import Colours, to_frame
 from stablevsr.media.joining import PacketTimes, muxer_options
 
+_X265_SAFE_WIDTH = 64  # of narrower pictures its vector code writes past the end of its memory
+
 
 @dataclass(frozen=True)
 class PictureFormat:
@@ -34,6 +36,15 @@ class PictureFormat:
     time_base: Fraction
     aspect: Fraction
     colours: Colours
+
+
+def _options(how: PictureFormat) -> dict[str, str]:
+    if how.codec.encoder != "libx265":
+        return how.options
+    params = [how.options["x265-params"], *(how.colours.mastering.x265_params() if how.colours.mastering else ())]
+    if how.width < _X265_SAFE_WIDTH:
+        params.append("asm=0")
+    return {**how.options, "x265-params": ":".join(params)}
 
 
 class PictureFile:
@@ -63,7 +74,7 @@ class PictureFile:
         stream = self._container.add_stream(
             how.codec.encoder,
             rate=how.rate,
-            options=how.options,
+            options=_options(how),
             height=how.height,
             width=how.width,
             time_base=how.time_base,

@@ -10,20 +10,19 @@ import av
 import numpy as np
 from av.container import Flags
 from av.sidedata.sidedata import Type as SideData
-from av.video.reformatter import ColorTrc
 
 from stablevsr.errors import UserError
 from stablevsr.media.colour import Colours, bits, is_transparent, to_rgb
 from stablevsr.media.deinterlacing import deinterlaced
 from stablevsr.media.demuxing import HELP, codec_name, open_input, picture_streams
 from stablevsr.media.frame import Frame, Reader
+from stablevsr.media.hdr import TRANSFERS, has_dynamic_metadata
 from stablevsr.media.orientation import Orientation
 from stablevsr.media.still import MAX_PIXELS
 from stablevsr.media.timeline import Timeline
 from stablevsr.media.truncation import damaged_at, missing_bytes
 
 _UNKNOWN_RATE, _HIGHEST_RATE = Fraction(25), 1000  # frames a second
-HDR = (ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67)
 _LOOKED_AT = 32  # packets that show whether times are wrong
 _LEAD = 2000  # packets among which a key frame is looked for
 
@@ -61,9 +60,9 @@ class VideoReader(Reader):
             first = next(self._decode(container, stream), None)
             if first is None:
                 raise UserError(f"{path} has a video stream without a single frame; {HELP}.")
-            if first.color_trc in HDR and not allow_hdr:
+            if first.color_trc in TRANSFERS and not allow_hdr:
                 raise UserError(
-                    f"{path} is HDR video, which would come out with flat colours; "
+                    f"{path} is HDR video ({TRANSFERS[int(first.color_trc)]}), for which the model is not made; "
                     "convert it to BT.709 first, or pass --allow-hdr."
                 )
             self.frame_rate = _frame_rate(stream)
@@ -73,8 +72,13 @@ class VideoReader(Reader):
             self.has_audio = bool(container.streams.audio)
             self.is_deep = bits(first) > 8
             self.colours = Colours.of(first)
-            if first.color_trc in HDR:
-                self.notices.append(f"{path}: HDR is read as if it were not, so colours will look flat.")
+            if first.color_trc in TRANSFERS:
+                self.notices.append(
+                    f"{path}: HDR is read as if it were not; its colours stay right in a video, which is labelled "
+                    f"{TRANSFERS[int(first.color_trc)]} again, but look flat anywhere else."
+                )
+            if has_dynamic_metadata(first):
+                self.notices.append(f"{path}: dynamic HDR metadata (HDR10+, Dolby Vision) is dropped.")
             if first.interlaced_frame:
                 self.notices.append(f"{path} is interlaced; each of its frames becomes one whole picture (bwdif).")
             # VP9 keeps alpha beside the picture, where FFmpeg's decoder does not look.
@@ -204,8 +208,7 @@ class VideoReader(Reader):
     def _damaged(self, number: int) -> UserError:
         others = f", or pass --frames 0:{number - 1} for those before it" if number > 1 else ""
         return UserError(
-            f"Frame {number} of {self.path} cannot be decoded; the file is damaged there, "
-            f"so repair it first{others}."
+            f"Frame {number} of {self.path} cannot be decoded; the file is damaged there, so repair it first{others}."
         )
 
     def _convert(self, decoded: av.VideoFrame, number: int) -> np.ndarray:

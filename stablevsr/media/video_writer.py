@@ -12,6 +12,7 @@ import numpy as np
 from stablevsr.atomic import remove, sync
 from stablevsr.errors import UserError
 from stablevsr.media.codecs import Encoding
+from stablevsr.media.colour import Colours
 from stablevsr.media.copies import TrackError
 from stablevsr.media.demuxing import open_input
 from stablevsr.media.frame import Frame, Reader, Writer
@@ -62,6 +63,12 @@ class VideoWriter(Writer):
                 f"{path.name} gets 8 bits a channel, though {source.path} has more; "
                 "--codec hevc10 keeps 10 in .mp4, .mov and .mkv."
             )
+        if source.colours.mastering and codec.encoder != "libx265":
+            self.notices.append(
+                f"{path.name} gets no HDR mastering metadata, which {source.path} has; --codec hevc10 keeps it."
+            )
+        if source.colours != Colours() and suffix == ".avi" and codec.encoder == "ffv1":
+            self.notices.append(f"{path.name} cannot say that its colours are not BT.709's; a .mkv file can.")
         # AVI counts frames instead of storing their times, so its clock must tick once per frame.
         self._counted = suffix == ".avi"
         time_base = 1 / source.frame_rate if self._counted else source.time_base
