@@ -63,7 +63,7 @@ class Colours:
     def label(self, context: av.VideoCodecContext) -> None:
         """Tell an encoder, whose pixel format is set."""
         context.color_primaries, context.color_trc = self.primaries, self.transfer
-        if context.pix_fmt.startswith("yuv"):
+        if context.pix_fmt and context.pix_fmt.startswith("yuv"):
             context.colorspace, context.color_range = self.matrix, ColorRange.MPEG
         else:
             context.colorspace, context.color_range = 0, ColorRange.JPEG  # AVCOL_SPC_RGB

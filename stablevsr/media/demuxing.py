@@ -1,9 +1,11 @@
 """Opening a file with FFmpeg, and which of its video streams is the picture."""
 
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import av
+from av.format import Flags
 from av.stream import Disposition
 
 from stablevsr.errors import UserError
@@ -56,6 +58,23 @@ def picture_streams(container: av.container.InputContainer, path: Path) -> list[
         return bool(stream.disposition & Disposition.default), stream.width * stream.height
 
     return sorted(known, key=rank, reverse=True)
+
+
+def has_flag(container: av.container.Container, flag: Flags) -> bool:
+    """Whether the format of a file has that property."""
+    return bool(container.format.flags & flag.value)  # type: ignore[operator]  # PyAV's stubs: a flag's value is a flag
+
+
+def decoded_at(packet: av.Packet) -> Fraction:
+    """Seconds at which a packet is decoded, which it has to say."""
+    assert packet.dts is not None
+    return packet.dts * packet.time_base
+
+
+def base_of(stream: av.stream.Stream) -> Fraction:
+    """Seconds per unit of a stream's times."""
+    assert stream.time_base is not None  # only streams that are not part of a container have none
+    return stream.time_base
 
 
 def codec_name(stream: av.stream.Stream) -> str:

@@ -6,6 +6,7 @@ from fractions import Fraction
 from typing import Self
 
 import av
+from av.sidedata.sidedata import SideDataContainer
 from av.sidedata.sidedata import Type as SideData
 from av.video.reformatter import ColorTrc
 
@@ -30,13 +31,14 @@ class Mastering:
     def of(cls, frame: av.VideoFrame) -> Self | None:
         """What comes with a decoded frame; None where nothing does."""
         display, light = None, None
-        if SideData.MASTERING_DISPLAY_METADATA in frame.side_data:
-            data = bytes(frame.side_data[SideData.MASTERING_DISPLAY_METADATA])
-            *parts, has_primaries, has_luminance = _DISPLAY.unpack_from(data)
+        found = frame_data(frame, SideData.MASTERING_DISPLAY_METADATA)
+        if found:
+            *parts, has_primaries, has_luminance = _DISPLAY.unpack_from(found)
             if has_primaries and has_luminance:
                 display = tuple(Fraction(n, d or 1) for n, d in zip(parts[::2], parts[1::2], strict=True))
-        if SideData.CONTENT_LIGHT_LEVEL in frame.side_data:
-            light = _LIGHT.unpack_from(bytes(frame.side_data[SideData.CONTENT_LIGHT_LEVEL]))
+        found = frame_data(frame, SideData.CONTENT_LIGHT_LEVEL)
+        if found:
+            light = _LIGHT.unpack_from(found)
         return cls(display, light) if display or light else None
 
     def x265_params(self) -> list[str]:
@@ -55,4 +57,10 @@ class Mastering:
 
 def has_dynamic_metadata(frame: av.VideoFrame) -> bool:
     """Whether a frame comes with metadata for itself alone: HDR10+ or Dolby Vision."""
-    return any(kind in frame.side_data for kind in _DYNAMIC)
+    return any(frame_data(frame, kind) for kind in _DYNAMIC)
+
+
+def frame_data(frame: av.VideoFrame, kind: SideData) -> bytes:
+    """Data of that kind that comes with a decoded frame; b"" where there is none."""
+    container: SideDataContainer = frame.side_data  # type: ignore[assignment]  # PyAV's stubs call it a dict
+    return next((bytes(data) for data in container if data.type == kind), b"")

@@ -79,6 +79,7 @@ class PictureFile:
             width=how.width,
             time_base=how.time_base,
         )
+        assert isinstance(stream, av.VideoStream)
         context = stream.codec_context
         context.pix_fmt = how.codec.pix_fmt
         context.sample_aspect_ratio = how.aspect
@@ -114,5 +115,7 @@ class PictureFile:
                 # x265 learns from the third frame how far decoding runs ahead; without one, its decoding times are
                 # uninitialised memory. No frame of so short a clip is out of order, whatever the encoder.
                 packet.dts = packet.pts
+            assert packet.pts is not None
+            assert packet.dts is not None
             self.times.append(PacketTimes(packet.pts, packet.dts, packet.duration or 0, packet.time_base))
             self._container.mux_one(packet)

@@ -10,7 +10,7 @@ import av
 from av.format import Flags
 
 from stablevsr.errors import UserError
-from stablevsr.media.demuxing import open_input, picture_streams
+from stablevsr.media.demuxing import base_of, has_flag, open_input, picture_streams
 
 SLIP = Fraction(1, 50)  # seconds; decoding times never run back, so this may be another recording
 BACK = Fraction(1, 5)  # seconds; and this is one
@@ -183,10 +183,10 @@ class Timeline:
         self._ends: list[Fraction] = []  # of each recording but the last, on the new clock
         self._switches: dict[int, list[tuple[int, int]]] = {}  # by index of the stream
         with open_input(path) as container:
-            if container.format.flags & Flags.ts_discont.value:
+            if has_flag(container, Flags.ts_discont):
                 self._scan(container, path)
             else:
-                starts = [s.start_time * s.time_base for s in container.streams if s.start_time is not None]
+                starts = [s.start_time * base_of(s) for s in container.streams if s.start_time is not None]
                 # A short wait is meant; an hour is what a cut from a longer recording has kept.
                 if starts and min(starts) > AHEAD:
                     self._offsets = [-min(starts)]
@@ -214,8 +214,9 @@ class Timeline:
             return
         for kinds in _READINGS:
             recordings = _Recordings.of(shown, kinds)
-            switches = {index: recordings.switches(pieces) for index, pieces in scans.items()}
-            if None not in switches.values():
+            found = {index: recordings.switches(pieces) for index, pieces in scans.items()}
+            switches = {index: places for index, places in found.items() if places}
+            if len(switches) == len(found):
                 break
         else:
             raise UserError(

@@ -14,9 +14,9 @@ from av.sidedata.sidedata import Type as SideData
 from stablevsr.errors import UserError
 from stablevsr.media.colour import Colours, bits, is_transparent, to_rgb
 from stablevsr.media.deinterlacing import deinterlaced
-from stablevsr.media.demuxing import HELP, codec_name, open_input, picture_streams
+from stablevsr.media.demuxing import HELP, base_of, codec_name, open_input, picture_streams
 from stablevsr.media.frame import Frame, Reader
-from stablevsr.media.hdr import TRANSFERS, has_dynamic_metadata
+from stablevsr.media.hdr import TRANSFERS, frame_data, has_dynamic_metadata
 from stablevsr.media.orientation import Orientation
 from stablevsr.media.still import MAX_PIXELS
 from stablevsr.media.timeline import Timeline
@@ -66,7 +66,7 @@ class VideoReader(Reader):
                     "convert it to BT.709 first, or pass --allow-hdr."
                 )
             self.frame_rate = _frame_rate(stream)
-            self.time_base = stream.time_base
+            self.time_base = base_of(stream)
             self.sample_aspect_ratio = stream.sample_aspect_ratio or Fraction(1)
             self.frame_count = max(0, stream.frames - self._skipped) or None
             self.has_audio = bool(container.streams.audio)
@@ -97,8 +97,9 @@ class VideoReader(Reader):
                 ]
             except av.FFmpegError:
                 return None  # a damaged file; reading its frames will tell
-            base = stream.time_base
-        return None if None in times else iter([time * base for time in sorted(times)])
+            base = base_of(stream)
+        known = [time for time in times if time is not None]
+        return iter([time * base for time in sorted(known)]) if len(known) == len(times) else None
 
     def _has_wrong_times(self, container: av.container.InputContainer, stream: av.VideoStream) -> bool:
         """Whether frames are out of order, yet the file gives their times of decoding as those of showing."""
@@ -109,7 +110,8 @@ class VideoReader(Reader):
             times = [frame.pts for packet in packets for frame in packet.decode()]
         except av.FFmpegError:
             return False  # decoding from the start will tell
-        return None not in times and times != sorted(times)
+        known = [time for time in times if time is not None]
+        return len(known) == len(times) and known != sorted(known)
 
     def _tell_others(self, container: av.container.InputContainer) -> None:
         chosen, *others = picture_streams(container, self.path)
@@ -141,7 +143,7 @@ class VideoReader(Reader):
 
     def _frames(self) -> Generator[Frame, None, None]:
         with self._open() as (container, stream):
-            start = (stream.start_time or 0) + round(self.timeline.start / stream.time_base)
+            start = (stream.start_time or 0) + round(self.timeline.start / base_of(stream))
             step = max(1, round(1 / (self.frame_rate * self.time_base)))
             clock = _Clock(start, step, self._shown_as_decoded)
             frames = self._of_one_size(self._decode(container, stream))
@@ -153,7 +155,8 @@ class VideoReader(Reader):
     @contextmanager
     def _open(self) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
         with open_input(self.path) as container:
-            container.flags &= ~Flags.gen_pts.value  # its guesses put the frames of an AVI in the wrong order
+            # Its guesses put the frames of an AVI in the wrong order.
+            container.flags &= ~Flags.gen_pts.value  # type: ignore[operator]  # PyAV's stubs: a flag's value is a flag
             if container.format.name == "tty":  # FFmpeg plays any text file as a terminal's screen
                 raise UserError(f"{self.path} is a text file; {HELP}.")
             stream = picture_streams(container, self.path)[0]
@@ -268,5 +271,5 @@ def _upright_size(frame: av.VideoFrame) -> tuple[int, int]:
 
 
 def _orientation(frame: av.VideoFrame) -> Orientation:
-    matrix = frame.side_data.get(SideData.DISPLAYMATRIX)
-    return Orientation() if matrix is None else Orientation.from_display_matrix(np.frombuffer(matrix, np.int32))
+    matrix = frame_data(frame, SideData.DISPLAYMATRIX)
+    return Orientation() if not matrix else Orientation.from_display_matrix(np.frombuffer(matrix, np.int32))
