@@ -20,6 +20,8 @@ from stablevsr.media.joining import PacketTimes, concatenate, muxer_options
 
 SEGMENT = 100  # frames
 
+_X265_SAFE_WIDTH = 64  # of narrower pictures its vector code writes past the end of its memory
+
 
 @dataclass(frozen=True)
 class PictureFormat:
@@ -39,6 +41,15 @@ class PictureFormat:
     time_base: Fraction
     aspect: Fraction
     colours: Colours
+
+
+def _options(how: PictureFormat) -> dict[str, str]:
+    if how.codec.encoder != "libx265":
+        return how.options
+    params = [how.options["x265-params"], *(how.colours.mastering.x265_params() if how.colours.mastering else ())]
+    if how.width < _X265_SAFE_WIDTH:
+        params.append("asm=0")
+    return {**how.options, "x265-params": ":".join(params)}
 
 
 class PictureFile:
@@ -68,11 +79,12 @@ class PictureFile:
         stream = self._container.add_stream(
             how.codec.encoder,
             rate=how.rate,
-            options=how.options,
+            options=_options(how),
             height=how.height,
             width=how.width,
             time_base=how.time_base,
         )
+        assert isinstance(stream, av.VideoStream)
         context = stream.codec_context
         context.pix_fmt = how.codec.pix_fmt
         context.sample_aspect_ratio = how.aspect
@@ -108,6 +120,8 @@ class PictureFile:
                 # x265 learns from the third frame how far decoding runs ahead; without one, its decoding times are
                 # uninitialised memory. No frame of so short a clip is out of order, whatever the encoder.
                 packet.dts = packet.pts
+            assert packet.pts is not None
+            assert packet.dts is not None
             self.times.append(PacketTimes(packet.pts, packet.dts, packet.duration or 0, packet.time_base))
             self._container.mux_one(packet)
 
