@@ -1,6 +1,6 @@
 """The last step of a video: its finished picture and the source's other streams in one file."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -87,7 +87,7 @@ def join(
     return copies.failures
 
 
-def concatenate(pieces: list[tuple[Path, Iterable[PacketTimes]]], target: Path, form: str) -> list[PacketTimes]:
+def concatenate(pieces: Sequence[tuple[Path, Iterable[PacketTimes]]], target: Path, form: str) -> list[PacketTimes]:
     """Write files with one stream, all of one encoder, each with the times of its packets, to `target` end to end.
 
     Returns the times of all packets. Raises av.FFmpegError or OSError.

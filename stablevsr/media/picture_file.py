@@ -160,8 +160,7 @@ class SegmentedPicture:
 
     def finish(self) -> None:
         """Put everything together in the target; the segments stay."""
-        if self._begun is not None:
-            self._end()
+        self._end()
         pieces = [(self._path(i), self._times(i)) for i in range(self._finished)]
         self.times = concatenate(pieces, self._target, self._how.form)
 
@@ -172,6 +171,8 @@ class SegmentedPicture:
 
     def _end(self) -> None:
         done, self._begun = self._begun, None
+        if done is None:
+            return
         done.finish()
         sync(self._path(self._finished))
         times = [[*astuple(each)[:3], str(each.time_base)] for each in done.times]

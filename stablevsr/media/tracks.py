@@ -180,7 +180,7 @@ def add_copy(output: av.container.OutputContainer, stream: av.stream.Stream) -> 
     copy = output.add_stream_from_template(stream, opaque=True)
     layout = default_layout(stream) if isinstance(stream, av.AudioStream) else None
     if layout and isinstance(copy, av.AudioStream):  # containers that have to say how the channels lie refuse nothing
-        copy.codec_context.layout = layout  # type: ignore[assignment]  # PyAV takes names, its stubs the layout only
+        copy.codec_context.layout = layout
     return copy
 
 

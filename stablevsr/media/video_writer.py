@@ -91,7 +91,7 @@ class VideoWriter(Writer):
         self._open(source)
 
     def keep(self, folder: Path) -> int:
-        self._picture.close()
+        self._open_picture.close()
         remove(self._part)
         with self._reporting():
             self._picture = SegmentedPicture(folder, self._part, self._how)
@@ -190,7 +190,7 @@ class VideoWriter(Writer):
             self._add(self._companions, picture.times)
 
     @property
-    def _open_picture(self) -> PictureFile:
+    def _open_picture(self) -> PictureFile | SegmentedPicture:
         assert self._picture
         return self._picture
 
