@@ -123,6 +123,9 @@ class StableVSR(nn.Module):
                 network.get_submodule(name).compile(dynamic=False)
 
 
+Model = StableVSR | Offloaded
+
+
 def empty_model(header: Header) -> StableVSR:
     """A model on the meta device, to be filled by `load_state_dict(..., assign=True)`."""
     tokenizer = Tokenizer(header.tokenizer, header.config.context_tokens) if header.tokenizer else None
@@ -138,7 +141,7 @@ def build_model(
     dtype: str | None = None,
     compile: bool = False,
     offload: bool = False,
-) -> StableVSR | Offloaded:
+) -> Model:
     """Build a model from a weights file, ready for `sample_video`.
 
     Args:

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -259,7 +260,7 @@ def test_the_time_is_told_once_and_only_when_it_is_long(monkeypatch: pytest.Monk
 def test_a_run_tells_its_time(model: StableVSR, clip: Path, tmp_path: Path, monkeypatch, caplog) -> None:
     monkeypatch.setattr(plan, "WORTH_TELLING", -1.0)
     caplog.set_level(logging.INFO)
-    run(model, clip, tmp_path / "out")
+    run(model, clip, tmp_path / "out", spacing="trailing")
     assert caplog.messages[1:] == ["about 1 min for the 4 frame-steps left"]
 
 
@@ -804,6 +805,40 @@ def test_sound_that_cannot_be_added_is_told_and_costs_no_picture(model, clip, tm
         run(model, clip, tmp_path / "out")
     assert np.array_equal(read_frames(tmp_path / "out"), sample_video(model, pictures(3), steps=STEPS))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
+
+
+MUXING = """
+import os, signal, sys
+from stablevsr import build_model, upscale
+from stablevsr.media import video_writer
+
+real, calls = video_writer.join, 0
+
+def join(*arguments):
+    global calls
+    calls += 1
+    if calls == 2:  # the first is the rehearsal
+        real(*arguments)  # as far as it can be
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(*arguments)
+
+video_writer.join = join
+upscale(build_model(sys.argv[1], device="cpu"), sys.argv[2], sys.argv[3], steps=2)
+"""
+
+
+def test_kill_9_in_the_final_mux_costs_no_picture(tiny_weights: Path, tmp_path: Path) -> None:
+    """What was denoised and decoded is there, and only the encoding is done again."""
+    source, model = film(tmp_path / "in.mkv"), build_model(tiny_weights, device="cpu")
+    upscale(model, source, tmp_path / "whole.mkv", steps=2)
+    command = [sys.executable, "-c", MUXING, tiny_weights, source, tmp_path / "out.mkv"]
+    assert subprocess.run(command, capture_output=True, timeout=120).returncode == -signal.SIGKILL
+    assert not (tmp_path / "out.mkv").exists()
+    seen = []
+    upscale(model, source, tmp_path / "out.mkv", steps=2, progress=seen.append)
+    assert {progress.phase for progress in seen} == {"write"}
+    assert (tmp_path / "out.mkv").read_bytes() == (tmp_path / "whole.mkv").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.mkv", "out.mkv", "whole.mkv"]
 
 
 def test_the_source_is_decoded_once(model, clip, tmp_path, monkeypatch) -> None:

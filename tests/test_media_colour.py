@@ -1,15 +1,22 @@
 """Primaries, transfer functions and profiles: said as they are in the source, or the pixels are converted."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import av
 import imageio.v3 as iio
 import numpy as np
 import pytest
 from av.filter import Graph
 from clips_made import deep_image, picture
-from media_tools import doubled, refused
+from media_tools import as_wanted, doubled, refused
 from PIL import Image, ImageCms
 
-from stablevsr.media import Encoding, PartReader, open_reader, open_writer
+from stablevsr.errors import UserError
+from stablevsr.media import CODECS, Encoding, PartReader, open_reader, open_writer
+from stablevsr.media.hdr import Mastering
 from stablevsr.media.profiles import with_png_profile
 
 PATCHES = [(32, 160, 96), (200, 40, 60), (128, 128, 128), (20, 60, 220), (235, 220, 30)]
@@ -248,3 +255,99 @@ def test_animations_elsewhere(tmp_path):
     clip.write_bytes(content[: len(content) // 2])
     with pytest.raises(Exception, match=r"in\.webp"):
         list(open_reader(clip))
+
+
+GRADED = "master-display=G(13250,34500)B(7500,3000)R(34000,16000)WP(15635,16450)L(10000000,50):max-cll=1000,400"
+
+
+def hdr_video(path, transfer=16, params=GRADED):
+    """Ten bits of BT.2020 with PQ (16) or HLG (18), and what x265 says of the screen it was graded on."""
+    options = {"x265-params": f"log-level=0:{params}", "crf": "1"}
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("libx265", rate=25, height=32, width=80, pix_fmt="yuv420p10le", options=options)
+        context = stream.codec_context
+        context.color_primaries, context.color_trc, context.colorspace, context.color_range = 9, transfer, 9, 1
+        for _ in range(3):
+            frame = av.VideoFrame.from_ndarray(patches(), format="rgb24")
+            out.mux(stream.encode(frame.reformat(format="yuv420p10le", dst_colorspace=9, dst_color_range=1)))
+        out.mux(stream.encode(None))
+    return path
+
+
+def upscaled_hdr(source, target, encoding=None):
+    """As `doubled`, with HDR allowed; returns the notices."""
+    with open_reader(source, allow_hdr=True) as reader:
+        size = {"height": 2 * reader.height, "width": 2 * reader.width}
+        with open_writer(target, reader, encoding=encoding, **size) as writer:
+            for frame in reader:
+                writer.write(as_wanted(frame.image, writer).repeat(2, 0).repeat(2, 1), frame)
+    return [*reader.notices, *writer.notices]
+
+
+@pytest.mark.parametrize(("transfer", "name"), [(16, "PQ"), (18, "HLG")])
+def test_hdr_is_refused_unless_it_is_allowed(tmp_path, transfer, name):
+    clip = hdr_video(tmp_path / "in.mkv", transfer)
+    with pytest.raises(UserError, match=rf"in\.mkv is HDR video \({name}\).* pass --allow-hdr\."):
+        open_reader(clip)
+    with open_reader(clip, allow_hdr=True) as reader:
+        assert f"labelled {name} again" in reader.notices[0]
+        assert len(reader.notices) == 1
+
+
+@pytest.mark.parametrize(
+    ("codec", "suffix"), [(codec, suffix) for codec, kind in CODECS.items() for suffix in kind.containers]
+)
+@pytest.mark.parametrize("transfer", [16, 18])
+def test_hdr_keeps_its_labels_or_says_so(tmp_path, codec, suffix, transfer):
+    if CODECS[codec].encoder not in av.codecs_available:
+        pytest.skip("this PyAV has no such encoder")
+    clip = hdr_video(tmp_path / "in.mkv", transfer)
+    notices = upscaled_hdr(clip, tmp_path / f"out{suffix}", Encoding(codec))
+    assert any("gets 8 bits a channel" in notice for notice in notices) == (codec in ("h264", "hevc", "vp9"))
+    with av.open(str(tmp_path / f"out{suffix}")) as file:
+        written = next(file.decode(video=0))
+    if (codec, suffix) == ("ffv1", ".avi"):
+        assert any("cannot say that its colours are not BT.709's" in notice for notice in notices)
+    else:
+        assert (written.color_primaries, written.color_trc) == (9, transfer)
+    with av.open(str(clip)) as file:
+        read = next(file.decode(video=0))
+    if "hevc" in codec:
+        assert Mastering.of(written) == Mastering.of(read)
+        assert not any("mastering metadata" in notice for notice in notices)
+    else:
+        assert any("gets no HDR mastering metadata" in notice for notice in notices)
+
+
+def test_hdr_without_mastering_metadata(tmp_path):
+    clip = hdr_video(tmp_path / "in.mkv", params="repeat-headers=1")
+    assert not any("mastering metadata" in notice for notice in upscaled_hdr(clip, tmp_path / "out.mp4"))
+    clip = hdr_video(tmp_path / "light.mkv", params="max-cll=900,300")
+    upscaled_hdr(clip, tmp_path / "light.mp4", Encoding("hevc10"))
+    with av.open(str(tmp_path / "light.mp4")) as file:
+        assert Mastering.of(next(file.decode(video=0))) == Mastering(light=(900, 300))
+
+
+def test_hdr_in_ten_bits_has_the_same_levels(tmp_path):
+    clip = hdr_video(tmp_path / "in.mkv")
+    upscaled_hdr(clip, tmp_path / "out.mkv", Encoding("hevc10", 1))
+    with (
+        open_reader(clip, allow_hdr=True) as before,
+        open_reader(tmp_path / "out.mkv", allow_hdr=True) as after,
+    ):
+        one, two = (next(iter(reader)).image.astype(int) for reader in (before, after))
+    assert np.abs(two[::2, ::2] - one).mean() < 2 * 257
+
+
+def test_clips_narrower_than_x265_can_stand(tmp_path):
+    """In a process of its own, because the encoder's vector code used to end it."""
+    code = (
+        "import sys; from pathlib import Path; from clips_made import *; from media_tools import *\n"
+        "from stablevsr.media import Encoding\n"
+        "clip = write_video(Path(sys.argv[1]) / 'in.mkv', [picture(16, 24, i) for i in range(4)])\n"
+        "for i in range(12): doubled(clip, clip.with_name(f'{i}.mp4'), Encoding('hevc'))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    ended = subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=environment, check=False)
+    assert ended.returncode == 0
+    assert len(list(tmp_path.glob("*.mp4"))) == 12

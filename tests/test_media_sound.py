@@ -2,6 +2,7 @@
 
 from fractions import Fraction
 from itertools import pairwise
+from pathlib import Path
 
 import av
 import numpy as np
@@ -9,7 +10,6 @@ import pytest
 from clips_made import FLASHES, flashing, remuxed
 from media_tools import doubled, heard, packets_of, picture_times, sound_delay, stream_of
 
-from stablevsr.errors import UserError
 from stablevsr.media import open_reader
 
 
@@ -103,6 +103,73 @@ def test_sound_that_no_container_holds_is_encoded_again(tmp_path):
     assert length_of_sound(tmp_path / "out.mkv") == length_of_sound(clip)  # without loss
 
 
+TRUEHD = Path(__file__).parent / "data/media/truehd.mkv"  # `flashing`, by ffmpeg -c:a truehd -strict -2; PyAV has none
+
+
+@pytest.mark.parametrize("target", ["out.mp4", "out.mov", "out.mkv", "out.webm", "out.avi"])
+def test_truehd_is_kept_or_encoded_again(tmp_path, target):
+    with av.open(str(TRUEHD)) as file:
+        assert file.streams.audio[0].name == "truehd"
+    notices, failures = doubled(TRUEHD, tmp_path / target)
+    assert failures == []
+    if target == "out.mkv":
+        assert notices == []
+        assert [p[-1] for p in packets_of(tmp_path / target)[1]] == [p[-1] for p in packets_of(TRUEHD)[1]]
+    else:
+        assert "cannot hold truehd audio, so it is encoded again as" in notices[0]
+    assert length_of_sound(tmp_path / target) == pytest.approx(length_of_sound(TRUEHD), abs=0.1)
+    assert sound_delay(tmp_path / target) == pytest.approx(0, abs=0.025)
+
+
+@pytest.mark.parametrize("target", ["out.mp4", "out.mov", "out.mkv", "out.webm", "out.avi"])
+@pytest.mark.parametrize(
+    ("source", "audio", "known", "unknown"),
+    [
+        ("in.mov", "alac", b"alac", b"apac"),
+        ("in.mkv", "pcm_s16le", b"A_PCM/INT/LIT", b"A_WHO/KNOWS/IT"[:13]),
+        ("in.avi", "mp3", b"\x55\x00\x01\x00\x80\xbb", b"\x99\x99\x01\x00\x80\xbb"),
+    ],
+)
+def test_a_sound_that_nobody_can_decode_costs_itself_only(tmp_path, source, audio, known, unknown, target):
+    clip = flashing(tmp_path / source, "mpeg4", audio)
+    content = clip.read_bytes()
+    assert known in content
+    clip.write_bytes(content.replace(known, unknown))
+    notices, failures = doubled(clip, tmp_path / target)
+    assert notices == [
+        f"{target[3:]} cannot hold the unknown audio of {source} (stream 1) and it cannot be decoded, so it is left "
+        "out; the result has no sound."
+    ]
+    assert failures == []
+    assert len(picture_times(tmp_path / target)) == 25
+    with av.open(str(tmp_path / target)) as file:
+        assert not file.streams.audio
+
+
+def test_a_sound_of_rubbish_costs_itself_only(tmp_path):
+    """A codec that is known, and nothing that its decoder understands: the container cannot keep it either."""
+
+    def spoilt(packet):
+        if packet.stream.type == "audio":
+            rubbish = av.Packet(b"\x00rubbish" * 20)
+            rubbish.pts, rubbish.dts, rubbish.time_base = packet.pts, packet.dts, packet.time_base
+            return [rubbish]
+        return [packet]
+
+    clip = remuxed(tmp_path / "in.mkv", flashing(tmp_path / "whole.mkv", audio="flac"), spoilt)
+    notices, failures = doubled(clip, tmp_path / "out.webm")
+    assert "the flac audio of in.mkv (stream 1) and it cannot be decoded" in notices[0]
+    assert failures == []
+    assert len(picture_times(tmp_path / "out.webm")) == 25
+
+
+def test_a_sound_without_an_encoder_costs_itself_only(tmp_path, monkeypatch):
+    monkeypatch.setattr("stablevsr.media.sound.ENCODERS", {})
+    notices, failures = doubled(flashing(tmp_path / "in.mp4"), tmp_path / "out.webm")
+    assert "cannot hold the aac audio of in.mp4" in notices[0]
+    assert failures == []
+
+
 def test_surround_keeps_its_channels(tmp_path):
     clip = flashing(tmp_path / "in.mkv", "libx264", "flac", layout="5.1(side)")
     for target in ("out.mov", "out.webm"):
@@ -165,14 +232,6 @@ def test_joined_recordings_are_laid_end_to_end(tmp_path, suffix, video, audio, t
         assert loud[middle - 10 : middle + 10].mean() > 0.1
         assert loud[middle + 60 : middle + 70].mean() < 0.02
     assert_in_order(tmp_path / target)
-
-
-def test_joined_recordings_of_which_one_is_silent_are_refused(tmp_path):
-    with_sound = flashing(tmp_path / "a.ts")
-    silent = remuxed(tmp_path / "b.ts", with_sound, keep=lambda stream: stream.type == "video")
-    (tmp_path / "ab.ts").write_bytes(with_sound.read_bytes() + silent.read_bytes())
-    with pytest.raises(UserError, match="joined from several recordings"):
-        open_reader(tmp_path / "ab.ts")
 
 
 @pytest.mark.parametrize(("suffix", "seconds"), [(".ts", 5), (".mkv", 3600), (".mp4", 3600)])

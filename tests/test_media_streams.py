@@ -174,7 +174,9 @@ def test_one_unknown_sound_beside_a_known_one(tmp_path):
             out.mux(noise(sound, 0.2))
     clip.write_bytes(clip.read_bytes().replace(b"alac", b"apac"))
     notices, failures = doubled(clip, tmp_path / "out.mov")
-    assert notices == [".mov cannot hold unknown audio (stream 2) of in.mov, so it is left out."]
+    assert notices == [
+        ".mov cannot hold the unknown audio of in.mov (stream 2) and it cannot be decoded, so it is left out."
+    ]
     assert failures == []
     with av.open(str(tmp_path / "out.mov")) as file:
         assert [stream.name for stream in file.streams.audio] == ["aac"]

@@ -277,6 +277,22 @@ def test_what_is_needed_of_the_disk_is_asked_before_the_work(model, clip, tmp_pa
     with pytest.raises(UserError, match="for 11 frames, the disk has"):
         run(model, clip, tmp_path / "out.mkv")
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
+    usage.free = 10**9
+    with pytest.raises(Stopped):
+        run(model, clip, tmp_path / "out.mkv", progress=lambda progress: progress.done < 7)
+    usage.free = 10_000  # what was asked for is in use
+    run(model, clip, tmp_path / "out.mkv")
+
+
+def test_a_single_picture_with_transparency(model: StableVSR, tmp_path: Path) -> None:
+    rgba = np.random.default_rng(1).integers(0, 256, (6, 8, 4), dtype=np.uint8)
+    iio.imwrite(tmp_path / "in.png", rgba)
+    assert upscale(model, tmp_path / "in.png", tmp_path / "out.png") == 1
+    found = iio.imread(tmp_path / "out.png")
+    assert found.shape == (24, 32, 4)
+    with open_reader(tmp_path / "in.png") as reader:
+        image = next(iter(reader)).image
+    assert np.array_equal(found[..., :3], sample_video(model, image[None])[0])
 
 
 def test_the_writing_is_not_on_the_way(model, clip, tmp_path, monkeypatch) -> None:

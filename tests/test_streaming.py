@@ -21,6 +21,7 @@ from stablevsr.model import StableVSR, build_model
 from stablevsr.nn.attention import Attention, CachedContext
 from stablevsr.nn.warp import warp_published
 from stablevsr.sampling.config import DISTILLED_STEPS
+from stablevsr.sampling.flow import StreamFlows, estimate_flow
 from stablevsr.sampling.noise import RecordedNoise, SeededNoise
 from stablevsr.sampling.pictures import normalise
 from stablevsr.sampling.schedule import Step, alphas_cumprod
@@ -471,3 +472,16 @@ def test_all_samplers_agree_with_the_bidirectional_loop_on_a_single_frame(sample
 def test_weights_of_the_bidirectional_model_end_in_x0(tiny_model: StableVSR) -> None:
     assert type(tiny_model.config.schedule) is ScheduleConfig
     assert ddim_steps(tiny_model.config.schedule, 5)[-1].alpha_bar_next == 1
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_a_streams_flows_are_those_of_pairs(half: bool, stream_model: StableVSR) -> None:
+    """Each frame's features are computed once, and kept for the next."""
+    frames, flows, encoded = list(clip(4, 6, 5)), StreamFlows(stream_model.flow, half), []
+    hook = stream_model.flow.fnet.register_forward_hook(lambda module, inputs, _: encoded.append(len(inputs[0])))
+    found = [flows.to_previous(frames[i], frames[i - 1]) for i in (1, 2, 3)]
+    hook.remove()
+    assert encoded == [1] * 4
+    for i, flow in enumerate(found, 1):
+        expected = estimate_flow(stream_model.flow, frames[i][None], frames[i - 1][None], half)[0]
+        torch.testing.assert_close(flow, expected, atol=1e-4, rtol=1e-4)

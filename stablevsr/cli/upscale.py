@@ -18,7 +18,7 @@ from stablevsr.engine.workspace import workspace_path
 from stablevsr.errors import UserError
 from stablevsr.media import Encoding, PartReader, Reader, check_output, open_reader, output_for
 from stablevsr.media.pipe import PIPE, PipeReader
-from stablevsr.model import StableVSR, build_model, bundled_weights
+from stablevsr.model import Model, build_model, bundled_weights
 from stablevsr.sampling.config import PRESETS, SamplingConfig
 from stablevsr.weights import read_header
 
@@ -112,7 +112,7 @@ def open_clip(path: Path, options: argparse.Namespace) -> Iterator[Reader]:
         yield part
 
 
-def load(options: argparse.Namespace) -> StableVSR:
+def load(options: argparse.Namespace) -> Model:
     """The model that the options ask for; logs what its weights say of themselves."""
     model = build_model(options.weights, options.device, options.dtype, options.compile, options.offload)
     for notice in untrained_parts(model.provenance):
@@ -127,9 +127,7 @@ def untrained_parts(provenance: dict[str, str]) -> list[str]:
     return [f"{part} is {origin}" for part, origin in provenance.items() if origin.startswith("untrained")]
 
 
-def upscale_one(
-    model: StableVSR, clip: Reader, task: Task, config: SamplingConfig, options: argparse.Namespace
-) -> Task:
+def upscale_one(model: Model, clip: Reader, task: Task, config: SamplingConfig, options: argparse.Namespace) -> Task:
     """Run one task; returns it with what it took."""
     log.info(
         "%s (%dx%d) to %s (%dx%d), %d steps on %s, %s",

@@ -1,5 +1,7 @@
 """What the sampler reads and writes, on the arrays of a store."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -26,10 +28,11 @@ class LowResFrames:
     def __len__(self) -> int:
         return self._count
 
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[frame] for frame in range(self._count))
+
     def __getitem__(self, frame: int) -> Tensor:
         """(3, h, w) float32 in [-1, 1], on the CPU."""
-        if not 0 <= frame < self._count:
-            raise IndexError(frame)  # which ends an iteration
         return in_model_range(self._array.read(frame))
 
     def raw(self, frame: int) -> Tensor:

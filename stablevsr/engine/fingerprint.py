@@ -13,12 +13,12 @@ from stablevsr.config import to_dict
 from stablevsr.errors import UserError
 from stablevsr.media import Reader
 from stablevsr.media.paths import IMAGE_SUFFIXES
-from stablevsr.model import StableVSR
+from stablevsr.model import Model
 from stablevsr.runtime import describe
 from stablevsr.sampling.config import SamplingConfig
 
 
-def fingerprint(model: StableVSR, clip: Reader, config: SamplingConfig) -> dict[str, object]:
+def fingerprint(model: Model, clip: Reader, config: SamplingConfig) -> dict[str, object]:
     """Everything that changes the bits of a result, by name."""
     return {
         "version of stablevsr": __version__,
@@ -36,7 +36,7 @@ def fingerprint(model: StableVSR, clip: Reader, config: SamplingConfig) -> dict[
 _known: WeakKeyDictionary[object, tuple[list[tuple[int, int]], str]] = WeakKeyDictionary()
 
 
-def hash_weights(model: StableVSR) -> str:
+def hash_weights(model: Model) -> str:
     """A digest of the config and of all weights; known for a model whose tensors have not changed since."""
     state = [(id(tensor), tensor._version) for tensor in chain(model.parameters(), model.buffers())]
     known_state, known = _known.get(model, (None, ""))
@@ -46,7 +46,7 @@ def hash_weights(model: StableVSR) -> str:
     return known
 
 
-def _hash(model: StableVSR) -> str:
+def _hash(model: Model) -> str:
     digest = hashlib.sha256(json.dumps(to_dict(model.config)).encode())
     for name, value in sorted(model.state_dict().items()):
         digest.update(name.encode())

@@ -76,7 +76,8 @@ def ingest(
     alpha = store.array("alpha", (clip.height, clip.width), dtype, CPU)
     known = workspace.noted("clip")
     if known is None:
-        table, profiles = [], []
+        table: list[Row] = []
+        profiles: list[bytes] = []
         for frame in clip:
             array.write(len(table), torch.from_numpy(frame.image))
             if frame.alpha is not None:

@@ -37,7 +37,7 @@ class Writers:
         self.pair = pair  # bicubic interpolation beside the result
         self.bounds = list(bounds)  # what they can need of the disk
         self._next = 0  # the number of the frame that is written next
-        self._done: dict[Sink, int] = {}  # frames of an earlier process
+        self._done: dict[object, int] = {}  # by writer: frames of an earlier process
 
     @classmethod
     def open(
@@ -58,7 +58,8 @@ class Writers:
             bounds.append(Output.of(writer, clip, encoding, size["height"] * width, part.parent))
             return writer
 
-        bounds, pair = [], None
+        bounds: list[Output] = []
+        pair = None
         if side_by_side:  # not in the workspace: its name may be on another disk
             pair = open_one(side_by_side, workspace.outside(side_by_side), 2 * SCALE * clip.width)
         return cls(open_one(output, workspace.folder / "output", SCALE * clip.width), pair, bounds)
@@ -71,7 +72,8 @@ class Writers:
         Raises:
             UserError: for a folder on another disk than the workspace.
         """
-        folders = {self.result: workspace.folder / "written"}
+        assert isinstance(self.result, Writer)  # not a pipe
+        folders: dict[Writer, Path] = {self.result: workspace.folder / "written"}
         if self.pair:
             folders[self.pair] = workspace.folder / "written.pair"
             if output_kind(self.pair.path) == "folder" and not _same_disk(self.pair.path.parent, workspace.folder):
@@ -79,7 +81,8 @@ class Writers:
                     f"{self.pair.path} is on another disk than {self.result.path}, which a folder cannot be in "
                     "streaming mode: choose a name beside it, or a video"
                 )
-        self._done = {writer: writer.keep(folder) for writer, folder in folders.items()}
+        for writer, folder in folders.items():
+            self._done[writer] = writer.keep(folder)
         self._next = min(self._done.values())
         return self._next
 

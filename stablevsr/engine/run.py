@@ -26,7 +26,7 @@ from stablevsr.sampling.bidirectional import (
 from stablevsr.sampling.color_fix import fix_colors
 from stablevsr.sampling.config import SamplingConfig
 from stablevsr.sampling.denoiser import Denoiser, noisy_low_res, prompt_context
-from stablevsr.sampling.flow import EstimatedFlows
+from stablevsr.sampling.flow import EstimatedFlows, FlowSource
 from stablevsr.sampling.networks import Networks
 from stablevsr.sampling.noise import NoiseSource, SeededNoise
 from stablevsr.sampling.pictures import PictureFormat
@@ -114,16 +114,16 @@ class Run:
     def estimate_flows(self) -> Iterator[Progress]:
         """Keep the flows of every neighbouring pair, if there is room."""
         total = len(self._frames) - 1
-        array = self._flow_array()
-        for pair in range(self.state.done, total if array else 0):
-            self._frames.prefetch(min(pair + 2, total))
-            if pair + 1 not in self._cuts:
-                ways = ((pair + 1, pair), (pair, pair + 1))
-                array.write(pair, torch.stack([self._estimated.estimate(*way) for way in ways]))
-            self._save(RunState("flow", pair + 1))
-            yield Progress("flow", pair + 1, total)
-        if self._estimated is not None:
-            self._estimated.forget()
+        array, estimated = self._flow_array(), self._estimated
+        if estimated is not None:
+            for pair in range(self.state.done, total if array else 0):
+                self._frames.prefetch(min(pair + 2, total))
+                if array and pair + 1 not in self._cuts:
+                    ways = ((pair + 1, pair), (pair, pair + 1))
+                    array.write(pair, torch.stack([estimated.estimate(*way) for way in ways]))
+                self._save(RunState("flow", pair + 1))
+                yield Progress("flow", pair + 1, total)
+            estimated.forget()
         self._save(RunState("denoise"), now=True)
 
     def frame_steps(self) -> Iterator[FrameStep]:
@@ -131,8 +131,7 @@ class Run:
         model, config, n = self._model, self._config, len(self._frames)
         schedule = config.schedule_for(model.config)
         start = SamplingState(self.state.done, self.state.x0) if self.state.phase == "denoise" else START
-        array = self._flow_array()
-        flows = KeptFlows(array, self._estimated) if array else self._estimated
+        array, flows = self._flow_array(), self._flows()
         low_res = noisy_low_res(model, self._frames, config, self._noise)
         denoiser = Denoiser(model, low_res, flows, config, self._context, self._cuts, self._decoder)
         latents = self._latents("latents", start.done)
@@ -178,15 +177,16 @@ class Run:
 
     def pictures(self) -> Iterator[Tensor]:
         """The finished pictures in order, in the run's format; decoded now where there was no room to keep them."""
-        array = self._picture_array() if self._store.keeps("pictures") else None
-        latents = None if array else self._latents("latents", self.num_frame_steps)
-        for frame in range(len(self._frames)):
-            if array:
+        if self._store.keeps("pictures"):
+            array = self._picture_array()
+            for frame in range(len(self._frames)):
                 array.prefetch(min(frame + 1, len(self._frames) - 1))
                 yield array.read(frame)
-            else:
-                yield self._picture(frame, latents)
-                self._save(RunState("decode"), unit=self.num_frame_steps + frame)
+            return
+        latents = self._latents("latents", self.num_frame_steps)
+        for frame in range(len(self._frames)):
+            yield self._picture(frame, latents)
+            self._save(RunState("decode"), unit=self.num_frame_steps + frame)
 
     def _decode(self) -> Iterator[Progress]:
         """Keep the decoded pictures, so that this phase can be continued as the others can."""
@@ -225,6 +225,11 @@ class Run:
         array = self._store.array(name, self._latent_shape, FLOAT, self._model.device)
         shape, device = self._latent_shape, self._model.device
         return StepLatents(array, len(self._frames), self._noise, shape, device, done, self._store.slots)
+
+    def _flows(self) -> FlowSource | None:
+        """The flows that are kept, or estimated when asked for; None where there are none."""
+        array = self._flow_array()
+        return KeptFlows(array, self._estimated) if array and self._estimated else self._estimated
 
     def _flow_array(self) -> Array | None:
         if self._estimated is None or not self._store.keeps("flows"):

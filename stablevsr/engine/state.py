@@ -27,8 +27,8 @@ class RunState:
 
     def to_bytes(self) -> bytes:
         progress = {"phase": self.phase, "done": self.done, "tiled_since": self.tiled_since, "depth": self.depth}
-        tensors = {"x0": self.x0, "picture": self.picture}
-        tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items() if tensor is not None}
+        kept = {"x0": self.x0, "picture": self.picture}
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in kept.items() if tensor is not None}
         return save(tensors, {"state": json.dumps(progress)})
 
     @classmethod
@@ -42,4 +42,5 @@ class RunState:
         progress = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["state"])
         if progress["phase"] not in PHASES or type(progress["done"]) is not int:
             raise ValueError("no state of a run")
-        return cls(**progress, **{name: tensor.to(device) for name, tensor in load(data).items()})
+        tensors = {name: tensor.to(device) for name, tensor in load(data).items()}
+        return cls(**progress, x0=tensors.get("x0"), picture=tensors.get("picture"))

@@ -50,10 +50,11 @@ class StreamedFile:
         # Frame i is in place i % SEGMENT: until a segment with it is finished, no later frame takes its place.
         self._pictures = store.array("pictures", shape, self._format.dtype, torch.device("cpu"))
         self._disk = SEGMENT * math.prod(shape) * self._format.dtype.itemsize
-        segments = [Output(workspace.folder, bound.per_frame) for bound in writers.bounds if bound.copies > 1]
-        require_room(workspace.folder, self._disk, clip.frame_count or 1, [*writers.bounds, *segments])
-        self._written = writers.keep(workspace)
         self._state = store.load()
+        if self._state.done == 0:  # later, a part of it is already taken
+            segments = [Output(workspace.folder, bound.per_frame) for bound in writers.bounds if bound.copies > 1]
+            require_room(workspace.folder, self._disk, clip.frame_count or 1, [*writers.bounds, *segments])
+        self._written = writers.keep(workspace)
         if self._state.done - self._written > SEGMENT:  # the disk has lost what was written: the machine went down
             self._state = RunState("stream")
 
@@ -89,10 +90,11 @@ class StreamedFile:
             before.append(in_model_range(torch.from_numpy(frame.image)))
             if index >= self._written:
                 self._write(index, self._pictures.read(index % SEGMENT), frame)
-        if not before:
+        picture = self._state.picture
+        if not before or picture is None:
             return None
         self._stream.recall(done - len(before), list(before))
-        return StreamState(done - 1, to_device(before[-1], self._state.picture.device), self._state.picture)
+        return StreamState(done - 1, to_device(before[-1], picture.device), picture)
 
     def _low_res(self, frames: Iterator[Frame]) -> Iterator[Tensor]:
         for frame in frames:

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Generator, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -24,10 +24,10 @@ from stablevsr.engine.stream import Stream
 from stablevsr.engine.stream_file import StreamedFile
 from stablevsr.engine.workspace import Workspace, open_workspace
 from stablevsr.errors import IncompleteOutput, UserError
-from stablevsr.media import Encoding, Reader, check_output, open_reader, open_writer
+from stablevsr.media import Encoding, Reader, Writer, check_output, open_reader, open_writer
 from stablevsr.media.paths import output_kind
 from stablevsr.media.pipe import PIPE, PipeReader, PipeWriter
-from stablevsr.model import StableVSR
+from stablevsr.model import Model
 from stablevsr.sampling.config import SamplingConfig, resolve
 from stablevsr.sampling.denoiser import prompt_context
 from stablevsr.sampling.pictures import PictureFormat
@@ -37,7 +37,7 @@ T = TypeVar("T")
 
 
 def upscale(
-    model: StableVSR,
+    model: Model,
     input: str | Path | Reader,
     output: str | Path,
     config: SamplingConfig | None = None,
@@ -116,7 +116,7 @@ def _open(path: str | Path) -> Reader:
 
 
 def _through_pipe(
-    model: StableVSR,
+    model: Model,
     clip: Reader,
     output: Path,
     config: SamplingConfig,
@@ -131,12 +131,13 @@ def _through_pipe(
             f"got mode {config.mode} for a pipe, but it needs all frames before the first is done: use mode streaming, "
             "or give files"
         )
-    size, failure, count = {"height": SCALE * clip.height, "width": SCALE * clip.width}, None, 0
+    height, width, failure, count = SCALE * clip.height, SCALE * clip.width, None, 0
+    opened: AbstractContextManager[PipeWriter | Writer]
     if output == PIPE:
-        opened = PipeWriter(clip, **size)
+        opened = PipeWriter(clip, height, width)
     else:
         check_output(output, clip.path, force)
-        opened = open_writer(output, clip, force=force, encoding=encoding, **size)
+        opened = open_writer(output, clip, height=height, width=width, force=force, encoding=encoding)
     with opened as writer:
         for notice in writer.notices:
             log.warning("%s", notice)
@@ -166,7 +167,7 @@ def _removed_if_refused(workspace: Workspace) -> Iterator[None]:
 class _Job:
     """A run with everything open."""
 
-    model: StableVSR
+    model: Model
     clip: Reader
     config: SamplingConfig
     context: Tensor

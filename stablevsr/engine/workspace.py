@@ -38,7 +38,7 @@ from stablevsr.errors import UserError
 try:
     import fcntl
 except ImportError:  # not on Windows, where nobody stops two runs at one output
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]  # a module or none
 
 FORMAT = 3  # of the folder; counts up when a run could not continue with what an older one left
 FILES = (

@@ -46,7 +46,7 @@ class AnimationReader(Reader):
         durations, transparent = [], False
         for image in self._pictures():
             durations.append(Fraction(image.info.get("duration") or _UNSAID))
-            transparent = transparent or image.convert("RGBA").getextrema()[3][0] < 255
+            transparent = transparent or int(np.asarray(image.convert("RGBA"))[..., 3].min()) < 255
             self.height, self.width = image.height, image.width
         self._ends = [round(end / _TICKS) for end in accumulate(durations)]
         self.frame_count = len(durations)
@@ -66,7 +66,7 @@ class AnimationReader(Reader):
     def _pictures(self) -> Iterator[Image.Image]:
         try:
             with Image.open(self.path) as image:
-                for number in range(image.n_frames):
+                for number in range(getattr(image, "n_frames", 1)):
                     image.seek(number)
                     image.load()
                     yield image

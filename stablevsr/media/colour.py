@@ -10,6 +10,8 @@ import av
 import numpy as np
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, Interpolation
 
+from stablevsr.media.hdr import Mastering
+
 TAGS = {  # attributes of an encoder's context; for BT.709 swscale's number and the stream's tag are the same
     "colorspace": Colorspace.ITU709,
     "color_primaries": ColorPrimaries.BT709,
@@ -31,16 +33,21 @@ _EXACT = (
 
 @dataclass(frozen=True)
 class Colours:
-    """What the numbers of an RGB picture mean, in FFmpeg's numbers: BT.709 and its transfer function by default."""
+    """What the numbers of an RGB picture mean, in FFmpeg's numbers: BT.709 and its transfer function by default.
+
+    mastering: of HDR video, where it comes with such metadata.
+    """
 
     primaries: int = BT709
     transfer: int = BT709
+    mastering: Mastering | None = None
 
     @classmethod
     def of(cls, frame: av.VideoFrame) -> "Colours":
         """As a frame says; what it leaves out counts as BT.709, as players show it."""
         said = int(frame.color_primaries), int(frame.color_trc)
-        return cls(*(BT709 if number in (0, UNTAGGED) else number for number in said))  # 0 is reserved
+        primaries, transfer = (BT709 if number in (0, UNTAGGED) else number for number in said)  # 0 is reserved
+        return cls(primaries, transfer, Mastering.of(frame))
 
     @property
     def matrix(self) -> int:
@@ -56,7 +63,7 @@ class Colours:
     def label(self, context: av.VideoCodecContext) -> None:
         """Tell an encoder, whose pixel format is set."""
         context.color_primaries, context.color_trc = self.primaries, self.transfer
-        if context.pix_fmt.startswith("yuv"):
+        if context.pix_fmt and context.pix_fmt.startswith("yuv"):
             context.colorspace, context.color_range = self.matrix, ColorRange.MPEG
         else:
             context.colorspace, context.color_range = 0, ColorRange.JPEG  # AVCOL_SPC_RGB

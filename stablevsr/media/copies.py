@@ -2,19 +2,23 @@
 
 from collections.abc import Callable, Iterator
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import av
 from av.format import Flags
 from av.stream import Discard
 
-from stablevsr.media.demuxing import open_input
+from stablevsr.media.demuxing import base_of, decoded_at, has_flag, open_input
 from stablevsr.media.sound import SoundTrack
 from stablevsr.media.subtitles import TextTrack
 from stablevsr.media.tags import Tags, describe
 from stablevsr.media.timeline import Timeline
 from stablevsr.media.tracks import Choice, add_copy
+
+if TYPE_CHECKING:
+    from av.container.core import Chapter  # which is in PyAV's stubs only
 
 _HARDLY = Fraction(1, 40)  # seconds between sound and picture that nobody notices
 
@@ -28,8 +32,11 @@ class TrackError(Exception):
 
 
 class _Track(Protocol):
-    stream: av.stream.Stream
-    damaged: int
+    @property
+    def stream(self) -> av.stream.Stream: ...
+
+    @property
+    def damaged(self) -> int: ...
 
     def feed(self, packet: av.Packet) -> list[av.Packet]: ...
 
@@ -49,7 +56,7 @@ class _CopiedTrack:
 
     def feed(self, packet: av.Packet) -> list[av.Packet]:
         if packet.is_discard:
-            self._start_up = packet if self._hides or _time(packet) >= -_HARDLY else None
+            self._start_up = packet if self._hides or decoded_at(packet) >= -_HARDLY else None
             return []
         start_up, self._start_up = self._start_up, None
         return [start_up, packet] if start_up else [packet]
@@ -84,7 +91,7 @@ class StreamCopies:
         except BaseException:
             self._input.close()
             raise
-        self._clocks = {index: timeline.clock() for index in self._tracks}
+        self._clocks = {index: timeline.clock(index) for index in self._tracks}
         self._places = {index: Placer(track.stream, output) for index, track in self._tracks.items()}
         for stream in self._input.streams:
             if stream.index not in self._tracks and stream.index not in self._covers:
@@ -97,9 +104,9 @@ class StreamCopies:
         """Write the packets that are due by `time` seconds; all that are left for None. Raises TrackError."""
         if not self._begun:  # not earlier, because the first packet makes the output write its header
             self._begun, self._next = True, next(self._packets, None)
-        while self._next is not None and (time is None or _time(self._next) <= time):
+        while self._next is not None and (time is None or decoded_at(self._next) <= time):
             index = self._next.stream_index
-            self._write(index, lambda packet=self._next, track=self._tracks[index]: track.feed(packet))
+            self._write(index, partial(self._tracks[index].feed, self._next))
             self._next = next(self._packets, None)
         if time is None:
             for index, track in self._tracks.items():
@@ -114,24 +121,26 @@ class StreamCopies:
         self._input.close()
 
     def _add(self, choice: Choice) -> None:
-        stream = self._input.streams[choice.index]
+        stream: av.stream.Stream = self._input.streams[choice.index]
         if choice.how == "attach":
+            assert choice.attachment
             self._output.add_attachment(*choice.attachment)
             return
         if choice.how == "cover":
             copy = self._covers[stream.index] = self._output.add_stream_from_template(stream, opaque=True)
-        elif choice.how == "sound":
-            track = SoundTrack(stream, self._output, choice.sound, choice.origin)
-            copy = track.stream
-            self._tracks[stream.index] = track
-        elif choice.how == "text":
-            track = TextTrack(stream, self._output, self._output.format.name)
-            copy = track.stream
-            self._tracks[stream.index] = track
         else:
-            copy = add_copy(self._output, stream)
-            self._tracks[stream.index] = _CopiedTrack(copy, self._output.format.name in ("mp4", "mov"))
+            track = self._tracks[stream.index] = self._track(choice, stream)
+            copy = track.stream
         describe(copy, stream)
+
+    def _track(self, choice: Choice, stream: av.stream.Stream) -> _Track:
+        if choice.how == "sound":
+            assert isinstance(stream, av.AudioStream)
+            assert choice.sound
+            return SoundTrack(stream, self._output, choice.sound, choice.origin)
+        if choice.how == "text":
+            return TextTrack(stream, self._output, self._output.format.name)
+        return _CopiedTrack(add_copy(self._output, stream), self._output.format.name in ("mp4", "mov"))
 
     def _write(self, index: int, packets: Callable[[], list[av.Packet]]) -> None:
         try:
@@ -159,9 +168,10 @@ class StreamCopies:
             if packet.stream_index in self._covers:
                 self._write_cover(packet)
                 continue
-            self._clocks[packet.stream_index].move(packet)
+            if not self._clocks[packet.stream_index].move(packet):
+                continue
             self._complete(packet)
-            if self._until is not None and _time(packet) > self._until:
+            if self._until is not None and decoded_at(packet) > self._until:
                 return
             yield packet
 
@@ -186,7 +196,7 @@ class Placer:
     def __init__(self, stream: av.stream.Stream, output: av.container.OutputContainer) -> None:
         self._stream = stream
         # Containers that store times roughly have several packets at one time.
-        self._step = 0 if output.format.flags & Flags.ts_nonstrict.value else 1
+        self._step = 0 if has_flag(output, Flags.ts_nonstrict) else 1
         self._overlaps = stream.type == "audio"  # else packets at one time are lines of text
         self._last: int | None = None
         self._latest: int | None = None  # as the source has it
@@ -201,15 +211,15 @@ class Placer:
 
         That is sound which runs back, as where the sound of one recording lasts longer than its picture.
         """
-        base = self._stream.time_base
-        self._end = (packet.dts + (packet.duration or 0)) * packet.time_base
-        shown, decoded = (round(time * packet.time_base / base) for time in (packet.pts, packet.dts))
+        assert packet.pts is not None
+        base = base_of(self._stream)
+        self._end = decoded_at(packet) + (packet.duration or 0) * packet.time_base
+        shown, decoded = round(packet.pts * packet.time_base / base), round(decoded_at(packet) / base)
+        if self._latest is not None and self._overlaps and decoded < self._latest:
+            return False
+        self._latest = decoded
         if self._last is not None:
-            if self._overlaps and decoded < self._latest:
-                return False
-            self._latest, decoded = decoded, max(decoded, self._last + self._step)
-        else:
-            self._latest = decoded
+            decoded = max(decoded, self._last + self._step)
         packet.duration = round((packet.duration or 0) * packet.time_base / base)
         packet.pts, packet.dts, packet.time_base = max(shown, decoded), decoded, base
         packet.stream, self._last = self._stream, decoded
@@ -224,10 +234,7 @@ def write_tags(tags: Tags, output: av.container.OutputContainer, picture: av.Vid
         picture.metadata["timecode"] = tags.timecode
 
 
-def _moved(chapter: dict, later: Fraction) -> dict:
-    ticks = round(later / chapter["time_base"])
+def _moved(chapter: "Chapter", later: Fraction) -> "Chapter":
+    base = chapter["time_base"]
+    ticks = round(later / base) if base else 0
     return {**chapter, "start": max(0, chapter["start"] + ticks), "end": max(0, chapter["end"] + ticks)}
-
-
-def _time(packet: av.Packet) -> Fraction:
-    return packet.dts * packet.time_base

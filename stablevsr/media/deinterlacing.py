@@ -14,7 +14,8 @@ def deinterlaced(frames: Iterable[av.VideoFrame], stream: av.VideoStream, name: 
 
     bwdif leaves frames alone that are not interlaced. Times are those of the frames given, of which two are held.
     """
-    graph, waiting = None, deque()
+    graph: Graph | None = None
+    waiting: deque[av.VideoFrame] = deque()
     for number, frame in enumerate(frames, 1):
         if graph is None:
             if not frame.interlaced_frame:
@@ -47,6 +48,7 @@ def _finished(graph: Graph, waiting: deque[av.VideoFrame]) -> Iterator[av.VideoF
             frame = graph.pull()
         except (av.BlockingIOError, av.EOFError):  # it wants more, or there is no more
             return
+        assert isinstance(frame, av.VideoFrame)
         given = waiting.popleft()
         # The filter counts in half units, and what it makes of frames without a time is a guess.
         frame.pts, frame.dts, frame.time_base, frame.duration = given.pts, given.dts, given.time_base, given.duration

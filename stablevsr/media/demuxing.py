@@ -1,8 +1,11 @@
 """Opening a file with FFmpeg, and which of its video streams is the picture."""
 
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
+from av.format import Flags
 from av.stream import Disposition
 
 from stablevsr.errors import UserError
@@ -11,16 +14,27 @@ HELP = "give a video file, an image or a folder of images"
 # Pictures on the cover and previews for a seek bar; never what the user wants to see.
 _NOT_A_PICTURE = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
 # Old files have tags that are not UTF-8. PyAV 19 keeps their bytes; before, it raised unless told otherwise.
-_TAG_OPTIONS = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "replace"}
+_TAG_OPTIONS: dict[str, Any] = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "replace"}
+# To find out about sound that begins late, as where recordings were joined: more bytes and microseconds than FFmpeg's
+# usual 5 MB and few seconds, and all of a TS file's tables.
+_LONG_PROBE = {"probesize": "100000000", "analyzeduration": "600000000", "scan_all_pmts": "1"}
 
 
 def open_input(path: Path) -> av.container.InputContainer:
     """Open a file for reading with FFmpeg; raises UserError when it makes no sense of it."""
     try:
-        # Absolute, because FFmpeg would take "a:b.mp4" for a URL.
-        return av.open(str(path.absolute()), **_TAG_OPTIONS)
+        container = _opened(path, {})
+        if any(stream.codec_context and not stream.codec_context.sample_rate for stream in container.streams.audio):
+            container.close()
+            container = _opened(path, _LONG_PROBE)
     except av.FFmpegError as error:
         raise UserError(f"{path} cannot be opened as a video ({error.strerror}); {HELP}.") from error
+    return container
+
+
+def _opened(path: Path, options: dict[str, str]) -> av.container.InputContainer:
+    # Absolute, because FFmpeg would take "a:b.mp4" for a URL.
+    return av.open(str(path.absolute()), "r", container_options=options, **_TAG_OPTIONS)
 
 
 def is_cover(stream: av.stream.Stream) -> bool:
@@ -44,6 +58,23 @@ def picture_streams(container: av.container.InputContainer, path: Path) -> list[
         return bool(stream.disposition & Disposition.default), stream.width * stream.height
 
     return sorted(known, key=rank, reverse=True)
+
+
+def has_flag(container: av.container.Container, flag: Flags) -> bool:
+    """Whether the format of a file has that property."""
+    return bool(container.format.flags & flag.value)  # type: ignore[operator]  # PyAV's stubs: a flag's value is a flag
+
+
+def decoded_at(packet: av.Packet) -> Fraction:
+    """Seconds at which a packet is decoded, which it has to say."""
+    assert packet.dts is not None
+    return packet.dts * packet.time_base
+
+
+def base_of(stream: av.stream.Stream) -> Fraction:
+    """Seconds per unit of a stream's times."""
+    assert stream.time_base is not None  # only streams that are not part of a container have none
+    return stream.time_base
 
 
 def codec_name(stream: av.stream.Stream) -> str:

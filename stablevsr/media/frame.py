@@ -80,7 +80,7 @@ class Reader(ABC):
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._passes.close()
 
-    def __iter__(self) -> Iterator[Frame]:
+    def __iter__(self) -> Generator[Frame, None, None]:
         """Yield every Frame in display order; raises UserError where a frame cannot be read."""
         frames = self._frames()
         self._passes.callback(frames.close)

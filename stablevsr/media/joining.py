@@ -1,6 +1,6 @@
 """The last step of a video: its finished picture and the source's other streams in one file."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -9,7 +9,7 @@ from pathlib import Path
 import av
 
 from stablevsr.media.copies import StreamCopies, write_tags
-from stablevsr.media.demuxing import open_input
+from stablevsr.media.demuxing import decoded_at, open_input
 from stablevsr.media.tags import Tags
 from stablevsr.media.timeline import Timeline
 from stablevsr.media.tracks import Choice
@@ -79,7 +79,7 @@ def join(
             write_tags(companions.tags, output, copy, companions.timeline.start)
             output.start_encoding()
             for packet in _timed(finished, template, times):
-                time = packet.dts * packet.time_base
+                time = decoded_at(packet)
                 packet.stream = copy
                 output.mux_one(packet)
                 copies.copy_until(time)
@@ -87,7 +87,7 @@ def join(
     return copies.failures
 
 
-def concatenate(pieces: list[tuple[Path, Iterable[PacketTimes]]], target: Path, form: str) -> list[PacketTimes]:
+def concatenate(pieces: Sequence[tuple[Path, Iterable[PacketTimes]]], target: Path, form: str) -> list[PacketTimes]:
     """Write files with one stream, all of one encoder, each with the times of its packets, to `target` end to end.
 
     Returns the times of all packets. Raises av.FFmpegError or OSError.
@@ -123,7 +123,8 @@ def _rising(times: list[PacketTimes], last: int | None) -> list[PacketTimes]:
 def _add_picture(output: av.container.OutputContainer, template: av.VideoStream, base: Fraction) -> av.VideoStream:
     copy = output.add_stream_from_template(template, opaque=True)
     copy.time_base = base
-    copy.codec_context.framerate = template.average_rate
+    if template.average_rate:
+        copy.codec_context.framerate = template.average_rate
     if output.format.name in ("mp4", "mov", "avi"):  # Matroska's reader makes a tag up
         copy.codec_context.codec_tag = template.codec_context.codec_tag
     return copy

@@ -56,6 +56,7 @@ def open_writer(
     kind = output_kind(path)
     if kind != "video" and encoding not in (None, Encoding()):
         raise UserError(f"Output {path} is not a video, so there is nothing to encode; leave codec and quality out.")
+    writer: Writer
     target = Path(path).resolve()  # a link is written through, not replaced
     if kind == "folder":
         writer = FolderWriter(target, source, height, width, part)

@@ -44,7 +44,8 @@ class PartReader(Reader):
 
     def _frames(self) -> Generator[Frame, None, None]:
         start, found = None, False
-        with closing(iter(self._source)) as frames:
+        frames = iter(self._source)
+        with closing(frames):
             for frame in islice(frames, self._first, self._last):
                 if frame.pts is not None:
                     start = frame.pts if start is None else start

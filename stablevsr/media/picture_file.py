@@ -20,6 +20,8 @@ from stablevsr.media.joining import PacketTimes, concatenate, muxer_options
 
 SEGMENT = 100  # frames
 
+_X265_SAFE_WIDTH = 64  # of narrower pictures its vector code writes past the end of its memory
+
 
 @dataclass(frozen=True)
 class PictureFormat:
@@ -39,6 +41,15 @@ class PictureFormat:
     time_base: Fraction
     aspect: Fraction
     colours: Colours
+
+
+def _options(how: PictureFormat) -> dict[str, str]:
+    if how.codec.encoder != "libx265":
+        return how.options
+    params = [how.options["x265-params"], *(how.colours.mastering.x265_params() if how.colours.mastering else ())]
+    if how.width < _X265_SAFE_WIDTH:
+        params.append("asm=0")
+    return {**how.options, "x265-params": ":".join(params)}
 
 
 class PictureFile:
@@ -68,11 +79,12 @@ class PictureFile:
         stream = self._container.add_stream(
             how.codec.encoder,
             rate=how.rate,
-            options=how.options,
+            options=_options(how),
             height=how.height,
             width=how.width,
             time_base=how.time_base,
         )
+        assert isinstance(stream, av.VideoStream)
         context = stream.codec_context
         context.pix_fmt = how.codec.pix_fmt
         context.sample_aspect_ratio = how.aspect
@@ -108,6 +120,8 @@ class PictureFile:
                 # x265 learns from the third frame how far decoding runs ahead; without one, its decoding times are
                 # uninitialised memory. No frame of so short a clip is out of order, whatever the encoder.
                 packet.dts = packet.pts
+            assert packet.pts is not None
+            assert packet.dts is not None
             self.times.append(PacketTimes(packet.pts, packet.dts, packet.duration or 0, packet.time_base))
             self._container.mux_one(packet)
 
@@ -146,8 +160,7 @@ class SegmentedPicture:
 
     def finish(self) -> None:
         """Put everything together in the target; the segments stay."""
-        if self._begun is not None:
-            self._end()
+        self._end()
         pieces = [(self._path(i), self._times(i)) for i in range(self._finished)]
         self.times = concatenate(pieces, self._target, self._how.form)
 
@@ -158,6 +171,8 @@ class SegmentedPicture:
 
     def _end(self) -> None:
         done, self._begun = self._begun, None
+        if done is None:
+            return
         done.finish()
         sync(self._path(self._finished))
         times = [[*astuple(each)[:3], str(each.time_base)] for each in done.times]

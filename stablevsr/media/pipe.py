@@ -10,7 +10,7 @@ from collections.abc import Generator
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import BinaryIO, Literal, Self
 
 import av
 import numpy as np
@@ -169,7 +169,7 @@ class PipeWriter:
         self._header = b""
 
 
-def _raw_video(mode: str, pixel_format: str, width: int, height: int) -> av.VideoCodecContext:
+def _raw_video(mode: Literal["r", "w"], pixel_format: str, width: int, height: int) -> av.VideoCodecContext:
     context = av.CodecContext.create("rawvideo", mode)
     context.width, context.height, context.pix_fmt = width, height, pixel_format
     if mode == "w":

@@ -1,6 +1,6 @@
 """Sound decoded and encoded again, for containers that cannot hold it as it is."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -31,12 +31,14 @@ class SoundFormat:
     def add_to(self, output: av.container.OutputContainer) -> av.AudioStream:
         """A stream of this kind in `output`."""
         stream = output.add_stream(self.encoder, rate=self.rate, layout=self.layout)
+        assert isinstance(stream, av.AudioStream)
         self._describe(stream.codec_context)
         return stream
 
     def works(self) -> bool:
         """Whether the encoder takes it."""
         context = av.CodecContext.create(self.encoder, "w")
+        assert isinstance(context, av.AudioCodecContext)
         context.rate, context.layout, context.time_base = self.rate, self.layout, Fraction(1, self.rate)
         self._describe(context)
         try:
@@ -77,12 +79,23 @@ def sound_format(stream: av.AudioStream, form: str) -> SoundFormat | None:
     rate = _nearest(stream.codec_context.sample_rate, codec.audio_rates)
     layouts = [default_layout(stream) or stream.codec_context.layout.name, "stereo"]
     layouts[1:1] = _LAYOUTS[stream.codec_context.layout.nb_channels - 1 :][:1]
-    formats = [form.name for form in codec.audio_formats]
+    formats = [form.name for form in codec.audio_formats or ()]
     sample_format = formats[0]
     if "s32" in formats and stream.codec_context.format.bytes > 2:
         sample_format = "s32"
     candidates = (SoundFormat(codec.name, rate, layout, sample_format) for layout in layouts)
     return next((candidate for candidate in candidates if candidate.works()), None)
+
+
+def can_decode(stream: av.AudioStream, packets: list[av.Packet]) -> bool:
+    """Whether one of the first packets of `stream` can be decoded; True where there are none to try."""
+    for packet in packets:
+        try:
+            packet.decode()
+        except av.FFmpegError:
+            continue
+        return True
+    return not packets
 
 
 def _nearest(rate: int, allowed: list[int] | None) -> int:
@@ -111,7 +124,7 @@ class SoundTrack:
     def feed(self, packet: av.Packet) -> list[av.Packet]:
         """Encoded packets that are ready; a packet that cannot be decoded becomes silence, counted in `damaged`."""
         try:
-            frames = packet.decode()
+            frames = self._decoder.decode(packet)
         except av.FFmpegError:
             self.damaged += self._heard  # a recording may well begin inside a packet
             return []
@@ -126,7 +139,7 @@ class SoundTrack:
             rest = []
         return [*self._encode(rest), *self._encode([None]), *self.stream.encode(None)]
 
-    def _encode(self, frames: list[av.AudioFrame | None]) -> list[av.Packet]:
+    def _encode(self, frames: Iterable[av.AudioFrame | None]) -> list[av.Packet]:
         return [
             packet
             for frame in frames
@@ -138,8 +151,9 @@ class SoundTrack:
     def _placed(self, frame: av.AudioFrame) -> Iterator[av.AudioFrame]:
         samples = frame.to_ndarray()
         width = 1 if frame.format.is_planar else len(frame.layout.channels)  # of a sample in the array
-        start = self._position if frame.pts is None else round(frame.pts * frame.time_base * self._rate)
-        start = start or 0
+        start = self._position or 0
+        if frame.pts is not None and frame.time_base is not None:
+            start = round(frame.pts * frame.time_base * self._rate)
         self._position = start if self._position is None else self._position
         gap, first = start - self._position, 0
         if gap > TOLERANCE * self._rate:

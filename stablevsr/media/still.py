@@ -107,7 +107,7 @@ def _png_header(path: Path, file: BinaryIO) -> StillHeader:
 def _pillow_header(path: Path, tiff: bool) -> StillHeader:
     with iio.imopen(path, "r", plugin="pillow") as image:
         height, width = image.properties(index=0).shape[:2]
-        pages = image.properties(index=...).n_images or 1
+        pages = image.properties(index=...).n_images or 1  # type: ignore[arg-type]  # imageio's word for all pages
         metadata = image.metadata(index=0, exclude_applied=False)
     mode = metadata["mode"]
     if mode not in _MODES_8 + _MODES_16:
@@ -139,7 +139,7 @@ def _exif_orientation(metadata: dict) -> Orientation:
 
 def _read_deep(path: Path, demuxer: str, pix_fmt: str) -> np.ndarray:
     # From memory, because FFmpeg would take a "%d" in the name for a pattern.
-    with av.open(io.BytesIO(path.read_bytes()), format=demuxer) as container:
+    with av.open(io.BytesIO(path.read_bytes()), "r", format=demuxer) as container:
         return next(container.decode(video=0)).to_ndarray(format=pix_fmt)
 
 

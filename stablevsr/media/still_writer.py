@@ -5,6 +5,7 @@ import io
 import os
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import imageio.v3 as iio
@@ -15,7 +16,7 @@ from stablevsr.errors import UserError
 from stablevsr.media.frame import Frame, Reader, Writer
 from stablevsr.media.profiles import to_srgb, with_png_profile, with_tiff_profile
 
-_OPTIONS = {  # the best each lossy format can do
+_OPTIONS: dict[str, dict[str, Any]] = {  # the best each lossy format can do
     ".jpg": {"quality": 95, "subsampling": 0},
     ".jpeg": {"quality": 95, "subsampling": 0},
     ".webp": {"lossless": True},
@@ -112,7 +113,7 @@ def _save(file: Path, suffix: str, image: np.ndarray, profile: bytes | None) -> 
 
 
 def _encode(image: np.ndarray, suffix: str, profile: bytes | None) -> bytes:
-    options = _OPTIONS.get(suffix, {}) | ({"icc_profile": profile} if profile else {})
+    options = {**_OPTIONS.get(suffix, {}), **({"icc_profile": profile} if profile else {})}
     encoded = io.BytesIO()
     iio.imwrite(encoded, image, plugin="pillow", extension=suffix, **options)
     return encoded.getvalue()
@@ -121,6 +122,7 @@ def _encode(image: np.ndarray, suffix: str, profile: bytes | None) -> bytes:
 def _encode_deep(image: np.ndarray, codec: str, order: str, profile: bytes | None) -> bytes:
     form = "rgb48" if image.shape[2] == 3 else "rgba64"
     context = av.CodecContext.create(codec, "w")
+    assert isinstance(context, av.VideoCodecContext)
     context.height, context.width = image.shape[:2]
     context.pix_fmt, context.time_base = form + order, Fraction(1)
     frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format=f"{form}le")

@@ -4,6 +4,8 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import av
+from av.subtitles.codeccontext import SubtitleCodecContext
+from av.subtitles.stream import SubtitleStream
 from av.subtitles.subtitle import AssSubtitle, SubtitleSet
 
 # What each container's users expect; AVI has none.
@@ -34,13 +36,15 @@ class TextTrack:
     """
 
     def __init__(self, source: av.stream.Stream, output: av.container.OutputContainer, form: str) -> None:
-        self._decoder = source.codec_context
+        decoder, self.stream = source.codec_context, output.add_stream(ENCODERS[form])
+        assert isinstance(decoder, SubtitleCodecContext)
+        assert isinstance(self.stream, SubtitleStream)
+        self._decoder, self._encoder = decoder, self.stream.codec_context
         self._one_at_a_time = ENCODERS[form] == "mov_text"
         self._held: _Cue | None = None
-        self.stream = output.add_stream(ENCODERS[form])
         self._decoder.open(strict=False)  # makes the header
-        self.stream.codec_context.subtitle_header = self._decoder.subtitle_header
-        self.stream.codec_context.time_base = _MILLISECOND
+        self._encoder.subtitle_header = self._decoder.subtitle_header
+        self._encoder.time_base = _MILLISECOND
         self.stream.time_base = _MILLISECOND
         self.damaged = 0
 
@@ -52,7 +56,7 @@ class TextTrack:
             self.damaged += 1
             return []
         lines = [line.ass for line in found or () if isinstance(line, AssSubtitle)]
-        if not lines or packet.pts is None:
+        if not found or not lines or packet.pts is None:
             return []
         duration = round((packet.duration or 0) * packet.time_base / _MILLISECOND)
         if not duration and found.end_display_time != _UNSET:
@@ -76,7 +80,7 @@ class TextTrack:
 
     def _encoded(self, cue: _Cue) -> av.Packet:
         words = SubtitleSet.create(_joined(cue.lines), start=0, end=cue.duration, pts=cue.start)
-        packet = self.stream.codec_context.encode_subtitle(words)
+        packet = self._encoder.encode_subtitle(words)
         packet.pts = packet.dts = cue.start
         packet.duration, packet.time_base, packet.stream = cue.duration, _MILLISECOND, self.stream
         return packet

@@ -1,8 +1,12 @@
 """What a file says of itself (title, when and where it was filmed, camera, time code), for another container."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import av
+
+if TYPE_CHECKING:
+    from av.container.core import Chapter  # which is in PyAV's stubs only
 
 _OF_THE_FILE = ("encoder", "major_brand", "minor_version", "compatible_brands", "duration", "timecode", "software")
 _OF_THE_STREAM = ("language", "title", "creation_time", "handler_name")
@@ -20,7 +24,7 @@ class Tags:
     """Of a whole file; `timecode` belongs to its picture."""
 
     metadata: dict[str, str]
-    chapters: list[dict]
+    chapters: "list[Chapter]"
     timecode: str | None
 
     @classmethod

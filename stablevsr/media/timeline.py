@@ -1,98 +1,199 @@
-"""One clock for files whose own starts anywhere, and starts again where recordings were joined."""
+"""One clock for files whose own clock starts anywhere, and restarts where recordings were joined."""
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
+from itertools import groupby
 from pathlib import Path
 
 import av
 from av.format import Flags
 
 from stablevsr.errors import UserError
-from stablevsr.media.demuxing import open_input, picture_streams
+from stablevsr.media.demuxing import base_of, has_flag, open_input, picture_streams
 
-BACK = Fraction(1, 5)  # seconds; times of decoding never run back, so this is another recording
-AHEAD = 10  # seconds; FFmpeg's program takes a longer hole for another recording as well
-
-
-@dataclass
-class _Span:
-    """The times of one stream in one recording, in seconds."""
-
-    start: Fraction
-    end: Fraction
+SLIP = Fraction(1, 50)  # seconds; decoding times never run back, so this may be another recording
+BACK = Fraction(1, 5)  # seconds; and this is one
+AHEAD = 10  # seconds; the ffmpeg program takes a longer hole for another recording as well
+# Which jumps begin a recording; the first set on which picture and sound agree is used.
+_READINGS = (("slip", "back", "ahead"), ("back", "ahead"), ("back",))
+_SLACK = Fraction(1, 2)  # seconds by which the sound of a recording may begin before or end after its picture
 
 
 class _Jumps:
     """Follows the times of one stream and finds where they jump."""
 
     def __init__(self) -> None:
-        self._expected: Fraction | None = None
+        self._last: Fraction | None = None
+        self._expected = Fraction(0)
 
-    def of(self, packet: av.Packet) -> str:
-        """ "back", "ahead" or "" for the next packet of the stream."""
-        time = packet.dts if packet.dts is not None else packet.pts
-        if time is None:
+    def of(self, decoded: Fraction, duration: Fraction) -> str:
+        """ "slip", "back", "ahead" or "" for the next packet of the stream, decoded at that second."""
+        last, expected = self._last, self._expected
+        self._last, self._expected = decoded, decoded + duration
+        if last is None:
             return ""
-        time *= packet.time_base
-        expected, self._expected = self._expected, time + (packet.duration or 0) * packet.time_base
-        if expected is None or expected - BACK <= time <= expected + AHEAD:
-            return ""
-        return "back" if time < expected else "ahead"
+        if decoded < expected - BACK:
+            return "back"
+        if decoded > expected + AHEAD:
+            return "ahead"
+        return "slip" if decoded < last - SLIP else ""
 
 
 @dataclass
-class _Found:
-    """What a stream is made of: its spans, and the jump that began each of them but the first."""
+class _Piece:
+    """Successive packets of one stream, without a jump in its times or in those of the picture.
 
-    spans: list[_Span] = field(default_factory=list)
-    kinds: list[str] = field(default_factory=list)
+    first: number of the first packet in its stream.
+    seam: how many jumps of the picture came before it in the file.
+    jump: of the stream's own times, before the first packet; "" where only those of the picture jumped.
+    start, end: when it is shown or heard, in seconds on the file's clock.
+    """
 
-    def add(self, packet: av.Packet, kind: str, default_duration: Fraction) -> None:
+    first: int
+    seam: int
+    jump: str
+    start: Fraction
+    end: Fraction
+
+    def joined(self, other: "_Piece") -> "_Piece":
+        """Both as one."""
+        start, end = min(self.start, other.start), max(self.end, other.end)
+        return _Piece(self.first, self.seam, self.jump, start, end)
+
+
+@dataclass
+class _StreamScan:
+    """The pieces of one stream, found packet by packet.
+
+    usual: seconds that a packet lasts which does not say so, or says what FFmpeg has made of a hole after it.
+    """
+
+    usual: Fraction
+    pieces: list[_Piece] = field(default_factory=list)
+    _jumps: _Jumps = field(default_factory=_Jumps)
+    _count: int = 0
+
+    def add(self, packet: av.Packet, seam: int | None) -> None:
+        """`seam`: as in `_Piece`; None for the picture itself, which counts its own."""
+        self._count += 1
         time = packet.pts if packet.pts is not None else packet.dts
+        if time is None:
+            return
         start = time * packet.time_base
-        end = start + (packet.duration * packet.time_base if packet.duration else default_duration)
-        if kind or not self.spans:
-            self.kinds += [kind] if self.spans else []
-            self.spans.append(_Span(start, end))
-        span = self.spans[-1]
-        span.start, span.end = min(span.start, start), max(span.end, end)
+        duration = (packet.duration or 0) * packet.time_base
+        if 0 < duration <= AHEAD:
+            self.usual = duration
+        decoded = start if packet.dts is None else packet.dts * packet.time_base
+        if start > decoded + AHEAD:  # see `StreamClock`
+            start = decoded + self.usual
+        jump = self._jumps.of(decoded, self.usual)
+        if seam is None:
+            seam = len(self.pieces) - (0 if jump or not self.pieces else 1)
+        piece = _Piece(self._count - 1, seam, jump, start, start + self.usual)
+        if not self.pieces or jump or seam != self.pieces[-1].seam:
+            self.pieces.append(piece)
+        else:
+            self.pieces[-1] = self.pieces[-1].joined(piece)
 
-    def without_holes(self) -> "_Found":
-        """With only those jumps that run back; the others are holes in one recording."""
-        joined = _Found(self.spans[:1])
-        for span, kind in zip(self.spans[1:], self.kinds, strict=True):
-            if kind == "back":
-                joined.spans.append(span)
-                joined.kinds.append(kind)
+
+@dataclass(frozen=True)
+class _Recordings:
+    """What a picture is made of, if jumps of the `kinds` begin a recording.
+
+    spans: start and end of each on the file's clock.
+    of_seam: the recording that begins with each jump of the picture, or goes on there.
+    """
+
+    kinds: tuple[str, ...]
+    spans: list[tuple[Fraction, Fraction]]
+    of_seam: list[int]
+
+    @classmethod
+    def of(cls, picture: list[_Piece], kinds: tuple[str, ...]) -> "_Recordings":
+        spans: list[tuple[Fraction, Fraction]] = []
+        of_seam = []
+        for piece in picture:
+            if not spans or piece.jump in kinds:
+                spans.append((piece.start, piece.end))
             else:
-                joined.spans[-1] = _Span(joined.spans[-1].start, max(joined.spans[-1].end, span.end))
-        return joined
+                spans[-1] = min(spans[-1][0], piece.start), max(spans[-1][1], piece.end)
+            of_seam.append(len(spans) - 1)
+        return cls(kinds, spans, of_seam)
+
+    def switches(self, pieces: list[_Piece]) -> list[tuple[int, int]] | None:
+        """(number of a packet, recording that begins with it) for a stream of sound; None where they do not fit."""
+        runs = list(self._runs(pieces))
+        homes = [self._homes(run) for run in runs]
+        next_homes = [own[0] for own in homes[1:]] + [len(self.spans)]
+        found: list[tuple[int, int]] = []
+        for run, own, following in zip(runs, homes, next_homes, strict=True):
+            # A jump that the picture does not have leaves nothing to say where the sound goes on.
+            jumps_alone = following <= own[-1] or own != sorted(own)
+            goes_on_alone = following > own[-1] + 1 and not self._ends_in_time(run[-1], own[-1])
+            if jumps_alone or goes_on_alone or not (len(run) == 1 or all(map(self._fits, run, own))):
+                return None
+            for piece, home in zip(run, own, strict=True):
+                if not found or home != found[-1][1]:
+                    found.append((piece.first, home))
+        return found
+
+    def _ends_in_time(self, piece: _Piece, recording: int) -> bool:
+        return piece.end <= self.spans[recording][1] + _SLACK
+
+    def _runs(self, pieces: list[_Piece]) -> Iterator[list[_Piece]]:
+        """Pieces between the stream's own jumps, those of one recording joined."""
+        number = 0
+        numbers = [number := number + (piece.jump in self.kinds) for piece in pieces]
+        for _, numbered in groupby(zip(numbers, pieces, strict=True), lambda pair: pair[0]):
+            run: list[_Piece] = []
+            for _, piece in numbered:
+                if run and self.of_seam[piece.seam] == self.of_seam[run[-1].seam]:
+                    run[-1] = run[-1].joined(piece)
+                else:
+                    run.append(piece)
+            yield run
+
+    def _homes(self, run: list[_Piece]) -> list[int]:
+        """The recording of each piece of a run.
+
+        A run that lies in one recording belongs to it. Of others, a short end reaches past a seam because sound and
+        picture are not written at quite the same time; or the sound began anew where its times happen to go on.
+        """
+        where = [self.of_seam[piece.seam] for piece in run]
+        longest = max(range(len(run)), key=lambda i: run[i].end - run[i].start)
+        main = where[longest]
+        return [main if self._fits(piece, main) else home for piece, home in zip(run, where, strict=True)]
+
+    def _fits(self, piece: _Piece, recording: int) -> bool:
+        return self.spans[recording][0] - _SLACK <= piece.start and self._ends_in_time(piece, recording)
 
 
 class Timeline:
     """What to add to the times of a file so that they begin at 0 and run on over every seam.
 
-    Only MPEG streams and their like are looked at, each packet once; other containers are taken as they are, unless
+    Only MPEG streams and their like are scanned, each packet once; other containers are taken as they are, unless
     they begin very late. Every recording keeps its own distance between picture and sound, and its first frame follows
-    the last one before it. Raises UserError where the times of the sound jump and those of the picture do not.
+    the last one before it, whether or not it has sound. Raises UserError where the times of the sound jump and those
+    of the picture do not.
     """
 
     def __init__(self, path: Path) -> None:
-        self._offsets: list[Fraction] = [Fraction(0)]
-        self._kinds = ("back", "ahead")
+        self._offsets = [Fraction(0)]
+        self._ends: list[Fraction] = []  # of each recording but the last, on the new clock
+        self._switches: dict[int, list[tuple[int, int]]] = {}  # by index of the stream
         with open_input(path) as container:
-            if container.format.flags & Flags.ts_discont.value:
+            if has_flag(container, Flags.ts_discont):
                 self._scan(container, path)
             else:
-                starts = [s.start_time * s.time_base for s in container.streams if s.start_time is not None]
+                starts = [s.start_time * base_of(s) for s in container.streams if s.start_time is not None]
                 # A short wait is meant; an hour is what a cut from a longer recording has kept.
                 if starts and min(starts) > AHEAD:
                     self._offsets = [-min(starts)]
 
     @property
     def seams(self) -> int:
-        """How many times the clock starts again."""
+        """How many times the clock restarts."""
         return len(self._offsets) - 1
 
     @property
@@ -100,61 +201,83 @@ class Timeline:
         """What is added to the times before the first seam, in seconds."""
         return self._offsets[0]
 
-    def clock(self) -> "StreamClock":
-        """For one pass over one stream of sound or pictures."""
-        return StreamClock(self._offsets, self._kinds)
+    def clock(self, index: int) -> "StreamClock":
+        """For one pass over the stream of that index."""
+        return StreamClock(self._offsets, self._ends, self._switches.get(index, []))
 
     def _scan(self, container: av.container.InputContainer, path: Path) -> None:
         picture = picture_streams(container, path)[0]
         sounds = [stream for stream in container.streams.audio if stream.codec_context is not None]
-        found = _found(container, [picture, *sounds])
-        shown = found.pop(picture.index)
-        if not shown.spans:
+        scans = _scanned(container, picture, sounds)
+        shown = scans.pop(picture.index)
+        if not shown:
             return
-        if any(other.kinds != shown.kinds for other in found.values()):
-            shown, found = shown.without_holes(), {i: other.without_holes() for i, other in found.items()}
-            self._kinds = ("back",)
-        if any(other.kinds != shown.kinds for other in found.values()):
+        for kinds in _READINGS:
+            recordings = _Recordings.of(shown, kinds)
+            found = {index: recordings.switches(pieces) for index, pieces in scans.items()}
+            switches = {index: places for index, places in found.items() if places}
+            if len(switches) == len(found):
+                break
+        else:
             raise UserError(
-                f"{path} is joined from several recordings, and the times of its sound start again elsewhere than "
+                f"{path} is joined from several recordings, and the times of its sound restart elsewhere than "
                 "those of its picture; join them with ffmpeg's concat first."
             )
-        first = min(
-            span.start for spans in [shown.spans, *(other.spans for other in found.values())] for span in spans[:1]
-        )
-        self._offsets = [-first]
-        for before, after in zip(shown.spans, shown.spans[1:], strict=False):
-            self._offsets.append(before.end + self._offsets[-1] - after.start)
+        starts = [(piece.first, recordings.of_seam[piece.seam]) for piece in shown]
+        self._switches = {**switches, picture.index: starts}
+        first = [recordings.spans[0][0]]
+        for pieces, places in ((scans[index], places) for index, places in switches.items()):
+            later = places[1][0] if len(places) > 1 else None
+            if places[0][1] == 0:
+                first += [piece.start for piece in pieces if later is None or piece.first < later]
+        self._offsets = [-min(first)]
+        for before, after in zip(recordings.spans, recordings.spans[1:], strict=False):
+            self._ends.append(before[1] + self._offsets[-1])
+            self._offsets.append(self._ends[-1] - after[0])
 
 
-def _found(container: av.container.InputContainer, streams: Iterable[av.stream.Stream]) -> dict[int, _Found]:
-    found = {stream.index: _Found() for stream in streams}
-    jumps = {index: _Jumps() for index in found}
-    rates = {s.index: getattr(s, "average_rate", None) for s in streams}
+def _scanned(
+    container: av.container.InputContainer, picture: av.VideoStream, sounds: list[av.AudioStream]
+) -> dict[int, list[_Piece]]:
+    """The pieces of each stream, the picture first; streams of sound without a packet are left out."""
+    scans = {picture.index: _StreamScan(1 / picture.average_rate if picture.average_rate else Fraction(0))}
+    scans |= {stream.index: _StreamScan(Fraction(0)) for stream in sounds}
+    shown = scans[picture.index]
     try:
-        for packet in container.demux(*streams):
-            if packet.size and (packet.pts is not None or packet.dts is not None):
-                index = packet.stream_index
-                default = 1 / rates[index] if rates[index] else Fraction(0)
-                found[index].add(packet, jumps[index].of(packet), default)
+        for packet in container.demux(picture, *sounds):
+            if packet.size:
+                seam = None if packet.stream_index == picture.index else max(0, len(shown.pieces) - 1)
+                scans[packet.stream_index].add(packet, seam)
     except av.FFmpegError:
         pass  # a damaged end; reading the frames will tell
-    return {index: spans for index, spans in found.items() if spans.spans or index == next(iter(streams)).index}
+    return {i: scan.pieces for i, scan in scans.items() if scan.pieces or scan is shown}
 
 
 class StreamClock:
-    """Moves the packets of one stream, given in the order of the file."""
+    """Moves the packets of one stream, given in the order of the file, each of them once.
 
-    def __init__(self, offsets: list[Fraction], kinds: Iterable[str]) -> None:
-        self._offsets, self._kinds = offsets, kinds
-        self._jumps, self._part = _Jumps(), 0
+    FFmpeg gives the last picture before a jump ahead the time of the first one after it; that is set right as well.
+    """
 
-    def move(self, packet: av.Packet) -> None:
-        """Add to the packet's times what its recording needs."""
-        if len(self._offsets) > 1 and self._jumps.of(packet) in self._kinds:
-            self._part = min(self._part + 1, len(self._offsets) - 1)
-        offset = self._offsets[self._part]
+    def __init__(self, offsets: list[Fraction], ends: list[Fraction], switches: list[tuple[int, int]]) -> None:
+        self._offsets, self._ends, self._switches = offsets, ends, dict(switches)
+        self._count, self._recording = 0, 0
+        self._last, self._step = 0, 0  # decoding time of the packet before, and its distance to the one before that
+
+    def move(self, packet: av.Packet) -> bool:
+        """Add to the packet's times what its recording needs; False where it comes after the end of its picture."""
+        if packet.size:
+            self._recording = self._switches.get(self._count, self._recording)
+            self._count += 1
+        if packet.dts is not None:
+            if packet.pts is not None and (packet.pts - packet.dts) * packet.time_base > AHEAD:
+                packet.pts = packet.dts + self._step
+            self._last, self._step = packet.dts, max(1, packet.dts - self._last)
+        offset = self._offsets[self._recording]
         if offset:
             ticks = round(offset / packet.time_base)
             packet.pts = None if packet.pts is None else packet.pts + ticks
             packet.dts = None if packet.dts is None else packet.dts + ticks
+        if packet.dts is None or self._recording >= len(self._ends):
+            return True
+        return packet.dts * packet.time_base < self._ends[self._recording]

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Literal
 
 import av
+from av.stream import AttachmentStream
 
-from stablevsr.errors import UserError
-from stablevsr.media.demuxing import codec_name, is_cover, open_input, picture_streams
-from stablevsr.media.sound import TOLERANCE, SoundFormat, default_layout, sound_format
+from stablevsr.media.demuxing import codec_name, decoded_at, is_cover, open_input, picture_streams
+from stablevsr.media.sound import TOLERANCE, SoundFormat, can_decode, default_layout, sound_format
 from stablevsr.media.subtitles import ENCODERS as TEXT_ENCODERS
 from stablevsr.media.subtitles import can_convert
 from stablevsr.media.timeline import Timeline
@@ -50,10 +50,7 @@ class Choices:
 
 
 def choose(source: Path, form: str, target: Path, timeline: Timeline) -> Choices:
-    """Try what the container `form` (FFmpeg's name; the file will be `target`) takes of the file at `source`.
-
-    Raises UserError when the only sound there is would be lost.
-    """
+    """Try what the container `form` (FFmpeg's name; the file will be `target`) takes of the file at `source`."""
     with open_input(source) as container:
         return _Chooser(container, source, form, target, timeline).choices
 
@@ -78,11 +75,11 @@ class _Chooser:
     def _add(self, stream: av.stream.Stream) -> None:
         if is_cover(stream):
             self._add_cover(stream)
-        elif stream.type == "audio":
+        elif isinstance(stream, av.AudioStream):
             self._add_sound(stream)
         elif stream.type == "subtitle":
             self._add_subtitles(stream)
-        elif stream.type == "attachment":
+        elif isinstance(stream, AttachmentStream):
             self._add_attachment(stream)
         elif stream.type in ("data", "unknown") and not _is_kept_otherwise(stream, self._container):
             self._leave_out(f"a stream of data ({_data_name(stream)})")
@@ -94,23 +91,25 @@ class _Chooser:
             self._keep(Choice(stream.index, "copy"))
             return
         how = sound_format(stream, self._form)
-        if how:
+        if how and can_decode(stream, self._first[stream.index]):
             self._keep(Choice(stream.index, "sound", how, origin))
             ending = "nothing else is changed." if self._form == "matroska" else "a .mkv file would keep it."
             self.choices.notices.append(
                 f"{self._suffix} cannot hold {trouble}, so it is encoded again as {how.encoder}; {ending}"
             )
-        elif any(other.codec_context for other in self._container.streams.audio if other.index != stream.index):
-            self._leave_out(f"{codec_name(stream)} audio (stream {stream.index})")
         else:
-            way_out = "convert that audio" if self._form == "matroska" else "write a .mkv file"
-            raise UserError(
-                f"{self._target} cannot hold the {codec_name(stream)} audio of {self._source}; {way_out} instead."
+            others = len(self._container.streams.audio) > 1
+            self.choices.notices.append(
+                f"{self._suffix} cannot hold the {codec_name(stream)} audio of {self._source.name} (stream "
+                f"{stream.index}) and it cannot be decoded, so it is left out"
+                f"{'.' if others else '; the result has no sound.'}"
             )
 
     def _trouble(self, stream: av.AudioStream) -> tuple[str | None, Fraction | None]:
         """What the container cannot hold of a sound, None where it can be copied; where it has to begin if anywhere."""
         name = codec_name(stream)
+        if stream.codec_context is None:  # FFmpeg has no decoder
+            return f"{name} audio", None
         start = (stream.start_time or 0) * (stream.time_base or 0) + self._timeline.start
         # Where a picture starts late the AVI writer fills the hole, but not where a sound does.
         if self._form == "avi" and abs(start) > TOLERANCE:
@@ -135,10 +134,10 @@ class _Chooser:
         else:
             self.choices.notices.append(f"{self._suffix} cannot hold {name} subtitles, so they are left out.")
 
-    def _add_cover(self, stream: av.VideoStream) -> None:
+    def _add_cover(self, stream: av.stream.Stream) -> None:
         first = next(iter(self._first[stream.index]), None)
-        name, kind = _IMAGE_NAMES.get(codec_name(stream), (None, None))
-        if first is None or name is None or self._form not in ("mp4", "matroska"):
+        name, kind = _IMAGE_NAMES.get(codec_name(stream), ("", ""))
+        if first is None or not name or self._form not in ("mp4", "matroska"):
             self._leave_out("a picture on the cover")
         elif self._form == "mp4":
             self._keep(Choice(stream.index, "cover"))
@@ -146,7 +145,7 @@ class _Chooser:
             file = (stream.metadata.get("filename", name), stream.metadata.get("mimetype", kind), bytes(first))
             self._keep(Choice(stream.index, "attach", attachment=file))
 
-    def _add_attachment(self, stream: av.stream.Stream) -> None:
+    def _add_attachment(self, stream: AttachmentStream) -> None:
         name = stream.metadata.get("filename", f"attachment {stream.index}")
         if self._form != "matroska":
             self._leave_out(f"the attached file {name}")
@@ -179,8 +178,8 @@ class _Chooser:
 def add_copy(output: av.container.OutputContainer, stream: av.stream.Stream) -> av.stream.Stream:
     """A stream in `output` for the packets of `stream` as they are. Raises ValueError where it cannot hold them."""
     copy = output.add_stream_from_template(stream, opaque=True)
-    layout = default_layout(stream) if stream.type == "audio" else None
-    if layout:  # containers that must say how the channels lie refuse what says nothing
+    layout = default_layout(stream) if isinstance(stream, av.AudioStream) else None
+    if layout and isinstance(copy, av.AudioStream):  # containers that have to say how the channels lie refuse nothing
         copy.codec_context.layout = layout
     return copy
 
@@ -188,14 +187,14 @@ def add_copy(output: av.container.OutputContainer, stream: av.stream.Stream) -> 
 def _lasts_as_long(file: io.BytesIO, packets: list[av.Packet]) -> bool:
     """Whether packets read from `file` end when those that were written do: AVI stores rates, not times."""
     file.seek(0)
-    with av.open(file) as written:
+    with av.open(file, "r") as written:
         spans = [_length(packets), _length([packet for packet in written.demux(audio=0) if packet.size])]
     return abs(spans[0] - spans[1]) <= spans[0] / 2  # the unit may be a packet
 
 
 def _length(packets: list[av.Packet]) -> Fraction:
     first, last = packets[0], packets[-1]
-    return (last.dts + (last.duration or 0)) * last.time_base - first.dts * first.time_base
+    return decoded_at(last) + (last.duration or 0) * last.time_base - decoded_at(first)
 
 
 def _cloned(packet: av.Packet, stream: av.stream.Stream) -> av.Packet:

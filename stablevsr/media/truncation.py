@@ -1,10 +1,12 @@
-"""Whether a video file ends before its container says so: FFmpeg plays what is there and does not mind."""
+"""Whether a video file is whole: FFmpeg plays what it finds of one that is not, and does not mind."""
 
 import os
+import re
 from pathlib import Path
 from typing import BinaryIO
 
 BOXES = b"ftyp styp moov moof mfra mdat free skip wide uuid meta sidx ssix pdin prft emsg".split()
+_IN_MOVI = re.compile(rb"\d\d[a-z]{2}|ix\d\d|idx1|JUNK|LIST")  # chunks among the pictures of an AVI file
 EBML, SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 
 
@@ -22,6 +24,53 @@ def missing_bytes(path: Path) -> int:
         else:
             return 0
     return max(0, end - length)
+
+
+def damaged_at(path: Path) -> int | None:
+    """Where the chain of chunks of an AVI file breaks, in bytes; None where it does not, and for other containers.
+
+    FFmpeg looks for the next chunk that makes sense, so pictures get lost without a word.
+    """
+    length = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(12)
+        if start[:4] != b"RIFF" or start[8:12] != b"AVI ":
+            return None
+        return _broken_chunk(file, length)
+
+
+def _broken_chunk(file: BinaryIO, length: int) -> int | None:
+    position, end = 0, 0  # of the RIFF chunk; files above 1 GB have several
+    while position + 8 <= length:
+        file.seek(position)
+        kind, size = file.read(4), int.from_bytes(file.read(4), "little")
+        if position >= end:
+            if kind != b"RIFF" or size == 0:  # appended by somebody, or never finished
+                return None
+            end = min(length, position + 8 + size)
+        if kind in (b"RIFF", b"LIST"):
+            position += 12  # to what is inside
+        elif not (kind.isascii() and kind.decode("ascii").isprintable()):
+            file.seek(position)
+            return None if _only_zeros(file) else position  # room that a recorder kept ready
+        elif position + 8 + size > end:
+            return position
+        else:
+            position = _next_chunk(file, position + 8 + size)
+    return None
+
+
+def _next_chunk(file: BinaryIO, end: int) -> int:
+    """Where the chunk after one that ends there begins: at an even number, though some programs do without."""
+    if end % 2 == 0:
+        return end
+    file.seek(end)
+    names = file.read(5)
+    return end if _IN_MOVI.match(names) and not _IN_MOVI.match(names[1:]) else end + 1
+
+
+def _only_zeros(file: BinaryIO) -> bool:
+    return not any(block.strip(b"\0") for block in iter(lambda: file.read(1 << 20), b""))
 
 
 def _end_of_boxes(file: BinaryIO, length: int) -> int:

@@ -10,20 +10,19 @@ import av
 import numpy as np
 from av.container import Flags
 from av.sidedata.sidedata import Type as SideData
-from av.video.reformatter import ColorTrc
 
 from stablevsr.errors import UserError
 from stablevsr.media.colour import Colours, bits, is_transparent, to_rgb
 from stablevsr.media.deinterlacing import deinterlaced
-from stablevsr.media.demuxing import HELP, codec_name, open_input, picture_streams
+from stablevsr.media.demuxing import HELP, base_of, codec_name, open_input, picture_streams
 from stablevsr.media.frame import Frame, Reader
+from stablevsr.media.hdr import TRANSFERS, frame_data, has_dynamic_metadata
 from stablevsr.media.orientation import Orientation
 from stablevsr.media.still import MAX_PIXELS
 from stablevsr.media.timeline import Timeline
-from stablevsr.media.truncation import missing_bytes
+from stablevsr.media.truncation import damaged_at, missing_bytes
 
 _UNKNOWN_RATE, _HIGHEST_RATE = Fraction(25), 1000  # frames a second
-HDR = (ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67)
 _LOOKED_AT = 32  # packets that show whether times are wrong
 _LEAD = 2000  # packets among which a key frame is looked for
 
@@ -61,20 +60,25 @@ class VideoReader(Reader):
             first = next(self._decode(container, stream), None)
             if first is None:
                 raise UserError(f"{path} has a video stream without a single frame; {HELP}.")
-            if first.color_trc in HDR and not allow_hdr:
+            if first.color_trc in TRANSFERS and not allow_hdr:
                 raise UserError(
-                    f"{path} is HDR video, which would come out with flat colours; "
+                    f"{path} is HDR video ({TRANSFERS[int(first.color_trc)]}), for which the model is not made; "
                     "convert it to BT.709 first, or pass --allow-hdr."
                 )
             self.frame_rate = _frame_rate(stream)
-            self.time_base = stream.time_base
+            self.time_base = base_of(stream)
             self.sample_aspect_ratio = stream.sample_aspect_ratio or Fraction(1)
             self.frame_count = max(0, stream.frames - self._skipped) or None
             self.has_audio = bool(container.streams.audio)
             self.is_deep = bits(first) > 8
             self.colours = Colours.of(first)
-            if first.color_trc in HDR:
-                self.notices.append(f"{path}: HDR is read as if it were not, so colours will look flat.")
+            if first.color_trc in TRANSFERS:
+                self.notices.append(
+                    f"{path}: HDR is read as if it were not; its colours stay right in a video, which is labelled "
+                    f"{TRANSFERS[int(first.color_trc)]} again, but look flat anywhere else."
+                )
+            if has_dynamic_metadata(first):
+                self.notices.append(f"{path}: dynamic HDR metadata (HDR10+, Dolby Vision) is dropped.")
             if first.interlaced_frame:
                 self.notices.append(f"{path} is interlaced; each of its frames becomes one whole picture (bwdif).")
             # VP9 keeps alpha beside the picture, where FFmpeg's decoder does not look.
@@ -93,8 +97,9 @@ class VideoReader(Reader):
                 ]
             except av.FFmpegError:
                 return None  # a damaged file; reading its frames will tell
-            base = stream.time_base
-        return None if None in times else iter([time * base for time in sorted(times)])
+            base = base_of(stream)
+        known = [time for time in times if time is not None]
+        return iter([time * base for time in sorted(known)]) if len(known) == len(times) else None
 
     def _has_wrong_times(self, container: av.container.InputContainer, stream: av.VideoStream) -> bool:
         """Whether frames are out of order, yet the file gives their times of decoding as those of showing."""
@@ -105,7 +110,8 @@ class VideoReader(Reader):
             times = [frame.pts for packet in packets for frame in packet.decode()]
         except av.FFmpegError:
             return False  # decoding from the start will tell
-        return None not in times and times != sorted(times)
+        known = [time for time in times if time is not None]
+        return len(known) == len(times) and known != sorted(known)
 
     def _tell_others(self, container: av.container.InputContainer) -> None:
         chosen, *others = picture_streams(container, self.path)
@@ -125,10 +131,19 @@ class VideoReader(Reader):
             )
         if missing:
             self.notices.append(f"{self.path} is cut short, {missing} bytes are missing at its end.")
+            return
+        position = damaged_at(self.path)
+        if position is not None and not allow_truncated:
+            raise UserError(
+                f"{self.path} is damaged at byte {position}, so frames or sound are lost there; "
+                "repair it first, or pass --allow-truncated for the rest."
+            )
+        if position is not None:
+            self.notices.append(f"{self.path} is damaged at byte {position}, so frames or sound are lost there.")
 
     def _frames(self) -> Generator[Frame, None, None]:
         with self._open() as (container, stream):
-            start = (stream.start_time or 0) + round(self.timeline.start / stream.time_base)
+            start = (stream.start_time or 0) + round(self.timeline.start / base_of(stream))
             step = max(1, round(1 / (self.frame_rate * self.time_base)))
             clock = _Clock(start, step, self._shown_as_decoded)
             frames = self._of_one_size(self._decode(container, stream))
@@ -140,7 +155,8 @@ class VideoReader(Reader):
     @contextmanager
     def _open(self) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
         with open_input(self.path) as container:
-            container.flags &= ~Flags.gen_pts.value  # its guesses put the frames of an AVI in the wrong order
+            # Its guesses put the frames of an AVI in the wrong order.
+            container.flags &= ~Flags.gen_pts.value  # type: ignore[operator]  # PyAV's stubs: a flag's value is a flag
             if container.format.name == "tty":  # FFmpeg plays any text file as a terminal's screen
                 raise UserError(f"{self.path} is a text file; {HELP}.")
             stream = picture_streams(container, self.path)[0]
@@ -154,7 +170,7 @@ class VideoReader(Reader):
 
     def _packets(self, container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.Packet]:
         """From the first key frame on, on one clock; an empty one ends them."""
-        clock = self.timeline.clock()
+        clock = self.timeline.clock(stream.index)
         for number, packet in enumerate(container.demux(stream)):
             if not packet.size and packet.dts is not None:
                 continue  # how Theora says that the frame before stays, which decoders do not understand
@@ -193,7 +209,10 @@ class VideoReader(Reader):
             yield frame
 
     def _damaged(self, number: int) -> UserError:
-        return UserError(f"Frame {number} of {self.path} cannot be decoded; the file is damaged, so repair it first.")
+        others = f", or pass --frames 0:{number - 1} for those before it" if number > 1 else ""
+        return UserError(
+            f"Frame {number} of {self.path} cannot be decoded; the file is damaged there, so repair it first{others}."
+        )
 
     def _convert(self, decoded: av.VideoFrame, number: int) -> np.ndarray:
         try:
@@ -252,5 +271,5 @@ def _upright_size(frame: av.VideoFrame) -> tuple[int, int]:
 
 
 def _orientation(frame: av.VideoFrame) -> Orientation:
-    matrix = frame.side_data.get(SideData.DISPLAYMATRIX)
-    return Orientation() if matrix is None else Orientation.from_display_matrix(np.frombuffer(matrix, np.int32))
+    matrix = frame_data(frame, SideData.DISPLAYMATRIX)
+    return Orientation() if not matrix else Orientation.from_display_matrix(np.frombuffer(matrix, np.int32))

@@ -12,6 +12,7 @@ import numpy as np
 from stablevsr.atomic import remove, sync
 from stablevsr.errors import UserError
 from stablevsr.media.codecs import Encoding
+from stablevsr.media.colour import Colours
 from stablevsr.media.copies import TrackError
 from stablevsr.media.demuxing import open_input
 from stablevsr.media.frame import Frame, Reader, Writer
@@ -37,8 +38,8 @@ class VideoWriter(Writer):
 
     `source` gives the clock, the pixels' aspect ratio and, when it is a video, the audio, read from its file afresh.
     Opening rehearses all of this with dummy frames and the first seconds of the source, so it raises UserError for what
-    encoder and container refuse: a missing encoder, a variable frame rate in .avi, audio that neither fits the
-    container nor can be decoded.
+    encoder and container refuse: a missing encoder, a variable frame rate in .avi. Audio that neither fits the
+    container nor can be decoded is left out with a notice.
     """
 
     def __init__(
@@ -62,6 +63,12 @@ class VideoWriter(Writer):
                 f"{path.name} gets 8 bits a channel, though {source.path} has more; "
                 "--codec hevc10 keeps 10 in .mp4, .mov and .mkv."
             )
+        if source.colours.mastering and codec.encoder != "libx265":
+            self.notices.append(
+                f"{path.name} gets no HDR mastering metadata, which {source.path} has; --codec hevc10 keeps it."
+            )
+        if source.colours != Colours() and suffix == ".avi" and codec.encoder == "ffv1":
+            self.notices.append(f"{path.name} cannot say that its colours are not BT.709's; a .mkv file can.")
         # AVI counts frames instead of storing their times, so its clock must tick once per frame.
         self._counted = suffix == ".avi"
         time_base = 1 / source.frame_rate if self._counted else source.time_base
@@ -79,11 +86,12 @@ class VideoWriter(Writer):
         self._tick: int | None = None
         self._picture: PictureFile | SegmentedPicture | None = None
         self._joined = self._part.with_name(self._part.name + ".joined")
+        self._source = source.path
         self._companions: Companions | None = None
         self._open(source)
 
     def keep(self, folder: Path) -> int:
-        self._picture.close()
+        self._open_picture.close()
         remove(self._part)
         with self._reporting():
             self._picture = SegmentedPicture(folder, self._part, self._how)
@@ -126,10 +134,10 @@ class VideoWriter(Writer):
         try:
             times = self._draft_picture(draft)
             if self._companions:
-                self._join(draft, times, until=Fraction(_REHEARSED_SECONDS))
+                self._join(draft, times, self._companions, until=Fraction(_REHEARSED_SECONDS))
         except TrackError as error:
             raise UserError(
-                f"{self.path} cannot hold stream {error.index} of {self._companions.source} ({error}); write a .mkv "
+                f"{self.path} cannot hold stream {error.index} of {self._source} ({error}); write a .mkv "
                 "file, or take that stream out first."
             ) from error
         finally:
@@ -153,10 +161,10 @@ class VideoWriter(Writer):
         if frame.profile:  # a video holds none
             image = to_srgb(image, frame.profile)
         with self._reporting():
-            self._picture.write(image, self._tick, self._duration(frame))
+            self._open_picture.write(image, self._tick, self._duration(frame))
 
     def _next_tick(self, frame: Frame) -> int:
-        seconds = self._count / self._how.rate if frame.pts is None else frame.pts * frame.time_base
+        seconds = self._count / self._how.rate if frame.pts is None else _seconds(frame.pts, frame)
         tick = round(seconds / self._how.time_base)
         if self._tick is None or tick > self._tick:
             return tick
@@ -171,41 +179,52 @@ class VideoWriter(Writer):
         )
 
     def _duration(self, frame: Frame) -> int:
-        seconds = 1 / self._how.rate if frame.duration is None else frame.duration * frame.time_base
+        seconds = 1 / self._how.rate if frame.duration is None else _seconds(frame.duration, frame)
         return max(1, round(seconds / self._how.time_base))
 
     def _finish(self) -> None:
-        self._picture.finish()
+        picture = self._open_picture
+        picture.finish()
         sync(self._part)  # from here on the picture is safe
         if self._companions:
-            self._add_companions()
+            self._add(self._companions, picture.times)
 
-    def _add_companions(self) -> None:
+    @property
+    def _open_picture(self) -> PictureFile | SegmentedPicture:
+        assert self._picture
+        return self._picture
+
+    def _add(self, companions: Companions, times: list[PacketTimes]) -> None:
         """Replace the picture by a file with everything; keep it where that fails, without what made it fail."""
         while True:
             try:
-                failures = self._join(self._part, self._picture.times)
+                failures = self._join(self._part, times, companions)
                 sync(self._joined)
                 os.replace(self._joined, self._part)
             except TrackError as error:
-                left = [choice for choice in self._companions.streams if choice.index != error.index]
-                self.failures.append(f"stream {error.index} of {self._companions.source} is missing ({error}).")
-                self._companions = replace(self._companions, streams=left)
+                left = [choice for choice in companions.streams if choice.index != error.index]
+                self.failures.append(f"stream {error.index} of {companions.source} is missing ({error}).")
+                companions = replace(companions, streams=left)
             except (av.FFmpegError, OSError, ValueError, UserError) as error:
                 reason = getattr(error, "strerror", None) or error
-                self.failures.append(
-                    f"sound, subtitles and metadata of {self._companions.source} are missing ({reason})."
-                )
+                self.failures.append(f"sound, subtitles and metadata of {companions.source} are missing ({reason}).")
                 return
             else:
                 self.failures += failures
                 return
 
-    def _join(self, picture: Path, times: list[PacketTimes], until: Fraction | None = None) -> list[str]:
-        return join(picture, times, self._companions, self._joined, self._how.form, until)
+    def _join(
+        self, picture: Path, times: list[PacketTimes], companions: Companions, until: Fraction | None = None
+    ) -> list[str]:
+        return join(picture, times, companions, self._joined, self._how.form, until)
 
     def _close(self) -> None:
         if self._picture:
             self._picture.close()
         with suppress(OSError):
             remove(self._joined)
+
+
+def _seconds(ticks: int, frame: Frame) -> Fraction:
+    assert frame.time_base is not None
+    return ticks * frame.time_base

@@ -227,6 +227,10 @@ class RAFT(nn.Module):
         features1, features2 = self.fnet(torch.cat([picture1, picture2])).chunk(2)
         return features1, features2
 
+    def encode(self, picture: Tensor) -> Tensor:
+        """The features of one picture, as `features` has them up to rounding."""
+        return self.fnet(picture)
+
     def context(self, picture: Tensor) -> tuple[Tensor, Tensor]:
         """The initial hidden state and the context of the first picture, (n, c, h / 8, w / 8)."""
         split = [self.config.hidden_dim, self.config.context_widths[-1] - self.config.hidden_dim]

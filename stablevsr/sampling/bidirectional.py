@@ -116,8 +116,10 @@ def bidirectional_sampling(
         for position in range(begun, n):
             frame = order[position]
             x = latents[frame]
-            # A resumed run has its x0 from a file.
-            condition = None if position == 0 else guide(to_device(x0, x.device), order[position - 1], frame, step)
+            condition = None
+            if position > 0:
+                assert x0 is not None  # of the frame-step before; a resumed run has it from a file
+                condition = guide(to_device(x0, x.device), order[position - 1], frame, step)
             prediction = predict(frame, x, step, condition)
             draw = as_draw(noise.step(step.index, frame), x.shape, f"step {step.index} of frame {frame}")
             x0_prev = estimates[frame] if sampler.keeps_x0 and step.index > 0 else None

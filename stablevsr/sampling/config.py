@@ -254,7 +254,8 @@ class SamplingConfig:
         Raises:
             UserError: for a name that is no field, and as the constructor does.
         """
-        own, groups = {}, {}
+        own: dict[str, Any] = {}
+        groups: dict[str, dict[str, Any]] = {}
         for name, value in fields.items():
             group, dot, rest = name.partition(".")
             if dot:
@@ -270,7 +271,7 @@ class SamplingConfig:
 
     def flat(self) -> dict[str, Any]:
         """Every field by name, those of groups with a dot; values are plain JSON types."""
-        found = {}
+        found: dict[str, Any] = {}
         for name, value in dataclasses.asdict(self).items():
             if isinstance(value, dict):
                 found |= {f"{name}.{inner}": each for inner, each in value.items()}

@@ -15,7 +15,7 @@ from stablevsr.sampling.config import SamplingConfig
 from stablevsr.sampling.ddpm import add_noise
 from stablevsr.sampling.flow import FlowSource
 from stablevsr.sampling.networks import Networks
-from stablevsr.sampling.noise import NoiseSource, as_draw
+from stablevsr.sampling.noise import LowResNoise, NoiseSource, as_draw
 from stablevsr.sampling.pictures import Frames
 from stablevsr.sampling.schedule import Step, alphas_cumprod
 from stablevsr.sampling.tiles import PictureDecoder
@@ -27,7 +27,7 @@ class Denoiser:
 
     model: Networks
     low_res: Frames  # noised for models that embed the noise level
-    flows: FlowSource
+    flows: FlowSource | None  # None for a single frame, which has no neighbour
     config: SamplingConfig
     context: Tensor  # (1, tokens, width), or with classifier-free guidance (2, tokens, width): negative prompt, prompt
     cuts: Collection[int] = ()  # frames that begin a new scene: no guidance crosses
@@ -45,11 +45,12 @@ class Denoiser:
         options = self.config.temporal
         if max(source, target) in self.cuts or not options.applies_to(step.index):
             return None
+        decode: Callable[[Tensor], Tensor] = self.decode or PictureDecoder(self.model, "off")
         if options.tiny:
+            assert self.model.tiny is not None  # which `SamplingConfig.check` asks for
             decode, x0 = self.model.tiny, x0.to(self.model.tiny.dtype)
-        else:
-            decode = self.decode or PictureDecoder(self.model, "off")
         picture = decode_at_half_size(decode, x0[None]) if options.half_size else decode(x0[None])
+        assert self.flows is not None
         flow = to_device(self.flows.between(target, source), x0.device)
         return warp_published(picture, flow)[0]
 
@@ -107,7 +108,7 @@ class NoisyFrames:
     """LR frames with noise added, made anew whenever they are asked for."""
 
     frames: Frames
-    noise: NoiseSource
+    noise: LowResNoise
     alpha_bar: Tensor
 
     def __len__(self) -> int:
@@ -124,6 +125,8 @@ def noisy_low_res(model: Networks, low_res: Frames, config: SamplingConfig, nois
     level = config.noise_level_for(model.config)
     if level is None:
         return low_res
-    if not hasattr(noise, "low_res"):
+    schedule = model.config.low_res_schedule
+    assert schedule is not None  # which `ModelConfig` asks for with levels
+    if not isinstance(noise, LowResNoise):
         raise UserError("these weights noise the LR frames: the noise source needs a method low_res(frame)")
-    return NoisyFrames(low_res, noise, alphas_cumprod(model.config.low_res_schedule)[level])
+    return NoisyFrames(low_res, noise, alphas_cumprod(schedule)[level])

@@ -147,3 +147,29 @@ class EstimatedFlows:
 
     def _picture(self, frame: int) -> Tensor:
         return self._padding.pad(_raft_input(to_device(self._frames[frame][None], self._device), self._half))
+
+
+class StreamFlows:
+    """The flows of a stream, from each frame back to the one before; each frame's features are computed once.
+
+    Args:
+        raft: the flow network, in float32.
+        half_size: as `half` of `estimate_flow`.
+    """
+
+    def __init__(self, raft: RAFT, half_size: bool = False) -> None:
+        self._raft, self._half = raft, half_size
+        self._last: tuple[Tensor, Tensor] | None = None  # LR frame and features
+
+    def to_previous(self, frame: Tensor, previous: Tensor) -> Tensor:
+        """The flow that fetches `previous` onto the grid of `frame`, LR frames (3, h, w) in [-1, 1]: (2, 4h, 4w)."""
+        size = (SCALE * frame.shape[-2], SCALE * frame.shape[-1])
+        picture = _raft_input(frame[None], self._half)
+        padding = Padding.for_size(*picture.shape[-2:])
+        picture = padding.pad(picture)
+        features = self._raft.encode(picture)
+        if self._last is None or self._last[0] is not previous:
+            self._last = previous, self._raft.encode(padding.pad(_raft_input(previous[None], self._half)))
+        flow, hidden = self._raft.estimate(features, self._last[1], self._raft.context(picture))
+        self._last = frame, features
+        return _to_size(padding.crop(self._raft.upsample(flow, hidden)), size, self._half)[0]

@@ -1,9 +1,10 @@
 """Structural type of the model that the sampler takes; declared here so that `sampling` need not import `model`."""
 
+from collections.abc import Iterator
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from stablevsr.config import ModelConfig
 from stablevsr.nn.raft import RAFT
@@ -36,3 +37,5 @@ class Networks(Protocol):
     def encode_prompt(self, prompt: str | None) -> Tensor:
         """The context of a prompt, (1, tokens, width); None is the empty prompt."""
         ...
+
+    def named_modules(self) -> Iterator[tuple[str, nn.Module]]: ...

@@ -1,7 +1,7 @@
 """Where a run's randomness comes from. The sampler never draws: it asks a source for (step, frame)."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from stablevsr.errors import UserError
 class NoiseSource(Protocol):
     """Any object with these two methods; frames in display order, whatever the direction of the pass.
 
-    A source may also have `low_res(frame)`, giving (3, h, w), for models that noise the LR frame.
+    For models that noise the LR frame it must be a `LowResNoise`.
     """
 
     def initial(self, frame: int) -> Tensor:
@@ -22,6 +22,15 @@ class NoiseSource(Protocol):
 
     def step(self, index: int, frame: int) -> Tensor:
         """The noise added to the frame in step `index`, the same shape."""
+        ...
+
+
+@runtime_checkable
+class LowResNoise(NoiseSource, Protocol):
+    """A source that has noise for the LR frames, too."""
+
+    def low_res(self, frame: int) -> Tensor:
+        """Noise for the LR frame itself, (3, h, w) float32."""
         ...
 
 

@@ -104,7 +104,7 @@ class ClipKind:
             low, high = tensor.min().item(), tensor.max().item()
             if not (low >= 0.0 and high <= 1.0):  # also for NaN
                 raise UserError(f"got float frames between {low:g} and {high:g}, expected [0, 1]")
-        size = shape[1:3] if is_uint8 else shape[2:4]
+        size = (shape[1], shape[2]) if is_uint8 else (shape[2], shape[3])
         kind = PictureFormat(torch.uint8 if is_uint8 else torch.float32)
         return cls(isinstance(frames, np.ndarray), kind, tensor.device, size)
 

@@ -79,7 +79,7 @@ def dpm_solver_step(
     alpha_next, sigma_next = step.alpha_bar_next**0.5, (1 - step.alpha_bar_next) ** 0.5
     h = log_snr(step.alpha_bar_next) - log_snr(step.alpha_bar)
     estimate = x0
-    if x0_prev is not None:
+    if x0_prev is not None and step.alpha_bar_prev is not None:
         ratio = (log_snr(step.alpha_bar) - log_snr(step.alpha_bar_prev)) / h
         estimate = x0 + (x0 - x0_prev) / (2 * ratio)
     return x0, sigma_next / (1 - step.alpha_bar) ** 0.5 * x - alpha_next * torch.expm1(-h) * estimate

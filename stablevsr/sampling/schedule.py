@@ -58,12 +58,12 @@ def timesteps(config: ScheduleConfig, num_steps: int) -> list[int]:
     if not isinstance(num_steps, int | np.integer) or not 1 <= num_steps <= n:
         raise UserError(f"got {num_steps} steps, expected 1 to {n}: this model was trained with {n} noise levels")
     if config.timestep_spacing == "linspace":
-        times = np.linspace(0, n - 1, num_steps).round()[::-1]
+        found = np.linspace(0, n - 1, num_steps).round()[::-1]
     elif config.timestep_spacing == "leading":
-        times = np.arange(num_steps)[::-1] * (n // num_steps) + config.steps_offset
+        found = np.arange(num_steps, dtype=float)[::-1] * (n // num_steps) + config.steps_offset
     else:
-        times = np.arange(n, 0, -n / num_steps)[:num_steps].round() - 1  # rounding may yield one too many
-    times = [int(time) for time in times]
+        found = np.arange(n, 0, -n / num_steps)[:num_steps].round() - 1  # rounding may yield one too many
+    times = [int(time) for time in found]
     if times[0] >= n:
         raise UserError(
             f"{num_steps} steps with steps_offset {config.steps_offset} start at timestep {times[0]}, but the model "

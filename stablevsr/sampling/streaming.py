@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -11,9 +11,11 @@ from torch import Tensor
 from stablevsr.config import DDIMScheduleConfig, ScheduleConfig
 from stablevsr.errors import UserError
 from stablevsr.nn.attention import CachedContext, Context
+from stablevsr.nn.tiny import TemporalTinyVAE
+from stablevsr.nn.vae import VAE
 from stablevsr.nn.warp import warp_published
 from stablevsr.runtime import compiled_parts
-from stablevsr.sampling.flow import estimate_flow
+from stablevsr.sampling.flow import StreamFlows
 from stablevsr.sampling.networks import Networks
 from stablevsr.sampling.noise import NoiseSource, as_draw
 from stablevsr.sampling.samplers import DDIM, Sampler
@@ -122,7 +124,8 @@ def streaming_sampling(
 ) -> Iterator[StreamFrame]:
     """Upscale frames as they come. A frame is given out before the next one is asked for.
 
-    While the loop waits for a frame, it holds the last `StreamState` and nothing else.
+    While the loop waits for a frame, it holds the last `StreamState` and nothing else (a `StreamDenoiser` keeps the
+    flow network's features of that frame).
 
     Args:
         frames: (3, h, w) each, in [-1, 1], all of one size; the loop computes in their precision and on their device.
@@ -220,13 +223,18 @@ class StreamDenoiser:
     picture_decoder: Callable[[Tensor], Tensor] | None = None
 
     @cached_property
+    def _flows(self) -> StreamFlows:
+        assert self.model.flow is not None  # which `SamplingConfig.check` asks for
+        return StreamFlows(self.model.flow, self.half_flow)
+
+    @cached_property
     def _text(self) -> Context:
         """Its keys and values are computed once a run; a compiled network computes them in every step."""
         return self.context if compiled_parts(self.model) else CachedContext(self.context)
 
     def flow(self, low_res: Tensor, previous_low_res: Tensor) -> Tensor:
         """From the pixels of the current frame to their places in the previous one: (2, 4h, 4w) in pixels."""
-        return estimate_flow(self.model.flow, low_res[None], previous_low_res[None], self.half_flow)[0]
+        return self._flows.to_previous(low_res, previous_low_res)
 
     def guide(self, picture: Tensor, flow: Tensor) -> Tensor:
         """The previous picture, (3, 4h, 4w), warped along the flow, the same shape."""
@@ -253,12 +261,13 @@ class StreamDenoiser:
 
     def decode(self, latent: Tensor, condition: Tensor | None) -> Tensor:
         """(c, h, w) to its picture, (3, 4h, 4w); with a condition, the temporal modules see its features."""
-        vae = self.model.vae
         if self.model.config.is_streaming:
+            vae = cast(TemporalTinyVAE, self.model.vae)  # not by isinstance: it may be offloaded
             features = () if condition is None else vae.features(condition[None].to(vae.dtype))
             picture = vae.decode(latent[None].to(vae.dtype), features)
         elif self.picture_decoder is not None:
             picture = self.picture_decoder(latent[None])
         else:
-            picture = vae.decode(latent[None].to(vae.dtype) / vae.scaling_factor)
+            plain = cast(VAE, self.model.vae)
+            picture = plain.decode(latent[None].to(plain.dtype) / plain.scaling_factor)
         return picture[0].to(latent.dtype)

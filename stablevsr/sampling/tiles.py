@@ -36,11 +36,12 @@ def decode_in_tiles(decode: Callable[[Tensor], Tensor], latent: Tensor, tile: in
     Attention and group norm see a tile at a time, so the result differs a little from the whole.
     """
     height, width = latent.shape[-2:]
-    total = weights = None
+    total: Tensor | None = None
+    weights: Tensor | None = None
     for top in starts(height, tile):
         for left in starts(width, tile):
             part = decode(latent[..., top : top + tile, left : left + tile]).float()
-            if total is None:
+            if total is None or weights is None:
                 total = part.new_zeros(*part.shape[:2], SCALE * height, SCALE * width)
                 weights = part.new_zeros(SCALE * height, SCALE * width)
             h, w = part.shape[-2:]
@@ -48,6 +49,8 @@ def decode_in_tiles(decode: Callable[[Tensor], Tensor], latent: Tensor, tile: in
             y, x = slice(SCALE * top, SCALE * top + h), slice(SCALE * left, SCALE * left + w)
             total[..., y, x] += weight * part
             weights[y, x] += weight
+    assert total is not None  # there is always a tile
+    assert weights is not None
     return total / weights
 
 

@@ -1,0 +1,200 @@
+#!/usr/bin/env python3
+"""How fast a stream is, and how long a frame takes from in to out, against the published loops, in one run.
+
+The baselines are the libraries' modules (diffusers, torchvision) in the published loops of Stream-DiffVSR (four steps)
+and of StableVSR (50 steps to and fro). All rows have the same frames and, but for the autoencoder, the same networks,
+and take turns; times are medians over the turns.
+
+    seconds a frame   of a long clip: of a frame that is guided by the one before. For the published streaming loop,
+                      (the whole clip - a clip of one frame) / (frames - 1); for the 50-step loop, as `speed.py` has it
+    latency           from a frame in to the same frame out, for the loops that need the whole clip: of this clip
+    error             largest difference of the pictures, about [-1, 1], to the published streaming loop's
+
+Weights are random: the small model is the bundled architecture, with a temporal tiny autoencoder as wide as its tiny
+decoder in the place of its own.
+Needs `pip install '.[test]'`. Prints a table and writes JSON.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from speed import about, frames_of_size
+from torch import Tensor
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # the published networks and loops are the tests' own
+from reference_loop import ReferenceLoop
+from reference_stream_loop import ReferenceStreamLoop
+from references import randomise
+
+from stablevsr import build_model
+from stablevsr.architectures import STREAM_DIFFVSR
+from stablevsr.config import ModelConfig, TemporalTinyConfig
+from stablevsr.engine.stream import Stream
+from stablevsr.model import DTYPES, StableVSR
+from stablevsr.runtime import pick_device
+from stablevsr.sampling.config import DISTILLED_STEPS, STREAMING
+from stablevsr.sampling.noise import SeededNoise
+
+PUBLISHED, TO_AND_FRO = "published loop", "50 steps to and fro"
+OURS = {
+    "ours fp32": ("fp32", False, {}),
+    "ours compiled fp32": ("fp32", True, {}),
+    "ours bf16": ("bf16", False, {}),
+    "ours compiled bf16": ("bf16", True, {}),
+    "ours fp32, half flow": ("fp32", False, {"flow.half_size": True}),
+    "ours compiled bf16, half flow": ("bf16", True, {"flow.half_size": True}),
+}
+USUAL = {"cpu": ["ours fp32", "ours fp32, half flow", "ours compiled fp32", "ours bf16"], "cuda": list(OURS)}
+# One turn over LR frames (n, 3, h, w) in [-1, 1]: seconds a frame, latency, pictures (n, 3, 4h, 4w)
+Turn = Callable[[Tensor], tuple[float, float, Tensor]]
+
+
+def stream_config(small: ModelConfig) -> ModelConfig:
+    """The bundled architecture as a streaming model, its autoencoder as wide as the bundled tiny decoder."""
+    vae = TemporalTinyConfig(latent_channels=small.vae.latent_channels, width=small.tiny.width)
+    return replace(small, vae=vae, tiny=None, schedule=STREAM_DIFFVSR.schedule)
+
+
+def random_model(config: ModelConfig, device: torch.device, dtype: str) -> StableVSR:
+    """The same random weights whenever it is called."""
+    with torch.device("meta"):
+        model = StableVSR(config).requires_grad_(False).eval()
+    torch.manual_seed(0)
+    randomise(model.to_empty(device="cpu"))
+    model.place(device, DTYPES[dtype])
+    return model
+
+
+def now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def ours(model: StableVSR, fields: dict[str, object]) -> Turn:
+    config = STREAMING.with_fields({"scene_cuts": "off", **fields})
+
+    def turn(low_res: Tensor) -> tuple[float, float, Tensor]:
+        stream, asked, latencies, pictures = Stream(model, config, tuple(low_res.shape[2:])), [], [], []
+
+        def camera() -> Iterator[Tensor]:
+            for frame in low_res:
+                asked.append(now(model.device))
+                yield frame
+
+        for finished in stream.frames(camera()):
+            pictures.append(finished.state.picture.float().cpu())
+            latencies.append(now(model.device) - asked[-1])
+        return statistics.median(latencies[1:]), statistics.median(latencies[1:]), torch.stack(pictures)
+
+    return turn
+
+
+def published(model: StableVSR) -> Turn:
+    loop, context = ReferenceStreamLoop(model), model.encode_prompt(None)
+
+    def turn(low_res: Tensor) -> tuple[float, float, Tensor]:
+        noise = SeededNoise(0, (model.config.vae.latent_channels, *low_res.shape[2:]))
+        start = now(model.device)
+        loop.run(low_res[:1], noise, DISTILLED_STEPS, context)
+        middle = now(model.device)
+        pictures = loop.run(low_res, noise, DISTILLED_STEPS, context)
+        whole, one = now(model.device) - middle, middle - start
+        return (whole - one) / (len(low_res) - 1), whole, pictures
+
+    return turn
+
+
+def to_and_fro(model: StableVSR, steps: int = 2) -> Turn:
+    loop, context = ReferenceLoop(model), model.encode_prompt(None)
+
+    def turn(low_res: Tensor) -> tuple[float, float, Tensor]:
+        noise, seconds = SeededNoise(0, (model.config.vae.latent_channels, *low_res.shape[2:])), []
+        for count in (steps, 2 * steps):  # the difference is of the steps alone
+            start = now(model.device)
+            pictures = loop.run(low_res, noise, count, context)
+            seconds.append(now(model.device) - start)
+        whole = seconds[0] + (50 - steps) * (seconds[1] - seconds[0]) / steps
+        return whole / len(low_res), whole, pictures
+
+    return turn
+
+
+def make_rows(options: argparse.Namespace) -> dict[str, Turn]:
+    device, small = options.device, build_model(device="cpu")
+    config = stream_config(small.config) if options.model == "small" else STREAM_DIFFVSR
+    rows = {PUBLISHED: published(random_model(config, device, "fp32"))}
+    if options.model == "small":
+        small.place(device, torch.float32)
+        rows[TO_AND_FRO] = to_and_fro(small)
+    for name in options.rows:
+        dtype, compiled, fields = OURS[name]
+        model = random_model(config, device, dtype)
+        if compiled:
+            model.compile_parts()
+        rows[name] = ours(model, fields)
+    return rows
+
+
+def measure(options: argparse.Namespace) -> dict[str, dict[str, float | None]]:
+    """All rows at one size."""
+    width, height = (int(side) for side in options.size.split("x"))
+    low_res, rows = frames_of_size(width, height, options.frames).to(options.device), make_rows(options)
+    turns: dict[str, list[tuple[float, float, Tensor]]] = {name: [] for name in rows}
+    for turn in tqdm(rows.values(), desc="first calls"):
+        turn(low_res[:3])
+    for _ in tqdm(range(options.turns), desc="turns"):
+        for name, turn in rows.items():
+            turns[name].append(turn(low_res))
+    truth, base = turns[PUBLISHED][0][2], statistics.median(seconds for seconds, _, _ in turns[PUBLISHED])
+    result = {}
+    for name, measured in turns.items():
+        seconds = statistics.median(seconds for seconds, _, _ in measured)
+        result[name] = {
+            "seconds a frame": seconds,
+            "latency, seconds": statistics.median(latency for _, latency, _ in measured),
+            "times as fast as the published loop": base / seconds,
+            "error": None if name == TO_AND_FRO else (measured[0][2] - truth).abs().max().item(),
+        }
+    if TO_AND_FRO in result:
+        for row in result.values():
+            row["times as fast as 50 steps"] = result[TO_AND_FRO]["seconds a frame"] / row["seconds a frame"]
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=("small", "released"), help="default: released on a GPU, small on a CPU")
+    parser.add_argument("--size", help="of LR frames; default: 320x180, on a CPU 80x60")
+    parser.add_argument("--rows", nargs="+", choices=OURS, help="ours; the baselines are always there")
+    parser.add_argument("--frames", type=int, default=8)
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--device", help="default: the best there is")
+    parser.add_argument("-o", "--output", type=Path, help="write the results as JSON")
+    options = parser.parse_args()
+    options.device = pick_device(options.device)
+    on_gpu = options.device.type == "cuda"
+    options.model = options.model or ("released" if on_gpu else "small")
+    options.size = options.size or ("320x180" if on_gpu else "80x60")
+    options.rows = options.rows or USUAL["cuda" if on_gpu else "cpu"]
+    result = measure(options)
+    print(f"\n{options.model}, {options.size}, {options.frames} frames\n{'':30}   s/frame  latency  speed-up     error")
+    for name, row in result.items():
+        error = "" if row["error"] is None else f"{row['error']:.1e}"
+        numbers = f"{row['seconds a frame']:10.4f} {row['latency, seconds']:8.3f}"
+        print(f"{name:30}{numbers} {row['times as fast as the published loop']:9.2f} {error:>9}")
+    if options.output:
+        what = {"model": options.model, "size": options.size, "frames": options.frames, "turns": options.turns}
+        options.output.write_text(json.dumps(about(options.device) | what | {"rows": result}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
