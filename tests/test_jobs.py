@@ -401,7 +401,7 @@ def with_unknown_count(init: Callable[..., None]) -> Callable[..., None]:
 
 
 def test_options_that_nobody_knows_are_refused_at_once(model: StableVSR, clip: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="got stepps, which no sampling option is called"):
+    with pytest.raises(UserError, match="got stepps, which is not a sampling option"):
         run(model, clip, tmp_path / "out", stepps=3)
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 

@@ -238,7 +238,9 @@ def test_unguided_steps_cost_no_decode(tiny_model: StableVSR, monkeypatch: pytes
 
 def test_a_tiny_decoder_must_be_there() -> None:
     model = random_model(replace(TINY, tiny=None))
-    with pytest.raises(UserError, match=r"hold no tiny decoder, which temporal\.tiny needs: convert with --tiny"):
+    with pytest.raises(
+        UserError, match=r"got temporal\.tiny, but these weights hold no tiny decoder: convert with --tiny"
+    ):
         sample_video(model, clip(2, 4, 4), steps=1, temporal=TemporalGuidance(tiny=True))
 
 

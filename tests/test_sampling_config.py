@@ -42,9 +42,9 @@ from stablevsr.sampling.schedule import timesteps
         ({"temporal.every": 0}, "got temporal.every 0, expected 1 or more"),
         ({"temporal.first_step": -1}, "got temporal.first_step -1"),
         ({"temporal": 3}, "temporal is 3, expected TemporalGuidance"),
-        ({"stepz": 3}, "got stepz, which no sampling option is called: expected some of mode, steps, spacing, sampler"),
+        ({"stepz": 3}, "got stepz, which is not a sampling option: expected one of mode, steps, spacing, sampler"),
         ({"temporal.evry": 3}, "got temporal.evry, which no .* expected some of temporal.every"),
-        ({"steps.x": 3}, "got steps.x, which no sampling option"),
+        ({"steps.x": 3}, "got steps.x, which is not a sampling option"),
     ],
 )
 def test_fields_that_make_no_sense_are_refused_by_name(fields: dict, message: str) -> None:
@@ -83,7 +83,7 @@ def test_fields_are_checked_against_weights_and_clip(fields: dict, num_frames: i
         (
             with_noise_levels(TINY),
             {"mode": "streaming"},
-            r"noise the LR frame \(stock SD x4\), which",
+            r"add noise to the LR frames \(stock SD x4\), which",
         ),
     ],
 )
@@ -97,8 +97,8 @@ def test_what_streams_and_what_does_not(config: ModelConfig, fields: dict, messa
 @pytest.mark.parametrize(
     ("config", "fields", "notice"),
     [
-        (TINY, {"steps": 5}, "5 steps begin at timestep 801, where 14% of the picture should still be there"),
-        (TINY, {"steps": 1}, "1 steps begin at timestep 1, where 100% of the picture"),
+        (TINY, {"steps": 5}, "5 steps start at timestep 801, where 14% of the picture should remain"),
+        (TINY, {"steps": 1}, "1 steps start at timestep 1, where 100% of the picture"),
         (TINY, {"steps": 5, "spacing": "trailing"}, None),
         (TINY, {}, None),
         (TINY, {"cfg_scale": 0.5}, "cfg_scale 0.5 means no classifier-free guidance"),
@@ -157,7 +157,7 @@ def test_every_field_is_flat_and_has_help() -> None:
 
 
 def test_a_number_is_no_config(tiny_model: StableVSR) -> None:
-    with pytest.raises(UserError, match="got config 50, expected a SamplingConfig: give single options by name"):
+    with pytest.raises(UserError, match="got config 50, expected a SamplingConfig: pass single options by name"):
         sample_video(tiny_model, np.zeros((1, 4, 4, 3), np.uint8), 50)
 
 
