@@ -43,7 +43,7 @@ from stablevsr.sampling.schedule import timesteps
         ({"temporal.first_step": -1}, "got temporal.first_step -1"),
         ({"temporal": 3}, "temporal is 3, expected TemporalGuidance"),
         ({"stepz": 3}, "got stepz, which is not a sampling option: expected one of mode, steps, spacing, sampler"),
-        ({"temporal.evry": 3}, "got temporal.evry, which no .* expected some of temporal.every"),
+        ({"temporal.evry": 3}, "got temporal.evry, which is not .* expected one of temporal.every"),
         ({"steps.x": 3}, "got steps.x, which is not a sampling option"),
     ],
 )
@@ -58,7 +58,11 @@ def test_fields_that_make_no_sense_are_refused_by_name(fields: dict, message: st
         ({"steps": 1001}, None, "got 1001 steps, expected 1 to 1000"),
         ({"prompt": "a cat"}, None, "got the prompt 'a cat', but these weights hold no text encoder"),
         ({"cfg_scale": 2.0, "negative_prompt": "x"}, None, "got the negative_prompt 'x', but these weights"),
-        ({"temporal.tiny": True}, None, "no tiny decoder, which temporal.tiny needs: convert with --tiny"),
+        (
+            {"temporal.tiny": True},
+            None,
+            "got temporal.tiny, but these weights hold no tiny decoder: convert with --tiny",
+        ),
         ({"noise_level": 20}, None, "got noise_level 20, but these weights have no noise levels"),
         ({}, 2, "hold no flow network, which a clip of several frames needs: convert with --flow"),
         ({}, 0, "got no frame"),
@@ -73,11 +77,11 @@ def test_fields_are_checked_against_weights_and_clip(fields: dict, num_frames: i
 @pytest.mark.parametrize(
     ("config", "fields", "message"),
     [
-        (TINY_STREAM, {}, "got mode bidirectional for streaming weights, which learned .* use preset streaming"),
+        (TINY_STREAM, {}, "got mode bidirectional for streaming weights, which were trained .* use preset streaming"),
         (
             TINY_STREAM,
             {"mode": "streaming", "tile": 64},
-            "got tile 64, but streaming weights decode a frame",
+            "got tile 64, but streaming weights decode whole frames",
         ),
         (dataclasses.replace(TINY, flow=None), {"mode": "streaming"}, "no flow network, which a stream needs: convert"),
         (
