@@ -24,7 +24,7 @@ from stablevsr.sampling.schedule import timesteps
         ({"spacing": "even"}, "got spacing 'even', expected one of leading, trailing, linspace"),
         ({"sampler": "euler"}, "got sampler 'euler', expected one of ddpm, ddim, dpm"),
         ({"sampler": "ddim", "eta": 2.0}, "got eta 2.0, expected 0 to 1"),
-        ({"eta": 0.5}, "got eta 0.5 with sampler ddpm, which has none: use sampler ddim"),
+        ({"eta": 0.5}, "got eta 0.5 with sampler ddpm, which takes none: use sampler ddim"),
         ({"seed": -1}, "got seed -1, expected 0 to"),
         ({"cfg_scale": float("nan")}, "cfg_scale is nan, expected a finite number"),
         ({"tcm_scale": float("inf")}, "tcm_scale is inf, expected a finite number"),
