@@ -323,7 +323,7 @@ def test_injected_noise_replaces_the_seed(tiny_model: StableVSR) -> None:
 
 
 def test_noise_of_the_wrong_shape_is_refused(tiny_model: StableVSR) -> None:
-    with pytest.raises(UserError, match=r"gave shape \(4, 3, 5\) for frame 0, expected \(4, 6, 7\)"):
+    with pytest.raises(UserError, match=r"noise of shape \(4, 3, 5\) for frame 0, expected \(4, 6, 7\)"):
         sample_video(tiny_model, clip(1, 6, 7), steps=1, noise=SeededNoise(0, SHAPE))
 
 
@@ -424,7 +424,7 @@ def test_noise_sources_may_give_numpy_arrays_and_must_give_the_right_shape(tiny_
     frames = clip(2, 6, 7)
     result = sample_video(tiny_model, frames, steps=2, noise=Numpy(0, (4, 6, 7)))
     assert np.array_equal(result, sample_video(tiny_model, frames, steps=2))
-    with pytest.raises(UserError, match=r"gave shape \(4, 1, 1\) for step 0 of frame 0"):
+    with pytest.raises(UserError, match=r"noise of shape \(4, 1, 1\) for step 0 of frame 0"):
         sample_video(tiny_model, frames, steps=2, noise=Flat(0, (4, 6, 7)))
 
 

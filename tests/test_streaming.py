@@ -354,7 +354,7 @@ def test_a_change_of_size_is_refused() -> None:
 
 
 def test_noise_of_the_wrong_shape_is_refused() -> None:
-    with pytest.raises(UserError, match=r"gave shape \(4, 9, 9\) for frame 0, expected \(4, 3, 2\)"):
+    with pytest.raises(UserError, match=r"noise of shape \(4, 9, 9\) for frame 0, expected \(4, 3, 2\)"):
         next(run(clip(1), noise=SeededNoise(3, (4, 9, 9))))
 
 

@@ -166,7 +166,7 @@ def test_errors_of_the_disk_name_the_file_and_the_cause(tmp_path, monkeypatch, m
     monkeypatch.setattr(ArrayFile, "_put", fail)
     monkeypatch.setattr(ArrayFile, "_get", fail)
     monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(UserError, match=rf"latents.raw, part of .*\({os.strerror(code)}\); {advice}"):
+    with pytest.raises(UserError, match=rf"latents.raw, part of .*\({os.strerror(code)}\): {advice}"):
         getattr(array, method)(*{"write": (0, torch.zeros(2)), "read": (0,), "sync": ()}[method])
 
 
