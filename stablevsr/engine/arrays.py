@@ -68,9 +68,9 @@ class StepLatents:
     ) -> None:
         self._array, self._noise, self._shape, self._device, self._slots = array, noise, shape, device, slots
         self._last: tuple[int, Tensor] | None = None  # read again at once where a pass turns
-        passes, begun = divmod(done, num_frames)
+        passes, visited = divmod(done, num_frames)
         self._writes = [passes] * num_frames
-        for frame in pass_order(passes, num_frames)[:begun]:
+        for frame in pass_order(passes, num_frames)[:visited]:
             self._writes[frame] += 1
 
     def __len__(self) -> int:

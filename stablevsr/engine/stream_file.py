@@ -67,7 +67,7 @@ class StreamedFile:
         first = max(0, min(self._written, done - REMEMBERED))
         with closing(iter(self._clip)) as clip:
             frames = islice(clip, first, None)
-            last = self._take_up(first, done, frames)
+            last = self._catch_up(first, done, frames)
             for finished in self._stream.frames(self._low_res(frames), last):
                 index, picture = finished.state.frame, self._stream.picture(finished, self._format)
                 self._pictures.write(index % SEGMENT, picture)
@@ -80,7 +80,7 @@ class StreamedFile:
         self._store.flush()
         return done
 
-    def _take_up(self, first: int, done: int, frames: Iterator[Frame]) -> StreamState | None:
+    def _catch_up(self, first: int, done: int, frames: Iterator[Frame]) -> StreamState | None:
         """Read frames `first` to `done` - 1, finished by an earlier process, and write those that it did not."""
         if self._state.tiled_since is not None:
             self._stream.decoder.fall_back()

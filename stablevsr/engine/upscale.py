@@ -52,7 +52,7 @@ def upscale(
 ) -> int:
     """Upscale a clip four times into `output`, which appears under its name only when it is complete.
 
-    Unfinished work is kept in a folder beside the output; after a crash the same call continues it and ends with the
+    The work so far is kept in a folder beside the output; after a crash the same call continues it and ends with the
     same bits. Memory does not grow with the number of frames. All options are checked before a frame is read.
 
     Args:
@@ -187,7 +187,7 @@ class _Job:
         return StreamedFile(stream, self.clip, self.writers, self.store, self.workspace).run(self.progress)
 
     def _sample(self) -> int:
-        footage = _follow(ingest(self.store, self.workspace, self.clip, self.config), self.progress)
+        footage = _run_to_end(ingest(self.store, self.workspace, self.clip, self.config), self.progress)
         self.config.check(self.model.config, len(footage.frames))
         run = Run(
             self.model,
@@ -224,7 +224,7 @@ class _Job:
         log.info("%s", plan.sentence(n, total))
 
 
-def _follow(work: Generator[Progress, None, T], progress: OnProgress | None) -> T:
+def _run_to_end(work: Generator[Progress, None, T], progress: OnProgress | None) -> T:
     """Run a generator to its end, reporting what it yields; returns its result."""
     while True:
         try:

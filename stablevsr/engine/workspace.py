@@ -140,7 +140,7 @@ class Workspace:
         now = json.loads(json.dumps({"workspace format": FORMAT, **fingerprint}, default=_plain))
         found = None if restart else self.noted("job")
         if found is not None:
-            _agree(self.folder, found, now)
+            _require_match(self.folder, found, now)
             self.is_ours = True
             return
         for name in os.listdir(self.folder):
@@ -276,7 +276,7 @@ def open_workspace(output: Path, tell: Callable[[str], None] = lambda sentence: 
         ) from error
     with closing(lock):
         _lock(lock, output, folder, tell)
-        _refuse_strangers(folder)
+        _require_known_files(folder)
         workspace = Workspace(folder)
         try:
             with using(folder):
@@ -318,13 +318,13 @@ def _lock(lock: TextIO, output: Path, folder: Path, tell: Callable[[str], None])
         tell(f"note: {folder} is on a file system without locks: do not start a second run for the same output")
 
 
-def _refuse_strangers(folder: Path) -> None:
+def _require_known_files(folder: Path) -> None:
     for name in sorted(os.listdir(folder)):
         if name not in FILES and not name.startswith(".stablevsr-"):
             raise UserError(f"{folder} holds {name}, which is not part of an unfinished run: move it away")
 
 
-def _agree(folder: Path, found: dict[str, object], now: dict[str, object]) -> None:
+def _require_match(folder: Path, found: dict[str, object], now: dict[str, object]) -> None:
     """`UserError` for the first difference between an unfinished run and this one."""
     version = "version of stablevsr"
     if any(found.get(name) != now.get(name) for name in ("workspace format", version)):

@@ -108,10 +108,10 @@ def bidirectional_sampling(
     n, x0 = len(latents), start.x0
     if estimates is None:
         estimates = {}
-    passes, begun = divmod(start.done, n)
+    passes, first = divmod(start.done, n)
     for step in steps[passes:]:
         order = pass_order(step.index, n)
-        for position in range(begun, n):
+        for position in range(first, n):
             frame = order[position]
             x = latents[frame]
             condition = None
@@ -126,4 +126,4 @@ def bidirectional_sampling(
             if sampler.keeps_x0:
                 estimates[frame] = x0
             yield FrameStep(step, frame, condition, prediction, x0, x)
-        begun = 0
+        first = 0
