@@ -65,7 +65,7 @@ class Writers:
         return cls(open_one(output, workspace.folder / "output", SCALE * clip.width), pair, bounds)
 
     def keep(self, workspace: Workspace) -> int:
-        """Write the outputs step by step in the workspace, so that a killed run can continue; call before any frame.
+        """Keep the growing outputs in the workspace, so that a killed run can continue; call before the first frame.
 
         Returns the number of frames that all outputs have; the next frame to write is the one after them.
 

@@ -1,4 +1,4 @@
-"""The run behind `sample_video` and `upscale`: flows, the bidirectional loop, the final decode."""
+"""A bidirectional run, for `sample_video` and `upscale`: flows, the loop, the final decode."""
 
 import logging
 import math

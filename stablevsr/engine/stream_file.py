@@ -85,9 +85,7 @@ class StreamedFile:
         if self._state.tiled_since is not None:
             self._stream.decoder.fall_back()
         before: deque[Tensor] = deque(maxlen=REMEMBERED)
-        for index, frame in zip(
-            range(first, done), frames, strict=False
-        ):  # the range first, so that no extra frame is consumed
+        for index, frame in zip(range(first, done), frames, strict=False):  # range first: consumes no extra frame
             before.append(in_model_range(torch.from_numpy(frame.image)))
             if index >= self._written:
                 self._write(index, self._pictures.read(index % SEGMENT), frame)

@@ -15,7 +15,7 @@
                      output.rehearsal and output.joined, see `media.video_writer`
     outside.json     the temporary file that is elsewhere, to be removed after a crash
 
-Plain reads and writes instead of memory maps: a full disk then raises an error that can be reported, not SIGBUS.
+Plain reads and writes instead of memory maps: a full disk then raises an error that can be reported.
 """
 
 import errno
@@ -256,7 +256,7 @@ def workspace_path(output: Path) -> Path:
 def open_workspace(output: Path, tell: Callable[[str], None] = lambda sentence: None) -> Iterator[Workspace]:
     """The workspace of the run that writes `output`, new or existing, locked against other processes.
 
-    It is removed if the block ends before a run was started in it.
+    It is removed if the block ends before a run was started in it. Errors of the block pass through unchanged.
 
     Args:
         tell: called with a note where the file system cannot lock.

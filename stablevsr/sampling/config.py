@@ -18,7 +18,7 @@ SPACINGS = ("leading", "trailing", "linspace")
 COLOR_FIXES = ("wavelet", "adain")
 DEFAULT_NOISE_LEVEL = 20
 DISTILLED_STEPS = 4  # of the released streaming weights; other numbers work, but are not what they were trained for
-# Share of the clean picture, sqrt(abar_t), at the first timestep, above which a notice is due: sampling starts with none.
+# Share of the clean picture at the first timestep, sqrt(abar_t), above which a notice is due: sampling starts with none
 MAX_SIGNAL = 0.05
 MIN_TILE = 16
 

@@ -44,7 +44,7 @@ def as_draw(value: object, shape: tuple[int, ...], what: str) -> Tensor:
 
 @dataclass(frozen=True)
 class SeededNoise:
-    """Draws that are a pure function of (seed, frame, step): the same in any order or batch, on any device, after restarts.
+    """Draws that are a pure function of (seed, frame, step): the same in any order or batch, on any device.
 
     Philox is counter-based: frame and step are part of its counter, so every draw has a stream of its own.
     """
