@@ -1,11 +1,10 @@
 #!/usr/bin/env python3
-"""The decoder's middle attention by itself, computed in several ways: one head, 512 wide, over all LR pixels.
+"""The attention in the middle of the decoder, computed in several ways: one head, 512 wide, over all LR pixels.
 
-At 320x180 it is two fifths of a decode's operations. Flash kernels stop at a width of 256, so what PyTorch takes by
-itself need not be the best; in half precision on CUDA our networks take chunks of 2048. Prints, for each way,
-milliseconds (median, behind a warm-up), share of the measured matmul peak, memory beyond the inputs, and the largest
-difference from the exact result, in float64 (float32 beyond 4,096 positions). A way that the device refuses is a line
-that says so.
+At 320x180 it is two fifths of a decode's operations. Flash kernels support widths up to 256, so PyTorch's default may
+not be the best choice; in half precision on CUDA our networks use chunks of 2048. Prints for each way: milliseconds
+(median, after a warm-up), share of the measured matmul peak, memory beyond the inputs, and the largest difference from
+the exact result, in float64 (float32 beyond 4,096 positions). A way that fails on the device is reported as such.
 """
 
 import argparse
@@ -50,7 +49,7 @@ WAYS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 
 
 def seconds(call: Callable[[], Tensor], device: torch.device, turns: int) -> float:
-    """The median of a few calls behind a first one."""
+    """The median time of a few calls after a first one."""
     times = []
     for _ in range(turns + 1):
         start = time.perf_counter()
@@ -69,7 +68,7 @@ def measure(
     peak: float,
     turns: int,
 ) -> dict[str, object]:
-    """One way: numbers, or why there are none."""
+    """The numbers of one way, or why there are none."""
     device, positions = inputs[0].device, inputs[0].shape[2]
     try:
         difference = (way(*inputs).double() - expected).abs().max().item()
@@ -78,7 +77,7 @@ def measure(
             before = torch.cuda.memory_allocated(device)
         took = seconds(partial(way, *inputs), device, turns)
     except Exception as error:
-        # Compilers and backends refuse in ways of their own; the next way may do.
+        # Compilers and backends fail with errors of any type; the next way may work.
         return {"refused": str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}
     memory = torch.cuda.max_memory_allocated(device) - before if device.type == "cuda" else None
     operations = 4 * positions**2 * WIDTH
@@ -96,7 +95,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=DTYPES, help="default: bf16, on a CPU fp32")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--turns", type=int, default=10)
-    parser.add_argument("--device", help="default: the best there is")
+    parser.add_argument("--device", help="default: the best available")
     parser.add_argument("-o", "--output", type=Path, help="write the results as JSON")
     options = parser.parse_args()
     device = pick_device(options.device)

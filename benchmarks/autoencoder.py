@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How much of a photograph an autoencoder keeps: PSNR of encode and decode alone, beside bicubic x4.
+"""How well an autoencoder reconstructs photographs: PSNR of encode and decode alone, beside bicubic x4.
 
 The photographs come with the scikit-image package (`pip install '.[bench]'`) and were never seen in training. The
 middle 256x256 of each is used. Prints a table and writes JSON.
@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--preset", default="small", choices=ARCHITECTURES)
     parser.add_argument("-o", "--output", type=Path, help="write the results as JSON")
     options = parser.parse_args()
-    with torch.device("meta"):  # of which the autoencoder alone is filled
+    with torch.device("meta"):  # only the autoencoder gets weights
         model = StableVSR(ARCHITECTURES[options.preset])
     model.load_state_dict(read_part(options.weights, "vae", model), strict=False, assign=True)
     vae = model.vae.float().eval()

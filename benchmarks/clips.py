@@ -1,4 +1,4 @@
-"""Held-out clips with exact flow: photographs in motion, and procedural scenes of another seed than the training's.
+"""Held-out clips with exact flow: photographs in motion, and procedural scenes with a seed not used in training.
 
 The photographs come with the scikit-image package (`pip install '.[bench]'`); nothing here was seen in training.
 """
@@ -28,7 +28,7 @@ PHOTOGRAPHS = (
     "rocket.jpg",
 )
 HELD_OUT_SEED = 1_000_003
-MARGIN = 1.15  # what the camera may see beyond the first frame, before the border is repeated
+MARGIN = 1.15  # how far the camera may see beyond the first frame, before the border is repeated
 
 
 class HeldOutClip(NamedTuple):
@@ -71,7 +71,7 @@ def photograph_clip(index: int, num_frames: int, side: int) -> RenderedClip:
     ground, front = (photograph(PHOTOGRAPHS[i % len(PHOTOGRAPHS)]) for i in (index, index + 1))
 
     def texture(picture: Tensor) -> Texture:
-        # At two pixels to one, the renderer's supersampling meets one pixel each: as sharp as a picture can be.
+        # At a scale of two, each supersample of the renderer hits one pixel: the sharpest possible picture.
         return photograph_texture(picture, min(2.0, min(picture.shape[-2:]) / (MARGIN * side)))
 
     still = Motion(np.zeros(2), np.zeros(2), 0.0, 0.0, 0.0)

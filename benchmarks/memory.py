@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""How much device memory the released size takes, counted without a device: weights, and what each part holds at most.
+"""The device memory that the released size needs, counted without a device: weights, and the peak of each part.
 
-Runs every part on fake CUDA tensors, without storage, and counts the bytes that are alive at a time, uncompiled.
-Attention that fused kernels do counts as its result. What a library needs besides (workspaces of convolutions,
-fragmentation, a CUDA context of some hundred MB) is not in it: `speed.py` measures that on a GPU. Prints a table and
+Runs every part on fake CUDA tensors, without storage, and counts the bytes alive at the same time, uncompiled.
+Attention in fused kernels counts as its result only. What libraries need in addition (workspaces of convolutions,
+fragmentation, a CUDA context of some hundred MB) is not included: `speed.py` measures that on a GPU. Prints a table and
 writes JSON.
 """
 
@@ -31,7 +31,7 @@ from stablevsr.sampling.flow import Padding
 
 
 class Alive(TorchDispatchMode):
-    """Counts the bytes of the storages that operations make, while they live."""
+    """Counts the bytes of the storages that operations allocate, while they are alive."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,14 +52,14 @@ class Alive(TorchDispatchMode):
 
 
 def most(call: Callable[[], object]) -> float:
-    """GB that a call holds at most, beyond what was there before."""
+    """Peak memory of a call in GB, beyond what was allocated before."""
     with torch.no_grad(), Alive() as alive:
         call()
     return alive.most / 1e9
 
 
 def weights(part: torch.nn.Module) -> float:
-    """GB of a part's parameters and buffers."""
+    """Size of a part's parameters and buffers in GB."""
     return sum(tensor.nbytes for tensor in part.state_dict().values()) / 1e9
 
 
@@ -73,7 +73,7 @@ def model_of(dtype: torch.dtype) -> StableVSR:
 
 
 def count(model: StableVSR, width: int, height: int, dtype: torch.dtype) -> dict[str, float]:
-    """GB at one LR size."""
+    """Memory in GB at one LR size."""
 
     def numbers(channels: int, *size: int) -> Tensor:
         return torch.empty(1, channels, *size, dtype=dtype)

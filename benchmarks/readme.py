@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Write the README's tables, between their markers, and its plot from the JSON in benchmarks/results.
 
-The plot needs `pip install '.[bench]'`; `--tables` leaves it out.
+The plot needs `pip install '.[bench]'`; `--tables` skips it.
 """
 
 import argparse
@@ -21,7 +21,7 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def means_table(report: Report, kind: str = "photographs") -> str:
-    """The mean of every metric over the clips of a kind, a line for each way."""
+    """The mean of every metric over the clips of a kind, a row for each variant."""
     mean = {name: row for name, row in report[kind]["mean"].items() if name != "truth"}
     metrics = list(next(iter(mean.values())))
     return table(
@@ -30,7 +30,7 @@ def means_table(report: Report, kind: str = "photographs") -> str:
 
 
 def shares_table(report: Report, kind: str = "photographs") -> str:
-    """On how many clips each way beats bicubic interpolation."""
+    """The share of clips on which each variant beats bicubic interpolation."""
     shares = report[kind]["share of clips better than bicubic"]
     columns = list(next(iter(shares.values())))
     head = ["share of clips on which, against bicubic,", *columns]
@@ -38,7 +38,7 @@ def shares_table(report: Report, kind: str = "photographs") -> str:
 
 
 def speed_table(report: Report) -> str:
-    """Seconds a frame-step and a frame, at every size."""
+    """Seconds per frame-step and per frame, at every size."""
     head = ["LR size", "", "seconds a frame-step", "times as fast", "steps", "seconds a frame", "first call, s", "PSNR"]
     lines = []
     for size, rows in report["sizes"].items():
@@ -50,7 +50,7 @@ def speed_table(report: Report) -> str:
     return table(head, lines)
 
 
-# Name of the marker -> the file it is made of, and how.
+# Name of the marker -> (result file, function that makes the table).
 TABLES: dict[str, tuple[str, Callable[[Report], str]]] = {
     "quality": ("quality_small.json", means_table),
     "shares": ("quality_small.json", shares_table),
@@ -60,7 +60,7 @@ TABLES: dict[str, tuple[str, Callable[[Report], str]]] = {
 
 
 def with_tables(text: str) -> str:
-    """`text` with every marked table made anew; one whose results are missing stays."""
+    """`text` with every marked table regenerated; tables whose results are missing stay."""
 
     def made(match: re.Match) -> str:
         file, make = TABLES[match["name"]]
@@ -97,7 +97,7 @@ def plot_steps(report: Report) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tables", action="store_true", help="leave the plot as it is")
+    parser.add_argument("--tables", action="store_true", help="do not redraw the plot")
     options = parser.parse_args()
     readme = ROOT / "README.md"
     readme.write_text(with_tables(readme.read_text()))

@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
 """How fast the sampler is, against the published loop on the modules of diffusers and torchvision, in one run.
 
-All rows have the same weights, noise and frames and take turns; times are medians over the turns. The cost is linear
-in steps, so that a few are enough:
+All rows use the same weights, noise and frames and take turns; times are medians over the turns. The cost is linear
+in steps, so a few are enough:
 
     seconds a frame  =  steps of a whole run (50, or the preset's)  x  frame-step  +  flows  +  final decode
 
-The columns by part are of a frame-step too, in every row, from one more run in which each part waits for the device;
-so they need not add up to the median.
+The columns by part are also per frame-step, from one more run in which each part waits for the device, so they need
+not add up to the median.
 
-`TFLOP/s` counts the operations of the published algorithm, for all rows: one that does with fewer shows more.
+`TFLOP/s` counts the operations of the published algorithm in all rows: a row that needs fewer shows a higher number.
 Needs `pip install '.[test]'`. Prints tables and writes JSON.
 """
 
@@ -66,7 +66,7 @@ TILE = 64  # LR pixels
 ROWS = [f"{way} {dtype}" for way in WAYS for dtype in ("fp32", "bf16", "fp16")]
 PHASES = ("flow", "denoise", "final decode")
 PARTS = ("UNet", "TCM", "decode", "warp", "schedule")  # of the phase "denoise"
-USUAL_ROWS = {  # what is measured unless asked otherwise
+USUAL_ROWS = {  # measured by default
     "cpu": ["baseline fp32", "ours fp32", "ours compiled fp32", "ours bf16", "balanced fp32", "fast fp32"],
     "cuda": [
         *("baseline fp32", "baseline bf16", "ours fp32", "ours bf16", "ours compiled bf16"),
@@ -76,7 +76,7 @@ USUAL_ROWS = {  # what is measured unless asked otherwise
 
 
 class Stopwatch:
-    """Seconds by name. Parts within a phase are left out unless `detailed`, for on CUDA each waits for the device."""
+    """Seconds by name. Parts within a phase are timed only if `detailed`, because on CUDA each waits for the device."""
 
     def __init__(self, device: torch.device, detailed: bool) -> None:
         self.device, self.names = device, PHASES + PARTS if detailed else PHASES
@@ -128,7 +128,7 @@ class TimedTiny:
 
 
 class TimedVAE:
-    """The VAE, whose time is told apart in the phase "denoise" only: the final decode is a phase of its own."""
+    """The VAE, which is timed as a part in the phase "denoise" only: the final decode is a phase of its own."""
 
     def __init__(self, vae: VAE, watch: Stopwatch) -> None:
         self._vae, self._timed, self.denoising = vae, watch.timed("decode", vae.decode), True
@@ -170,7 +170,7 @@ def run_baseline(loop: ReferenceLoop, context: Tensor, low_res: Tensor, steps: i
 
 @dataclass
 class Row:
-    """One way to do the job, and what was measured."""
+    """One implementation, and its measurements."""
 
     run: Callable[[Tensor, int, Stopwatch], Tensor]
     model: Networks
@@ -219,7 +219,7 @@ def make_row(options: argparse.Namespace, name: str) -> Row:
 
 
 def frames_of_size(width: int, height: int, count: int) -> Tensor:
-    """The demo clip, stretched, and run to and fro until it has `count` frames: (count, 3, h, w) in [-1, 1]."""
+    """The demo clip, resized, and played back and forth up to `count` frames: (count, 3, h, w) in [-1, 1]."""
     with open_reader(ASSETS / "demo.mp4") as clip:
         images = [frame.image for frame in clip]
     to_and_fro = np.resize([*range(len(images)), *range(len(images) - 2, 0, -1)], count)
@@ -235,12 +235,12 @@ def take_turn(row: Row, low_res: Tensor, steps: int, device: torch.device) -> No
         others = torch.cuda.memory_allocated(device) - row.weights(device)
     row.frames = row.run(low_res, steps, watch)
     row.turns.append(dict(watch.seconds))
-    if device.type == "cuda":  # the models of other rows are there, too
+    if device.type == "cuda":  # the models of other rows are on the device too
         row.peak = max(row.peak, torch.cuda.max_memory_allocated(device) - others)
 
 
 class Counter:
-    """In the place of a stopwatch: the operations of the phase "denoise", a multiply-add counted as two."""
+    """Replaces the stopwatch: counts the operations of the phase "denoise", a multiply-add as two."""
 
     def __init__(self) -> None:
         self.operations = 0
@@ -256,7 +256,7 @@ class Counter:
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations a second of a large product of matrices, the median of a few."""
+    """Operations per second of a large matrix product, the median of a few."""
     side, seconds = (8192 if device.type == "cuda" else 1024), []
     a = torch.randn(side, side, device=device, dtype=dtype)
     watch = Stopwatch(device, detailed=False)
@@ -289,14 +289,14 @@ def measure(options: argparse.Namespace, width: int, height: int) -> dict[str, o
 
 
 def by_part(row: Row, frame_steps: int) -> dict[str, float]:
-    """Seconds a frame-step by part, alike for all rows; what no part took is "other"."""
+    """Seconds per frame-step by part, the same parts for all rows; the remainder is "other"."""
     seconds = {part: row.parts.get(part, 0.0) for part in PARTS}
     seconds["other"] = row.parts["denoise"] - sum(seconds.values())
     return {part: total / frame_steps for part, total in seconds.items()}
 
 
 def summary(options: argparse.Namespace, rows: dict[str, Row], operations: int) -> dict[str, object]:
-    """What is written and printed of the rows at one size."""
+    """The results of the rows at one size, to be written and printed."""
     n, frame_steps = options.frames, options.frames * options.steps
     baseline, result = next(iter(rows.values())), {}
     for name, row in rows.items():
@@ -323,7 +323,7 @@ def summary(options: argparse.Namespace, rows: dict[str, Row], operations: int) 
 
 
 def show(size: str, result: dict[str, dict]) -> None:
-    """A table for people."""
+    """Print the results as a table."""
     first = next(iter(result.values()))["seconds a frame-step"]
     parts = (*PARTS, "other")
     print(f"\n{'':22}{'':43}   {'milliseconds a frame-step':^{9 * len(parts)}}")
@@ -353,11 +353,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=("small", "released"), help="default: released on a GPU, small on a CPU")
     parser.add_argument("--sizes", nargs="+", help="of LR frames; default: 320x180 480x270, on a CPU 80x60")
-    parser.add_argument("--rows", nargs="+", choices=ROWS, help="first a baseline, with which the others are compared")
+    parser.add_argument("--rows", nargs="+", choices=ROWS, help="a baseline first; the others are compared with it")
     parser.add_argument("--frames", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=2, help="default: one pass to, one fro")
+    parser.add_argument("--steps", type=int, default=2, help="default: one pass in each direction")
     parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--device", help="default: the best there is")
+    parser.add_argument("--device", help="default: the best available")
     parser.add_argument("-o", "--output", type=Path, help="write the results as JSON")
     options = parser.parse_args()
     options.device = pick_device(options.device)
@@ -376,7 +376,7 @@ def main() -> None:
         width, height = (int(side) for side in size.split("x"))
         report["sizes"][size] = result = measure(options, width, height)
         show(size, result)
-        if options.output:  # behind each size, for a lent machine may be taken back before the next
+        if options.output:  # after each size: a borrowed machine may be gone before the next
             options.output.write_text(json.dumps(report, indent=1) + "\n")
 
 

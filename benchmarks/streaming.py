@@ -1,17 +1,17 @@
 #!/usr/bin/env python3
-"""How fast a stream is, and how long a frame takes from in to out, against the published loops, in one run.
+"""The speed and latency of streaming, against the published loops, in one run.
 
 The baselines are the libraries' modules (diffusers, torchvision) in the published loops of Stream-DiffVSR (four steps)
-and of StableVSR (50 steps to and fro). All rows have the same frames and, but for the autoencoder, the same networks,
-and take turns; times are medians over the turns.
+and of StableVSR (50 steps, both directions). All rows use the same frames and, except for the autoencoder, the same
+networks, and take turns; times are medians over the turns.
 
-    seconds a frame   of a long clip: of a frame that is guided by the one before. For the published streaming loop,
-                      (the whole clip - a clip of one frame) / (frames - 1); for the 50-step loop, as `speed.py` has it
-    latency           from a frame in to the same frame out, for the loops that need the whole clip: of this clip
-    error             largest difference of the pictures, about [-1, 1], to the published streaming loop's
+    seconds a frame   of a long clip, for a frame that is guided by the previous one. For the published streaming loop,
+                      (the whole clip - a clip of one frame) / (frames - 1); for the 50-step loop, as in `speed.py`
+    latency           from a frame in to the same frame out; for loops that need the whole clip, the time of this clip
+    error             largest difference of the pictures, about [-1, 1], from the published streaming loop's
 
-Weights are random: the small model is the bundled architecture, with a temporal tiny autoencoder as wide as its tiny
-decoder in the place of its own.
+Weights are random: the small model is the bundled architecture, with its autoencoder replaced by a temporal
+tiny one as wide as its tiny decoder.
 Needs `pip install '.[test]'`. Prints a table and writes JSON.
 """
 
@@ -58,13 +58,13 @@ Turn = Callable[[Tensor], tuple[float, float, Tensor]]
 
 
 def stream_config(small: ModelConfig) -> ModelConfig:
-    """The bundled architecture as a streaming model, its autoencoder as wide as the bundled tiny decoder."""
+    """The bundled architecture as a streaming model, with an autoencoder as wide as the bundled tiny decoder."""
     vae = TemporalTinyConfig(latent_channels=small.vae.latent_channels, width=small.tiny.width)
     return replace(small, vae=vae, tiny=None, schedule=STREAM_DIFFVSR.schedule)
 
 
 def random_model(config: ModelConfig, device: torch.device, dtype: str) -> StableVSR:
-    """The same random weights whenever it is called."""
+    """A model with random weights, the same in every call."""
     with torch.device("meta"):
         model = StableVSR(config).requires_grad_(False).eval()
     torch.manual_seed(0)
@@ -118,7 +118,7 @@ def to_and_fro(model: StableVSR, steps: int = 2) -> Turn:
 
     def turn(low_res: Tensor) -> tuple[float, float, Tensor]:
         noise, seconds = SeededNoise(0, (model.config.vae.latent_channels, *low_res.shape[2:])), []
-        for count in (steps, 2 * steps):  # the difference is of the steps alone
+        for count in (steps, 2 * steps):  # the difference is the time of the steps only
             start = now(model.device)
             pictures = loop.run(low_res, noise, count, context)
             seconds.append(now(model.device) - start)
@@ -174,10 +174,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=("small", "released"), help="default: released on a GPU, small on a CPU")
     parser.add_argument("--size", help="of LR frames; default: 320x180, on a CPU 80x60")
-    parser.add_argument("--rows", nargs="+", choices=OURS, help="ours; the baselines are always there")
+    parser.add_argument("--rows", nargs="+", choices=OURS, help="ours; the baselines are always measured")
     parser.add_argument("--frames", type=int, default=8)
     parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--device", help="default: the best there is")
+    parser.add_argument("--device", help="default: the best available")
     parser.add_argument("-o", "--output", type=Path, help="write the results as JSON")
     options = parser.parse_args()
     options.device = pick_device(options.device)

@@ -240,7 +240,7 @@ def test_overflow_is_told_at_the_frame_step_that_it_happens_in() -> None:
         return output * torch.inf if calls == 5 else output  # the second frame of the way back
 
     model.unet.register_forward_hook(overflow)
-    with pytest.raises(UserError, match="the numbers of frame 1 overflowed in step 1: use bf16 or fp32"):
+    with pytest.raises(UserError, match="frame 1 overflowed in step 1: use bf16 or fp32"):
         sample_video(model, np.zeros((3, 8, 8, 3), np.uint8), steps=3)
     assert calls == 5
 

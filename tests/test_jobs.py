@@ -109,7 +109,7 @@ def test_what_does_not_fit_on_the_disk_is_made_when_needed(model, clip, tmp_path
     monkeypatch.setattr(plan.shutil, "disk_usage", lambda path: usage)
     assert np.array_equal(run(model, clip, tmp_path / "anew"), expected)
     assert "flows would not fit and are estimated when needed" in caplog.text
-    assert "pictures would not fit, so that the final decode starts over" in caplog.text
+    assert "pictures would not fit, so the final decode starts over" in caplog.text
     usage.free -= 1
     with pytest.raises(UserError, match="for 3 frames, the disk has"):
         run(model, clip, tmp_path / "none")
@@ -265,7 +265,7 @@ def test_a_run_tells_its_time(model: StableVSR, clip: Path, tmp_path: Path, monk
 
 
 def test_another_run_at_the_same_output_is_refused(model: StableVSR, clip: Path, tmp_path: Path) -> None:
-    with open_workspace(tmp_path / "out"), pytest.raises(UserError, match="another run is making"):
+    with open_workspace(tmp_path / "out"), pytest.raises(UserError, match="another run is writing"):
         run(model, clip, tmp_path / "out")
 
 
@@ -402,7 +402,7 @@ def with_unknown_count(init: Callable[..., None]) -> Callable[..., None]:
 
 
 def test_options_that_nobody_knows_are_refused_at_once(model: StableVSR, clip: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="got stepps, which no sampling option is called"):
+    with pytest.raises(UserError, match="got stepps, which is not a sampling option"):
         run(model, clip, tmp_path / "out", stepps=3)
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
@@ -617,7 +617,7 @@ def test_a_folder_of_somebody_else_is_left_alone(model, clip, tmp_path, restart:
     [
         ("job.json", b"{", "job.json is damaged"),
         ("state.safetensors", b"12345678", "state.safetensors is damaged"),
-        ("pictures.raw", b"", "pictures.raw is shorter than it should be"),
+        ("pictures.raw", b"", "pictures.raw is shorter than expected"),
     ],
 )
 def test_a_damaged_workspace_is_told(model, clip, tmp_path, name: str, damage: bytes, words: str) -> None:

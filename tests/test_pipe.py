@@ -296,10 +296,10 @@ def test_ctrl_c_keeps_what_is_done(weights: Path, stream: bytes, tmp_path: Path)
     ("words", "message"),
     [
         (["-", "-", "--mode", "bidirectional", "--steps", "2"], "got mode bidirectional for streaming weights"),
-        (["-", "out.png"], "a pipe gives or takes one video: leave out.png out"),
+        (["-", "out.png"], "got out.png with a pipe, which carries one video only: omit it"),
         (["-", "-", "--json"], "standard output cannot take both the video and what --json prints"),
         (["-", "in.mp4", "-o", "."], "got - among several inputs, but a pipe carries one video"),
-        (["-", "-", "--side-by-side", "pair.mp4"], "a pipe gives or takes one video: leave pair.mp4 out"),
+        (["-", "-", "--side-by-side", "pair.mp4"], "got pair.mp4 with a pipe, which carries one video only: omit it"),
     ],
 )
 def test_what_pipes_do_not_do(weights: Path, stream: bytes, words: list[str], message: str, tmp_path: Path) -> None:

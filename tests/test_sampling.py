@@ -238,7 +238,9 @@ def test_unguided_steps_cost_no_decode(tiny_model: StableVSR, monkeypatch: pytes
 
 def test_a_tiny_decoder_must_be_there() -> None:
     model = random_model(replace(TINY, tiny=None))
-    with pytest.raises(UserError, match=r"hold no tiny decoder, which temporal\.tiny needs: convert with --tiny"):
+    with pytest.raises(
+        UserError, match=r"got temporal\.tiny, but these weights hold no tiny decoder: convert with --tiny"
+    ):
         sample_video(model, clip(2, 4, 4), steps=1, temporal=TemporalGuidance(tiny=True))
 
 
@@ -321,7 +323,7 @@ def test_injected_noise_replaces_the_seed(tiny_model: StableVSR) -> None:
 
 
 def test_noise_of_the_wrong_shape_is_refused(tiny_model: StableVSR) -> None:
-    with pytest.raises(UserError, match=r"gave shape \(4, 3, 5\) for frame 0, expected \(4, 6, 7\)"):
+    with pytest.raises(UserError, match=r"noise of shape \(4, 3, 5\) for frame 0, expected \(4, 6, 7\)"):
         sample_video(tiny_model, clip(1, 6, 7), steps=1, noise=SeededNoise(0, SHAPE))
 
 
@@ -422,14 +424,14 @@ def test_noise_sources_may_give_numpy_arrays_and_must_give_the_right_shape(tiny_
     frames = clip(2, 6, 7)
     result = sample_video(tiny_model, frames, steps=2, noise=Numpy(0, (4, 6, 7)))
     assert np.array_equal(result, sample_video(tiny_model, frames, steps=2))
-    with pytest.raises(UserError, match=r"gave shape \(4, 1, 1\) for step 0 of frame 0"):
+    with pytest.raises(UserError, match=r"noise of shape \(4, 1, 1\) for step 0 of frame 0"):
         sample_video(tiny_model, frames, steps=2, noise=Flat(0, (4, 6, 7)))
 
 
 def test_numbers_that_overflow_are_an_error_not_a_black_frame() -> None:
     model = random_model()
     model.vae.decoder.conv_out.weight.fill_(torch.inf)
-    with pytest.raises(UserError, match="not finite"):
+    with pytest.raises(UserError, match="a decoded frame overflowed"):
         sample_video(model, clip(1, 4, 4), steps=1)
 
 

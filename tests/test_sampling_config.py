@@ -24,7 +24,7 @@ from stablevsr.sampling.schedule import timesteps
         ({"spacing": "even"}, "got spacing 'even', expected one of leading, trailing, linspace"),
         ({"sampler": "euler"}, "got sampler 'euler', expected one of ddpm, ddim, dpm"),
         ({"sampler": "ddim", "eta": 2.0}, "got eta 2.0, expected 0 to 1"),
-        ({"eta": 0.5}, "got eta 0.5 with sampler ddpm, which has none: use sampler ddim"),
+        ({"eta": 0.5}, "got eta 0.5 with sampler ddpm, which takes none: use sampler ddim"),
         ({"seed": -1}, "got seed -1, expected 0 to"),
         ({"cfg_scale": float("nan")}, "cfg_scale is nan, expected a finite number"),
         ({"tcm_scale": float("inf")}, "tcm_scale is inf, expected a finite number"),
@@ -42,9 +42,9 @@ from stablevsr.sampling.schedule import timesteps
         ({"temporal.every": 0}, "got temporal.every 0, expected 1 or more"),
         ({"temporal.first_step": -1}, "got temporal.first_step -1"),
         ({"temporal": 3}, "temporal is 3, expected TemporalGuidance"),
-        ({"stepz": 3}, "got stepz, which no sampling option is called: expected some of mode, steps, spacing, sampler"),
-        ({"temporal.evry": 3}, "got temporal.evry, which no .* expected some of temporal.every"),
-        ({"steps.x": 3}, "got steps.x, which no sampling option"),
+        ({"stepz": 3}, "got stepz, which is not a sampling option: expected one of mode, steps, spacing, sampler"),
+        ({"temporal.evry": 3}, "got temporal.evry, which is not .* expected one of temporal.every"),
+        ({"steps.x": 3}, "got steps.x, which is not a sampling option"),
     ],
 )
 def test_fields_that_make_no_sense_are_refused_by_name(fields: dict, message: str) -> None:
@@ -58,7 +58,11 @@ def test_fields_that_make_no_sense_are_refused_by_name(fields: dict, message: st
         ({"steps": 1001}, None, "got 1001 steps, expected 1 to 1000"),
         ({"prompt": "a cat"}, None, "got the prompt 'a cat', but these weights hold no text encoder"),
         ({"cfg_scale": 2.0, "negative_prompt": "x"}, None, "got the negative_prompt 'x', but these weights"),
-        ({"temporal.tiny": True}, None, "no tiny decoder, which temporal.tiny needs: convert with --tiny"),
+        (
+            {"temporal.tiny": True},
+            None,
+            "got temporal.tiny, but these weights hold no tiny decoder: convert with --tiny",
+        ),
         ({"noise_level": 20}, None, "got noise_level 20, but these weights have no noise levels"),
         ({}, 2, "hold no flow network, which a clip of several frames needs: convert with --flow"),
         ({}, 0, "got no frame"),
@@ -73,17 +77,17 @@ def test_fields_are_checked_against_weights_and_clip(fields: dict, num_frames: i
 @pytest.mark.parametrize(
     ("config", "fields", "message"),
     [
-        (TINY_STREAM, {}, "got mode bidirectional for streaming weights, which learned .* use preset streaming"),
+        (TINY_STREAM, {}, "got mode bidirectional for streaming weights, which were trained .* use preset streaming"),
         (
             TINY_STREAM,
             {"mode": "streaming", "tile": 64},
-            "got tile 64, but streaming weights decode a frame",
+            "got tile 64, but streaming weights decode whole frames",
         ),
         (dataclasses.replace(TINY, flow=None), {"mode": "streaming"}, "no flow network, which a stream needs: convert"),
         (
             with_noise_levels(TINY),
             {"mode": "streaming"},
-            r"noise the LR frame \(stock SD x4\), which",
+            r"add noise to the LR frames \(stock SD x4\), which",
         ),
     ],
 )
@@ -97,8 +101,8 @@ def test_what_streams_and_what_does_not(config: ModelConfig, fields: dict, messa
 @pytest.mark.parametrize(
     ("config", "fields", "notice"),
     [
-        (TINY, {"steps": 5}, "5 steps begin at timestep 801, where 14% of the picture should still be there"),
-        (TINY, {"steps": 1}, "1 steps begin at timestep 1, where 100% of the picture"),
+        (TINY, {"steps": 5}, "5 steps start at timestep 801, where 14% of the picture should remain"),
+        (TINY, {"steps": 1}, "1 steps start at timestep 1, where 100% of the picture"),
         (TINY, {"steps": 5, "spacing": "trailing"}, None),
         (TINY, {}, None),
         (TINY, {"cfg_scale": 0.5}, "cfg_scale 0.5 means no classifier-free guidance"),
@@ -157,7 +161,7 @@ def test_every_field_is_flat_and_has_help() -> None:
 
 
 def test_a_number_is_no_config(tiny_model: StableVSR) -> None:
-    with pytest.raises(UserError, match="got config 50, expected a SamplingConfig: give single options by name"):
+    with pytest.raises(UserError, match="got config 50, expected a SamplingConfig: pass single options by name"):
         sample_video(tiny_model, np.zeros((1, 4, 4, 3), np.uint8), 50)
 
 

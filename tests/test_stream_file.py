@@ -220,9 +220,9 @@ def test_files_that_the_disk_has_lost_are_made_again(model: StableVSR, clip: Pat
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"seed": 1}, "was begun with another seed"),
-        ({"encoding": Encoding("h264")}, "was begun with another encoding"),
-        ({"side_by_side": Path("pair.mkv")}, "was begun with another side by side"),
+        ({"seed": 1}, "was started with another seed"),
+        ({"encoding": Encoding("h264")}, "was started with another encoding"),
+        ({"side_by_side": Path("pair.mkv")}, "was started with another side by side"),
     ],
 )
 def test_an_unfinished_run_of_other_settings_is_refused(
@@ -318,7 +318,7 @@ def test_what_is_told(model, clip, tmp_path, caplog) -> None:
     with pytest.raises(Stopped):
         run(model, clip, tmp_path / "out", progress=lambda progress: progress.done < 5)
     run(model, clip, tmp_path / "out")
-    assert "11 frames; on disk meanwhile: up to 9.22 kB" in caplog.text
+    assert "11 frames; temporary disk space: up to 9.22 kB" in caplog.text
     assert "continuing: 5 frames are done" in caplog.text
     assert "distilled for 4 steps, not 2" in caplog.text
 

@@ -113,8 +113,11 @@ def test_bad_options_are_refused_before_the_first_frame(model: StableVSR) -> Non
 @pytest.mark.parametrize(
     ("frame", "message"),
     [
-        (clip(1, 6, 7)[0], r"frame 1 is 7x6 uint8 \(numpy\), the first one 5x6 uint8 \(numpy\): a stream keeps size"),
-        (torch.zeros(3, 6, 5), r"frame 1 is 5x6 float32 \(torch on cpu\), the first one 5x6 uint8"),
+        (
+            clip(1, 6, 7)[0],
+            r"got 7x6 uint8 \(numpy\) for frame 1, expected 5x6 uint8 \(numpy\) as before: a stream keeps size",
+        ),
+        (torch.zeros(3, 6, 5), r"got 5x6 float32 \(torch on cpu\) for frame 1, expected 5x6 uint8"),
         (clip(1), r"got shape \(1, 6, 5, 3\) for frame 1, expected \(h, w, 3\) uint8 or \(3, h, w\) float"),
         ("picture", "got str for frame 1, expected"),
         (np.full((6, 5, 3), np.nan), "got frames"),

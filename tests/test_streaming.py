@@ -349,12 +349,12 @@ def test_no_frames_no_pictures() -> None:
 def test_a_change_of_size_is_refused() -> None:
     frames = run([*clip(2), clip(1, 4, 2)[0]], noise=SeededNoise(3, (4, 3, 2)))
     next(frames), next(frames)
-    with pytest.raises(UserError, match="frame 2 is 2x4, the frames before it 2x3: a stream keeps one size"):
+    with pytest.raises(UserError, match="got size 2x4 for frame 2, expected 2x3 as before: a stream keeps one size"):
         next(frames)
 
 
 def test_noise_of_the_wrong_shape_is_refused() -> None:
-    with pytest.raises(UserError, match=r"gave shape \(4, 9, 9\) for frame 0, expected \(4, 3, 2\)"):
+    with pytest.raises(UserError, match=r"noise of shape \(4, 9, 9\) for frame 0, expected \(4, 3, 2\)"):
         next(run(clip(1), noise=SeededNoise(3, (4, 9, 9))))
 
 
@@ -367,7 +367,7 @@ def test_numbers_that_overflow_stop_the_stream(value: float) -> None:
             return super().decode(latent.tanh().nan_to_num(), condition)
 
     networks = Saturated(predict=lambda x, low_res, step, embedding: x + value)
-    with pytest.raises(UserError, match="the numbers of frame 0 overflowed: use bf16 or fp32"):
+    with pytest.raises(UserError, match="frame 0 overflowed: use bf16 or fp32"):
         next(run(clip(1), networks))
 
 

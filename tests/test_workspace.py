@@ -58,7 +58,7 @@ def test_a_workspace_of_another_version_says_how_to_get_out(output: Path, change
     job = workspace_path(output) / "job.json"
     theirs = {name: value for name, value in (json.loads(job.read_text()) | change).items() if value is not None}
     job.write_text(json.dumps(theirs))
-    with pytest.raises(UserError, match=r"begun by another version of stablevsr \(0.*start again with --restart"):
+    with pytest.raises(UserError, match=r"started by another version of stablevsr \(0.*start again with --restart"):
         begin(output, {**ours, "more": 1})
     begin(output, ours, restart=True)
 
@@ -67,7 +67,7 @@ def test_a_workspace_of_another_version_says_how_to_get_out(output: Path, change
 def test_a_damaged_note_is_told(output: Path, content: str) -> None:
     begin(output, {})
     (workspace_path(output) / "job.json").write_text(content)
-    with pytest.raises(UserError, match=r"job.json is damaged; start again with --restart"):
+    with pytest.raises(UserError, match=r"job.json is damaged: start again with --restart"):
         begin(output, {})
     begin(output, {}, restart=True)
 
@@ -166,7 +166,7 @@ def test_errors_of_the_disk_name_the_file_and_the_cause(tmp_path, monkeypatch, m
     monkeypatch.setattr(ArrayFile, "_put", fail)
     monkeypatch.setattr(ArrayFile, "_get", fail)
     monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(UserError, match=rf"latents.raw, part of .*\({os.strerror(code)}\); {advice}"):
+    with pytest.raises(UserError, match=rf"latents.raw, part of .*\({os.strerror(code)}\): {advice}"):
         getattr(array, method)(*{"write": (0, torch.zeros(2)), "read": (0,), "sync": ()}[method])
 
 

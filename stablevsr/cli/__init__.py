@@ -1,4 +1,4 @@
-"""The `stablevsr` command: options in, sentences out. The work is done elsewhere, and imported when it begins."""
+"""The `stablevsr` command: parses options and reports errors. Each command's module is imported only when it runs."""
 
 import argparse
 import importlib
@@ -35,9 +35,9 @@ def told_in_a_sentence(run: Callable[[argparse.Namespace], int], options: argpar
         with stopped_by_signal():
             return run(options)
     except KeyboardInterrupt:
-        log.error("interrupted; nothing unfinished is left under the output's name")
+        log.error("interrupted; no incomplete output is left")
         return INTERRUPTED
-    except BrokenPipeError:  # of `| head`, which has read enough: nobody is left to be told
+    except BrokenPipeError:  # the reader has exited, as `| head` does: nobody is left to report to
         close_streams()
         return FAILED
     except UserError as error:
@@ -46,5 +46,5 @@ def told_in_a_sentence(run: Callable[[argparse.Namespace], int], options: argpar
     except Exception as error:
         if options.debug:
             raise
-        log.error("failed: %s: %s (--debug shows where)", type(error).__name__, error)
+        log.error("failed: %s: %s (--debug shows the traceback)", type(error).__name__, error)
         return FAILED

@@ -29,7 +29,7 @@ def run(options: argparse.Namespace) -> int:
         allow_truncated=options.allow_truncated,
         allow_hdr=options.allow_hdr,
     )
-    # The delay: no empty bar above a sentence about bad input.
+    # The delay avoids an empty bar above an error about bad input.
     with tqdm(unit="frame", delay=0.1, disable=not shows_progress()) as bar:
 
         def progress(done: int, total: int) -> None:

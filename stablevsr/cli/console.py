@@ -1,4 +1,4 @@
-"""What the command says and hears: messages, progress bars, signals."""
+"""The command's terminal: messages, progress bars, signals."""
 
 import logging
 import os
@@ -22,7 +22,7 @@ UNITS = {"flow": "pair", "denoise": "frame-step"}  # of the phases that do not c
 
 
 class _Handler(logging.Handler):
-    """Each message as a line on stderr, beside whatever a pipe carries; above a progress bar, where there is one."""
+    """Writes each message as a line on stderr, above the progress bar if there is one; stdout is left to pipes."""
 
     bar: "tqdm | None" = None
 
@@ -30,7 +30,7 @@ class _Handler(logging.Handler):
         note = "note: " if record.levelno == logging.WARNING else ""
         if _Handler.bar is not None:
             _Handler.bar.clear()
-        # A name that is no valid text, as file systems allow, is shown with escapes.
+        # File names need not be valid text: those are shown with escapes.
         text = f"stablevsr: {note}{record.getMessage()}".encode(sys.stderr.encoding or "utf-8", "backslashreplace")
         print(text.decode(sys.stderr.encoding or "utf-8"), file=sys.stderr, flush=True)
 
@@ -54,12 +54,12 @@ def log_to_stderr(quiet: int) -> Iterator[None]:
 
 
 def shows_progress() -> bool:
-    """Whether progress bars are wanted."""
+    """Whether progress bars are shown."""
     return logging.getLogger("stablevsr").isEnabledFor(logging.INFO)
 
 
 class ProgressBars:
-    """One bar for each phase of a run, with the time that is left."""
+    """A bar for each phase of a run, with the time remaining."""
 
     def __init__(self) -> None:
         self._phase: str | None = None
@@ -81,7 +81,7 @@ class ProgressBars:
         if progress.phase != self._phase:
             self.__exit__()
             self._phase = progress.phase
-            before = progress.done - 1  # more than 0 where an unfinished run continues
+            before = progress.done - 1  # above 0 when an unfinished run is continued
             self._bar = tqdm(
                 total=progress.total, initial=before, desc=progress.phase, unit=UNITS.get(progress.phase, "frame")
             )
@@ -92,7 +92,7 @@ class ProgressBars:
 
 
 def leaving_when_interrupted() -> AbstractContextManager[None]:
-    """End the process at Ctrl-C with one line: for imports, where an exception could be taken for a module's error."""
+    """Exit at Ctrl-C with one line; for imports, where an exception could be mistaken for a module's error."""
 
     def leave(number: int, frame: FrameType | None) -> NoReturn:
         os.write(sys.stderr.fileno(), b"stablevsr: interrupted\n")
@@ -112,7 +112,7 @@ def stopped_by_signal() -> AbstractContextManager[None]:
 
 @contextmanager
 def _handling(number: int, handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():  # only there signals may be handled
+    if threading.current_thread() is not threading.main_thread():  # signals can be handled only there
         yield
         return
     before = signal.signal(number, handler)
@@ -123,18 +123,18 @@ def _handling(number: int, handler: Callable[[int, FrameType | None], object]) -
 
 
 def close_streams() -> None:
-    """Write to nowhere from here on, so that Python does not fail once more when it flushes at the end."""
+    """Redirect broken streams to the null device, so that Python does not fail again when it flushes at exit."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
         except BrokenPipeError:
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, stream.fileno())
-            os.close(nowhere)
+            devnull = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(devnull, stream.fileno())
+            os.close(devnull)
 
 
 def require_folder_of(path: "os.PathLike[str]") -> None:
-    """`UserError` unless the folder that `path` is to be written into is there."""
+    """`UserError` unless the folder to write `path` in exists."""
     folder = os.path.dirname(os.path.abspath(path))
     if not os.path.isdir(folder):
         raise UserError(f"{path} cannot be written because {folder} is not a folder: create it first")

@@ -26,9 +26,9 @@ def run(options: argparse.Namespace) -> int:
 def _convert(options: argparse.Namespace) -> None:
     output: Path | None = options.output
     if output is None:
-        raise UserError("got no file to write: give it with -o FILE")
+        raise UserError("got no output file: pass one with -o FILE")
     if output.exists() and not options.force:
-        raise UserError(f"{output} exists already: give another name, or --force to overwrite it")
+        raise UserError(f"{output} exists already: choose another name, or pass --force to overwrite it")
     require_folder_of(output)
     if options.stablevsr and options.tcm is None and not (options.stablevsr / "controlnet").is_dir():
         raise UserError(f"{options.stablevsr} has no controlnet folder: for a stock SD x4 upscaler use --base")

@@ -1,4 +1,4 @@
-"""What the `stablevsr` command takes. Imports no PyTorch, so that --help is quick."""
+"""The arguments of the `stablevsr` command. Imports no PyTorch, so that --help is fast."""
 
 import argparse
 import dataclasses
@@ -40,7 +40,7 @@ def for_every_command() -> argparse.ArgumentParser:
     """The arguments that all commands share."""
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--debug", action="store_true", help="show the traceback of an unexpected error")
-    shared.add_argument("-v", "--verbose", action="store_const", const=1, default=0, help="say more")
+    shared.add_argument("-v", "--verbose", action="store_const", const=1, default=0, help="show more messages")
     shared.add_argument("-q", "--quiet", action="count", default=0, help="no progress (-qq: errors only)")
     return shared
 
@@ -48,7 +48,7 @@ def for_every_command() -> argparse.ArgumentParser:
 def for_commands_that_compute() -> argparse.ArgumentParser:
     """The arguments of commands that run networks."""
     shared = argparse.ArgumentParser(add_help=False, parents=[for_every_command()])
-    shared.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best there is)")
+    shared.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best available)")
     return shared
 
 
@@ -56,9 +56,9 @@ def for_clips_that_are_read() -> argparse.ArgumentParser:
     """The arguments of commands that read videos."""
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument(
-        "--allow-truncated", action="store_true", help="take a video that is cut short for as long as it lasts"
+        "--allow-truncated", action="store_true", help="accept a video that is cut short, as far as it goes"
     )
-    shared.add_argument("--allow-hdr", action="store_true", help="take HDR video, though its colors will look flat")
+    shared.add_argument("--allow-hdr", action="store_true", help="accept HDR video; its colors will look flat")
     return shared
 
 
@@ -66,8 +66,8 @@ def add_train(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     command = commands.add_parser(
         "train",
         parents=[for_commands_that_compute()],
-        help="train one part of a model by a recipe",
-        description="Train one part of a model by a recipe. A run that was stopped goes on from its checkpoint.",
+        help="train one part of a model from a recipe",
+        description="Train one part of a model from a recipe. A stopped run continues from its checkpoint.",
     )
     command.add_argument("recipe", type=Path, metavar="RECIPE", help="a TOML file, see recipes/")
 
@@ -78,19 +78,23 @@ def add_evaluate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         parents=[for_clips_that_are_read(), for_commands_that_compute()],
         help="measure results against the ground truth",
         description="Measure results against the ground truth: PSNR, SSIM, tOF, and HaarPSI, GMSD, LPIPS, DISTS, tLP "
-        "where their packages (the extra `metrics`) and weights are there. Nothing is fetched.",
+        "if their packages (the extra `metrics`) and weights are installed. Nothing is downloaded.",
     )
     command.add_argument("result", type=Path, metavar="SR", help="a clip, or a folder of clips")
-    command.add_argument("truth", type=Path, metavar="GT", help="the true clip, or a folder of clips of the same names")
-    command.add_argument("--weights", type=Path, metavar="FILE", help="whose flow network tOF uses (default: bundled)")
+    command.add_argument(
+        "truth", type=Path, metavar="GT", help="the ground truth, or a folder of clips of the same names"
+    )
+    command.add_argument(
+        "--weights", type=Path, metavar="FILE", help="weights with the flow network for tOF (default: bundled)"
+    )
     command.add_argument(
         "--weights-dir",
         type=Path,
         metavar="DIR",
-        help="where backbones lie, as DIR/checkpoints/FILE (default: torch's cache)",
+        help="folder of the backbones, as DIR/checkpoints/FILE (default: torch's cache)",
     )
-    command.add_argument("--csv", type=Path, metavar="FILE", help="write a line for every frame")
-    command.add_argument("--json", type=Path, metavar="FILE", help="write everything")
+    command.add_argument("--csv", type=Path, metavar="FILE", help="write the metrics of every frame")
+    command.add_argument("--json", type=Path, metavar="FILE", help="write all results")
 
 
 def add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -101,10 +105,10 @@ def add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         description="Put results, and LR enlarged by bicubic interpolation, side by side on one HTML page that needs "
         "no network: a slider over the video, crops, temporal profile, flow and warping errors, and with --gt metrics.",
     )
-    command.add_argument("low_res", type=Path, metavar="LR", help="what was upscaled")
+    command.add_argument("low_res", type=Path, metavar="LR", help="the clip that was upscaled")
     command.add_argument("results", type=Path, nargs="+", metavar="RESULT", help="clips four times as large")
     command.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the page, ending in .html")
-    command.add_argument("--gt", type=Path, metavar="GT", help="the true clip; with it, metrics are measured")
+    command.add_argument("--gt", type=Path, metavar="GT", help="the ground truth; adds metrics to the page")
     command.add_argument(
         "--frames",
         type=frame_range,
@@ -140,7 +144,9 @@ def add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         help="measure at most N frames, evenly chosen; 0: none (default: %(default)s)",
     )
     command.add_argument("--crf", type=int, default=16, help="quality of the video: 0 is best (default: %(default)s)")
-    command.add_argument("--weights", type=Path, metavar="FILE", help="whose flow network is used (default: bundled)")
+    command.add_argument(
+        "--weights", type=Path, metavar="FILE", help="weights with the flow network (default: bundled)"
+    )
     command.add_argument("--force", action="store_true", help="replace the page if it exists")
 
 
@@ -148,26 +154,26 @@ def add_upscale(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     command = commands.add_parser(
         "upscale",
         parents=[for_clips_that_are_read(), for_commands_that_compute()],
-        help="make a video or a folder of images four times as large",
-        description="Make a video or a folder of images four times as large. Frame times and audio come through.",
+        help="upscale a video or a folder of images four times",
+        description="Upscale a video or a folder of images four times. Frame times and audio are kept.",
     )
     command.add_argument(
         "paths",
         type=Path,
         nargs="+",
         metavar="PATH",
-        help="IN OUT: what to read (a video, a folder of images, one image) and what to write; or with -o, "
-        "inputs only; - is a pipe of yuv4mpegpipe, for --mode streaming",
+        help="IN OUT: the input (a video, a folder of images, one image) and the output; with -o, inputs only; "
+        "- is a pipe of yuv4mpegpipe, for --mode streaming",
     )
     command.add_argument("-o", "--output", type=Path, metavar="OUT", help="the output; for several inputs a folder")
     command.add_argument(
         "--frames", type=frame_range, default=(0, None), metavar="A:B", help="only frames A to B - 1, counted from 0"
     )
     command.add_argument("--weights", type=Path, metavar="FILE", help="a weights file (default: the bundled one)")
-    command.add_argument("--dtype", choices=DTYPE_NAMES, help="of the networks (default: fp32)")
+    command.add_argument("--dtype", choices=DTYPE_NAMES, help="precision of the networks (default: fp32)")
     command.add_argument("--compile", action="store_true", help="compile the networks: faster after a slow start")
     command.add_argument(
-        "--offload", action="store_true", help="keep on the GPU only the network at work: less memory, slower"
+        "--offload", action="store_true", help="keep only the active network on the GPU: less memory, slower"
     )
     command.add_argument(
         "--side-by-side",
@@ -175,14 +181,14 @@ def add_upscale(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         metavar="FILE",
         help="a second output: bicubic interpolation left, the result right",
     )
-    command.add_argument("--codec", choices=CODECS, help="of a video (default: vp9 for .webm, else h264)")
-    command.add_argument("--crf", type=int, help="quality of a video: 0 is best (default: hardly any loss)")
+    command.add_argument("--codec", choices=CODECS, help="video codec (default: vp9 for .webm, else h264)")
+    command.add_argument("--crf", type=int, help="video quality: 0 is best (default: nearly lossless)")
     command.add_argument("--force", action="store_true", help="replace the output if it exists")
-    command.add_argument("--restart", action="store_true", help="start again, even if an unfinished run could continue")
+    command.add_argument("--restart", action="store_true", help="start again instead of continuing an unfinished run")
     command.add_argument(
-        "--keep-workspace", action="store_true", help="leave OUT.unfinished, the folder of the run, where it is"
+        "--keep-workspace", action="store_true", help="do not delete OUT.unfinished, the folder of the run"
     )
-    command.add_argument("--json", action="store_true", help="print what was done to standard output, as JSON")
+    command.add_argument("--json", action="store_true", help="print a summary to standard output, as JSON")
     add_sampling(command)
 
 
@@ -196,8 +202,8 @@ def add_sampling(command: argparse.ArgumentParser) -> None:
         "--preset",
         choices=PRESETS,
         help="exact: 50 steps, as published; balanced: 20; fast: 10, guided by the tiny decoder, with flow at half "
-        "size; streaming: 4 steps a frame, the past only, for streaming weights (default: what the weights were made "
-        "for)",
+        "size; streaming: 4 steps per frame, past frames only, for streaming weights (default: what the weights were "
+        "made for)",
     )
     for name, field, hint in sampling_fields():
         text, choices = field.metadata["help"], field.metadata.get("choices")
@@ -232,14 +238,14 @@ def sampling_values(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def reader_of(hint: Any) -> "type | typing.Callable[[str], Any]":
-    """What turns the text of an option into a value of a type."""
+    """The function that parses the text of an option of this type."""
     kinds = [kind for kind in (typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,))]
     kinds = [kind for kind in kinds if kind is not types.NoneType]
     if len(kinds) == 1:
         return kinds[0]
 
     def read(text: str) -> Any:
-        """A number, or numbers with commas between, where the field takes them; else the word."""
+        """A number, or numbers separated by commas, if the field takes them; else the text."""
         parts = text.split(",")
         if not all(part.lstrip("-").isdecimal() for part in parts):
             return text
@@ -272,10 +278,12 @@ def add_convert(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     command.add_argument("-o", "--output", type=Path, metavar="FILE", help="the weights file to write")
     command.add_argument("--flow", type=Path, metavar="FILE", help="RAFT weights: torchvision's or princeton-vl's .pth")
     command.add_argument("--tcm", type=Path, metavar="DIR", help="a controlnet folder to take the TCM from")
-    command.add_argument("--tiny", type=Path, metavar="DIR", help="taesd-x4-upscaler's folder, to decode for guidance")
+    command.add_argument(
+        "--tiny", type=Path, metavar="DIR", help="the taesd-x4-upscaler folder, to decode guidance frames"
+    )
     command.add_argument("--tokenizer", type=Path, metavar="DIR", help="vocabulary for a base that has none (LDM)")
-    command.add_argument("--variant", help="which files of a folder to take, like fp16 (default: full precision)")
-    command.add_argument("--dtype", choices=DTYPE_NAMES, help="of the tensors written (default: as they are)")
+    command.add_argument("--variant", help="variant of the files in a folder, such as fp16 (default: full precision)")
+    command.add_argument("--dtype", choices=DTYPE_NAMES, help="of the tensors written (default: unchanged)")
     command.add_argument("--with-text", action="store_true", help="keep text encoder and vocabulary, for prompts")
     command.add_argument("--force", action="store_true", help="overwrite the output file")
 
@@ -284,7 +292,7 @@ def add_inspect(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     command = commands.add_parser(
         "inspect",
         parents=[for_every_command()],
-        help="say what is in a weights file",
+        help="show what is in a weights file",
         description="Print the parts of a weights file, their parameter counts, dtypes and provenance, and the "
         "sampling options that the weights were made for.",
     )
@@ -292,7 +300,7 @@ def add_inspect(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 
 
 def frame_range(text: str) -> tuple[int, int | None]:
-    """What --frames takes: "10:20", "10:" or ":20"."""
+    """Parse --frames: "10:20", "10:" or ":20"."""
     first, colon, last = text.partition(":")
     if not colon or not all(part.isdigit() for part in (first, last) if part):
         raise argparse.ArgumentTypeError(f"got {text!r}, expected A:B, as in 0:100")
@@ -300,14 +308,14 @@ def frame_range(text: str) -> tuple[int, int | None]:
 
 
 def frame_list(text: str) -> tuple[int, ...]:
-    """What --flow-frames takes: "3,10"."""
+    """Parse --flow-frames: "3,10"."""
     if not all(part.isdecimal() for part in text.split(",")):
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected numbers of frames, as in 3,10")
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected frame numbers, as in 3,10")
     return tuple(dict.fromkeys(map(int, text.split(","))))
 
 
 def crop_place(text: str) -> tuple[int, int, int, int | None]:
-    """What --crop takes: "100,60,64" or "100,60,64@12"."""
+    """Parse --crop: "100,60,64" or "100,60,64@12"."""
     place, at, frame = text.partition("@")
     numbers = place.split(",")
     if len(numbers) != 3 or not all(part.isdecimal() for part in (*numbers, *([frame] if at else []))):

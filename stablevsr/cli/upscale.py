@@ -1,4 +1,4 @@
-"""The command `upscale`: inputs and outputs are looked at before the weights are loaded, once for all inputs."""
+"""The command `upscale`: checks inputs and outputs before it loads the weights, which it does once for all inputs."""
 
 import argparse
 import json
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Task:
-    """One clip to upscale, and what became of it."""
+    """One clip to upscale, and its result."""
 
     input: Path
     output: Path
@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
                     check_output(path, task.input, options.force)
             with open_clip(task.input, options) as clip:
                 if model is None:
-                    fatal = True  # what is wrong with the weights or the device is wrong for all inputs
+                    fatal = True  # errors of the weights or the device concern all inputs
                     model = load(options)
                     fatal = len(tasks) == 1 or options.debug
                 done.append(upscale_one(model, clip, task, config, options))
@@ -65,7 +65,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def find_tasks(options: argparse.Namespace) -> list[Task]:
-    """What the paths on the command line mean."""
+    """The clips and outputs that the command line names."""
     paths, output = options.paths, options.output
     if output is None:
         if len(paths) != 2:
@@ -75,27 +75,29 @@ def find_tasks(options: argparse.Namespace) -> list[Task]:
         tasks = [Task(paths[0], output)]
     else:
         if not output.is_dir():
-            raise UserError(f"{output} is not a folder, which several inputs need: create it first")
+            raise UserError(f"got several inputs, but {output} is not a folder: create it first")
         tasks = [Task(path, output_for(path, output)) for path in paths]
         names = [task.output.name for task in tasks]
         twice = [name for name in names if names.count(name) > 1]
         if twice:
-            raise UserError(f"two inputs would both become {output / twice[0]}: rename one, or upscale it by itself")
+            raise UserError(
+                f"two inputs would both be written to {output / twice[0]}: rename one, or upscale it on its own"
+            )
     if PIPE in [path for task in tasks for path in vars(task).values()]:
         if len(tasks) > 1:
-            raise UserError("got - among several inputs, but a pipe carries one video")
+            raise UserError("got - among several inputs, but a pipe carries one video only: upscale it on its own")
         if options.json and tasks[0].output == PIPE:
-            raise UserError("standard output cannot take both the video and what --json prints: leave one out")
+            raise UserError("standard output cannot take both the video and what --json prints: omit one")
     pair = options.side_by_side
     if pair and len(tasks) > 1:
-        raise UserError("--side-by-side is for one input, got several")
+        raise UserError("got --side-by-side with several inputs, expected one: omit it, or upscale one at a time")
     if pair and pair.resolve() == tasks[0].output.resolve():
-        raise UserError(f"{pair} is named twice: give --side-by-side a file of its own")
+        raise UserError(f"{pair} is named twice: choose another file for --side-by-side")
     return tasks
 
 
 def sampling_config(options: argparse.Namespace) -> SamplingConfig:
-    """How to sample: preset or the weights' own, and the options; checked by what the weights file says of itself."""
+    """The preset or the weights' own config, overridden by the options; checked against the weights file's header."""
     header = read_header(options.weights or bundled_weights())
     config = (PRESETS[options.preset] if options.preset else header.sampling).with_fields(sampling_values(options))
     config.check(header.config)
@@ -113,7 +115,7 @@ def open_clip(path: Path, options: argparse.Namespace) -> Iterator[Reader]:
 
 
 def load(options: argparse.Namespace) -> Model:
-    """The model that the options ask for; logs what its weights say of themselves."""
+    """Load the model according to the options; logs the notes in its weights file."""
     model = build_model(options.weights, options.device, options.dtype, options.compile, options.offload)
     for notice in untrained_parts(model.provenance):
         log.warning("%s", notice)
@@ -121,14 +123,14 @@ def load(options: argparse.Namespace) -> Model:
 
 
 def untrained_parts(provenance: dict[str, str]) -> list[str]:
-    """What the weights say of themselves that the user should know before waiting for pictures."""
+    """Notes about a weights file that the user should see first: its own note, or else its untrained parts."""
     if "note" in provenance:
         return [provenance["note"]]
     return [f"{part} is {origin}" for part, origin in provenance.items() if origin.startswith("untrained")]
 
 
 def upscale_one(model: Model, clip: Reader, task: Task, config: SamplingConfig, options: argparse.Namespace) -> Task:
-    """Run one task; returns it with what it took."""
+    """Run one task; returns it with the number of frames and the seconds it took."""
     log.info(
         "%s (%dx%d) to %s (%dx%d), %d steps on %s, %s",
         task.input,
@@ -162,7 +164,7 @@ def upscale_one(model: Model, clip: Reader, task: Task, config: SamplingConfig, 
 
 @contextmanager
 def pointing_to(workspace: Path) -> Iterator[None]:
-    """Say, when a run is interrupted, how to continue it."""
+    """If a run is interrupted, say how to continue it."""
     try:
         yield
     except KeyboardInterrupt:
@@ -172,7 +174,7 @@ def pointing_to(workspace: Path) -> Iterator[None]:
 
 
 def print_summary(done: list[Task], options: argparse.Namespace) -> None:
-    """A table of several tasks for the person, JSON for the machine."""
+    """Log the result of each task if there are several; print all as JSON with --json."""
     if len(done) > 1:
         for task in done:
             result = f"FAILED: {task.error}" if task.error else f"{task.frames} frames, {task.output}"

@@ -1,1 +1,1 @@
-"""One clip through the whole model: take in, flows, the bidirectional loop, decode; in memory or from file to file."""
+"""A clip through the whole model: ingest, flows, the bidirectional loop, decode; in memory or from file to file."""

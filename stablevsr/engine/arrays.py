@@ -1,4 +1,4 @@
-"""What the sampler reads and writes, on the arrays of a store."""
+"""The sampler's frames, latents and flows, on the arrays of a store."""
 
 from collections.abc import Iterator
 
@@ -18,7 +18,7 @@ class LowResFrames:
 
     Args:
         array: (h, w, 3) uint8 or uint16, or (3, h, w) float in [0, 1] each.
-        count: how many there are.
+        count: the number of frames.
         size: (height, width).
     """
 
@@ -36,7 +36,7 @@ class LowResFrames:
         return in_model_range(self._array.read(frame))
 
     def raw(self, frame: int) -> Tensor:
-        """The frame as it is kept."""
+        """The frame as it is stored."""
         return self._array.read(frame)
 
     def prefetch(self, frame: int) -> None:
@@ -46,13 +46,13 @@ class LowResFrames:
 class StepLatents:
     """Latents as `sampling.bidirectional.Latents`, which start as noise.
 
-    With two slots a frame, written in turn, an interrupted frame-step has not harmed what it started from.
+    With two slots per frame, written in turn, an interrupted frame-step leaves its input intact.
 
     Args:
-        array: of `shape`, as many as there are frames and slots.
-        noise: what frames start from.
+        array: of `shape`, with `slots` entries per frame.
+        noise: where the initial latents come from.
         shape: (c, h, w).
-        done: how many frame-steps the array has seen.
+        done: the number of frame-steps done so far.
         slots: per frame, 1 or 2.
     """
 
@@ -67,10 +67,10 @@ class StepLatents:
         slots: int,
     ) -> None:
         self._array, self._noise, self._shape, self._device, self._slots = array, noise, shape, device, slots
-        self._last: tuple[int, Tensor] | None = None  # where a pass turns, it is asked for again at once
-        passes, begun = divmod(done, num_frames)
+        self._last: tuple[int, Tensor] | None = None  # read again at once where a pass turns
+        passes, visited = divmod(done, num_frames)
         self._writes = [passes] * num_frames
-        for frame in pass_order(passes, num_frames)[:begun]:
+        for frame in pass_order(passes, num_frames)[:visited]:
             self._writes[frame] += 1
 
     def __len__(self) -> int:
@@ -97,11 +97,11 @@ class StepLatents:
 
 
 class KeptFlows:
-    """Flows as `sampling.flow.FlowSource`, kept at the size at which they were estimated.
+    """Flows as `sampling.flow.FlowSource`, stored at the size at which they were estimated.
 
     Args:
         array: (2, *estimated.shape), for each pair of frames the forward and the backward flow.
-        estimated: which enlarges them.
+        estimated: enlarges them.
     """
 
     def __init__(self, array: Array, estimated: EstimatedFlows) -> None:

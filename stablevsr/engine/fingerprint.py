@@ -31,13 +31,13 @@ def fingerprint(model: Model, clip: Reader, config: SamplingConfig) -> dict[str,
     }
 
 
-# Model to the state of its tensors and their digest: a batch of clips hashes gigabytes once. An offloaded model swaps
-# where its tensors lie, so that the state is not about places.
+# For each model, the state of its tensors and their digest: a batch of clips hashes gigabytes once. The state does not
+# depend on where the tensors are, because an offloaded model moves them.
 _known: WeakKeyDictionary[object, tuple[list[tuple[int, int]], str]] = WeakKeyDictionary()
 
 
 def hash_weights(model: Model) -> str:
-    """A digest of the config and of all weights; known for a model whose tensors have not changed since."""
+    """A digest of the config and of all weights; cached until a tensor changes."""
     state = [(id(tensor), tensor._version) for tensor in chain(model.parameters(), model.buffers())]
     known_state, known = _known.get(model, (None, ""))
     if state != known_state:
@@ -55,7 +55,7 @@ def _hash(model: Model) -> str:
 
 
 def hash_input(path: Path) -> str:
-    """A digest of a file, or of exactly those files of a folder that its reader takes."""
+    """A digest of a file, or of exactly those files in a folder that its reader reads."""
     digest = hashlib.sha256()
     try:
         for file in sorted(filter(_is_read, path.iterdir())) if path.is_dir() else [path]:
@@ -63,10 +63,10 @@ def hash_input(path: Path) -> str:
                 digest.update(file.name.encode(errors="surrogateescape"))
                 digest.update(hashlib.file_digest(content, "sha256").digest())
     except OSError as error:
-        raise UserError(f"input {error.filename or path} cannot be read ({error.strerror}); check it") from error
+        raise UserError(f"input {error.filename or path} cannot be read ({error.strerror}): check it") from error
     return digest.hexdigest()[:16]
 
 
 def _is_read(file: Path) -> bool:
-    # As `media.still_reader.FolderReader` chooses: a file that the system drops into the folder changes nothing.
+    # As `media.still_reader.FolderReader` chooses: files that the system adds to the folder change nothing.
     return not file.name.startswith(".") and file.suffix.lower() in IMAGE_SUFFIXES and not file.is_dir()

@@ -1,4 +1,4 @@
-"""The source into the workspace, decoded once: frames, alpha, and a table of their times and names."""
+"""Decodes the source into the workspace, once: frames, alpha, and a table of their times and names."""
 
 import base64
 from collections.abc import Generator
@@ -21,14 +21,14 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Row:
-    """What is known of a frame beside its picture; see `media.Frame`."""
+    """The metadata of a frame; see `media.Frame`."""
 
     pts: int | None
     time_base: str | None
     duration: int | None
     name: str | None
     has_alpha: bool
-    profile: int | None  # its place among the ICC profiles of the clip, which are few
+    profile: int | None  # index into the ICC profiles of the clip, which are few
 
     @classmethod
     def of(cls, frame: Frame, profiles: list[bytes]) -> "Row":
@@ -66,7 +66,7 @@ class Footage:
 def ingest(
     store: DiskStore, workspace: Workspace, clip: Reader, config: SamplingConfig
 ) -> Generator[Progress, None, Footage]:
-    """Copy a clip to the store unless that is done; returns it.
+    """Copy a clip to the store unless that is done already; returns it.
 
     Raises:
         UserError: for a clip without frames, and as the reader does.
@@ -85,7 +85,7 @@ def ingest(
             table.append(Row.of(frame, profiles))
             yield Progress("read", len(table), max(len(table), clip.frame_count or 0))
         if not table:
-            raise UserError(f"{clip.path} holds no frame")
+            raise UserError(f"{clip.path} has no frames, expected at least 1")
     else:
         table = [Row(*row) for row in known["table"]]
         profiles = [base64.b64decode(text) for text in known["profiles"]]

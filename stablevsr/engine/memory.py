@@ -1,4 +1,4 @@
-"""A clip in memory through the whole model: `sample_video`."""
+"""Upscaling a clip in memory: `sample_video`."""
 
 import logging
 
@@ -29,13 +29,13 @@ def sample_video(
     progress: OnProgress | None = None,
     **fields: object,
 ) -> Clip:
-    """Upscale a clip four times: StableVSR (paper, section 4), or by streaming, as the config and the weights say.
+    """Upscale a clip four times, by StableVSR (paper, section 4) or in streaming mode, as the config says.
 
     Args:
         model: from `build_model`.
         frames: (n, h, w, 3) uint8 or (n, 3, h, w) float in [0, 1]; numpy or torch; any n and any size.
         config: how to sample; None takes what the weights were made for.
-        noise: draws of your own instead of the config's seed: any object like `sampling.noise.NoiseSource`.
+        noise: a noise source to use instead of the config's seed: any object like `sampling.noise.NoiseSource`.
         progress: called with a `Progress` after each unit of work; return False to stop.
         fields: fields of `SamplingConfig` by name, which override `config`'s.
 
@@ -43,8 +43,8 @@ def sample_video(
         The clip at (4h, 4w), of the same kind as `frames`.
 
     Raises:
-        UserError: for frames or options that make no sense or that these weights cannot serve, before any work; for
-            numbers that overflow.
+        UserError: for invalid frames, and options that are invalid or not supported by these weights, before any work;
+            for overflow.
         Stopped: when `progress` returned False.
     """
     config = resolve(config, model.sampling, fields)

@@ -1,4 +1,4 @@
-"""The outputs of a run: what is written, and beside it, if that is wanted, a comparison."""
+"""The outputs of a run: the result and, optionally, a side-by-side comparison."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -19,7 +19,7 @@ from stablevsr.sampling.pictures import PictureFormat, bicubic, normalise
 
 
 class Sink(Protocol):
-    """Where pictures go: a `media.Writer`, or a pipe. See there."""
+    """Where pictures go: a `media.Writer`, or a pipe with the same members."""
 
     is_deep: bool
     takes_alpha: bool
@@ -35,9 +35,9 @@ class Writers:
     def __init__(self, result: Sink, pair: Writer | None = None, bounds: Sequence[Output] = ()) -> None:
         self.result = result
         self.pair = pair  # bicubic interpolation beside the result
-        self.bounds = list(bounds)  # what they can need of the disk
-        self._next = 0  # the number of the frame that is written next
-        self._done: dict[object, int] = {}  # by writer: frames of an earlier process
+        self.bounds = list(bounds)  # upper bounds on their disk space
+        self._next = 0  # index of the frame to write next
+        self._done: dict[object, int] = {}  # by writer: frames written by an earlier process
 
     @classmethod
     def open(
@@ -50,7 +50,7 @@ class Writers:
         encoding: Encoding | None,
         force: bool,
     ) -> "Writers":
-        """Open them on `stack`; the last one opened, the result, is the first that is put in place."""
+        """Open them on `stack`; the last one opened, the result, is the first to be put in place."""
 
         def open_one(path: Path, part: Path, width: int) -> Writer:
             size = {"height": SCALE * clip.height, "width": width}
@@ -60,14 +60,14 @@ class Writers:
 
         bounds: list[Output] = []
         pair = None
-        if side_by_side:  # not in the workspace: its name may be on another disk
+        if side_by_side:  # not in the workspace: it may be on another disk
             pair = open_one(side_by_side, workspace.outside(side_by_side), 2 * SCALE * clip.width)
         return cls(open_one(output, workspace.folder / "output", SCALE * clip.width), pair, bounds)
 
     def keep(self, workspace: Workspace) -> int:
-        """Before the first frame: have the outputs grow in the workspace, so that a killed run can go on.
+        """Keep the growing outputs in the workspace, so that a killed run can continue; call before the first frame.
 
-        Returns the number of frames that all of them have; those after them are to be written next.
+        Returns the number of frames that all outputs have; the next frame to write is the one after them.
 
         Raises:
             UserError: for a folder on another disk than the workspace.
@@ -78,8 +78,8 @@ class Writers:
             folders[self.pair] = workspace.folder / "written.pair"
             if output_kind(self.pair.path) == "folder" and not _same_disk(self.pair.path.parent, workspace.folder):
                 raise UserError(
-                    f"{self.pair.path} is on another disk than {self.result.path}, which a folder cannot be in "
-                    "streaming mode: choose a name beside it, or a video"
+                    f"{self.pair.path} is a folder on another disk than {self.result.path}, which streaming mode "
+                    "does not support: choose a path beside it, or a video"
                 )
         for writer, folder in folders.items():
             self._done[writer] = writer.keep(folder)
@@ -88,7 +88,7 @@ class Writers:
 
     @property
     def failures(self) -> list[str]:
-        """What could not be added to a picture that is in place, once they are closed."""
+        """What could not be added to a finished output; known after closing."""
         return self.result.failures + (self.pair.failures if self.pair else [])
 
     @property
@@ -97,7 +97,7 @@ class Writers:
         return self.result.is_deep or (self.pair is not None and self.pair.is_deep)
 
     def write(self, picture: Tensor, frame: Frame) -> None:
-        """Append a finished picture, (4h, 4w, 3) uint8 or uint16, for `frame`, whose alpha is enlarged with it."""
+        """Append a finished picture, (4h, 4w, 3) uint8 or uint16, for `frame`, whose alpha is enlarged to match."""
         number, self._next = self._next, self._next + 1
         if number >= self._done.get(self.result, 0):
             image = in_depth(picture.numpy(), self.result.is_deep)

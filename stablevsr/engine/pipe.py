@@ -1,4 +1,4 @@
-"""A clip in streaming mode from a pipe or into one: nothing is kept, so nothing can be continued."""
+"""Streaming a clip from a pipe or into one: nothing is stored, so the run cannot be continued."""
 
 from collections.abc import Iterator
 from contextlib import closing
@@ -15,19 +15,19 @@ from stablevsr.sampling.pictures import PictureFormat, in_model_range
 
 
 def upscale_pipe(stream: Stream, clip: Reader, writers: Writers, progress: OnProgress | None = None) -> int:
-    """Upscale frames as they come; each is written before the next is asked for.
+    """Upscale frames as they arrive; each is written before the next is requested.
 
-    The output keeps what is done when the input fails on the way or Ctrl-C is pressed.
+    If the input fails on the way or Ctrl-C is pressed, the output keeps the frames that are done.
 
     Returns:
         The number of frames written.
 
     Raises:
-        UserError: for numbers that overflow, and when the input fails before its first frame.
-        IncompleteOutput: when it fails later, or at Ctrl-C; the caller closes the output well before it is raised on.
+        UserError: for overflow, and when the input fails before its first frame.
+        IncompleteOutput: when it fails later, or at Ctrl-C; the caller finishes the output, then raises it again.
     """
     form, count = PictureFormat(torch.uint16 if writers.is_deep else torch.uint8), 0
-    taken: list[Frame] = []  # the frame that is worked on
+    taken: list[Frame] = []  # the frame in progress
 
     def low_res() -> Iterator[Tensor]:
         with closing(iter(clip)) as frames:
@@ -46,5 +46,5 @@ def upscale_pipe(stream: Stream, clip: Reader, writers: Writers, progress: OnPro
         reason = "interrupted" if isinstance(error, KeyboardInterrupt) else error
         raise IncompleteOutput(f"{reason}; {count} frames are written") from error
     if count == 0:
-        raise UserError(f"{clip.path} holds no frame")
+        raise UserError(f"{clip.path} has no frames, expected at least 1")
     return count

@@ -1,4 +1,4 @@
-"""What a run needs, of disk and of time, in words for the person who waits."""
+"""The disk space and the time that a run needs, and the messages about them."""
 
 import math
 import shutil
@@ -11,31 +11,31 @@ from stablevsr.errors import UserError
 from stablevsr.media import Encoding, Reader, Writer
 from stablevsr.media.paths import output_kind
 
-SPARE, MAX_SPARE = 0.05, 2 * 10**9  # of the disk, and bytes: what is left free
-SKIPPED, WATCHED = 2, 3  # frame-steps before, and those by which the time is judged
+SPARE, MAX_SPARE = 0.05, 2 * 10**9  # fraction of the disk, and bytes, to leave free
+SKIPPED, WATCHED = 2, 3  # frame-steps before timing, and frame-steps that are timed
 WORTH_TELLING = 60.0  # seconds
 
-# Upper bounds in bytes a pixel: what noise takes, which nothing compresses; tests hold all writers to them.
-PER_SAMPLE = 1.02  # stills, for each byte of a sample: what cannot be compressed is stored as it is
+# Upper bounds in bytes per pixel, reached by noise, which does not compress; tests hold all writers to them.
+PER_SAMPLE = 1.02  # stills, per byte of a sample: incompressible data is stored as it is
 LOSSLESS = 3.4  # FFV1 with 8 bits
-LOSSY, LOSSY_AT_BEST = 0.9, 1.55  # other codecs at their usual quality, and at --crf 0
+LOSSY, LOSSY_AT_BEST = 0.9, 1.55  # other codecs at their default quality, and at --crf 0
 OPTIONAL = frozenset({"flows", "pictures"})  # arrays that a run can do without
 PER_FRAME, PER_FILE = 2_000, 20_000  # headers and indices, in bytes
 
 
 @dataclass(frozen=True)
 class Output:
-    """An output and the most that it can need of a disk."""
+    """An output and an upper bound on its disk space."""
 
-    folder: Path  # on whose disk
+    folder: Path  # its disk is the one used
     per_frame: int  # bytes
     once: int = PER_FILE  # bytes
-    copies: int = 1  # that are there at a time
+    copies: int = 1  # that exist at the same time
 
     @classmethod
     def of(cls, writer: Writer, clip: Reader, encoding: Encoding | None, pixels: int, folder: Path) -> "Output":
-        """The bounds for what `writer` makes of frames with so many pixels."""
-        copied = clip.path.stat().st_size if clip.path.is_file() else 0  # at most: its sound and subtitles
+        """The bounds for what `writer` writes for frames of this many pixels."""
+        copied = clip.path.stat().st_size if clip.path.is_file() else 0  # upper bound on its sound and subtitles
         # The picture is joined with sound and subtitles in a second file.
         copies = 2 if output_kind(writer.path) == "video" else 1
         per_frame = int(bytes_a_pixel(writer, clip, encoding) * pixels) + PER_FRAME
@@ -46,7 +46,7 @@ class Output:
 
 
 def bytes_a_pixel(writer: Writer, clip: Reader, encoding: Encoding | None) -> float:
-    """The most that a pixel takes in the format that `writer` writes."""
+    """Upper bound on the bytes per pixel in the format that `writer` writes."""
     if output_kind(writer.path) != "video":
         channels = 4 if clip.has_alpha and writer.takes_alpha else 3
         return PER_SAMPLE * channels * (2 if writer.is_deep else 1)
@@ -58,7 +58,7 @@ def bytes_a_pixel(writer: Writer, clip: Reader, encoding: Encoding | None) -> fl
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run needs of the disk, and which of its arrays there is room for."""
+    """The disk space that a run needs, and which of its optional arrays fit."""
 
     sizes: dict[str, int]  # bytes by array
     kept: frozenset[str]  # of OPTIONAL
@@ -67,18 +67,18 @@ class Plan:
     def make(
         cls, workspace: Workspace, sizes: dict[str, int], new: bool, num_frames: int, outputs: list[Output]
     ) -> "Plan":
-        """Keep what fits; `UserError` when not even the rest does.
+        """Keep the optional arrays that fit; `UserError` if not even the others do.
 
-        Flows go before the pictures come, so that each of them needs room of its own only.
+        Flows are deleted before pictures are written, so that each of the two is checked on its own.
 
         Args:
             sizes: from `Run.sizes`.
-            new: decide; else what was decided before holds, for an array may be half written.
+            new: decide now; otherwise the earlier decision holds, because an array may be half written.
         """
         known = None if new else workspace.noted("plan")
         if known is not None:
             return cls(sizes, frozenset(known["kept"]))
-        workspace.drop("flows")  # of a run killed before its first flow was safe: it counts as room
+        workspace.drop("flows")  # left by a run killed before its first flow was saved; its space is free
         needed = sum(size for name, size in sizes.items() if name not in OPTIONAL)
         left = require_room(workspace.folder, needed, num_frames, outputs)
         kept = sorted(name for name in OPTIONAL if sizes.get(name, left + 1) <= left)
@@ -86,18 +86,18 @@ class Plan:
         return cls(sizes, frozenset(kept))
 
     def sentence(self, num_frames: int, frame_steps: int) -> str:
-        """The plan, for the person who waits."""
+        """The plan as a message to the user."""
         needed = [f"{size(self.sizes[name])} for {name}" for name in self.sizes if name not in OPTIONAL - self.kept]
-        text = f"{num_frames} frames, {frame_steps} frame-steps; on disk meanwhile: {', '.join(needed)}"
+        text = f"{num_frames} frames, {frame_steps} frame-steps; temporary disk space: {', '.join(needed)}"
         if "flows" in self.sizes.keys() - self.kept:
             text += "; flows would not fit and are estimated when needed"
         if "pictures" not in self.kept:
-            text += "; pictures would not fit, so that the final decode starts over if it is interrupted"
+            text += "; pictures would not fit, so the final decode starts over if it is interrupted"
         return text
 
 
 def require_room(folder: Path, arrays: int, num_frames: int, outputs: list[Output]) -> int:
-    """What is left on the disk of `folder` with everything that must be written; `UserError` when it is too small."""
+    """The space left on the disk of `folder` after all that must be written; `UserError` if a disk is too small."""
     needed = {folder.stat().st_dev: (folder, arrays)}  # by disk
     for output in outputs:
         first, so_far = needed.get(output.folder.stat().st_dev, (output.folder, 0))
@@ -118,18 +118,18 @@ def room(folder: Path) -> int:
 
 
 def size(count: float) -> str:
-    """A number of bytes, readable."""
+    """A number of bytes, human-readable."""
     power = min(int(math.log(max(count, 1), 1000)), 4)
     return f"{count / 1000**power:.3g} {('bytes', 'kB', 'MB', 'GB', 'TB')[power]}"
 
 
 class Clock:
-    """Judges the time of all frame-steps by a few, once.
+    """Estimates the time of all frame-steps from a few, once.
 
     Skips two frame-steps: the first has no guidance, the second may include compilation.
 
     Args:
-        left: how many frame-steps there are.
+        left: the number of frame-steps to do.
     """
 
     def __init__(self, left: int) -> None:
@@ -149,7 +149,7 @@ class Clock:
 
 
 def duration(seconds: float) -> str:
-    """A time, readable and no more exact than it can be known: "about 3 h 20 min"."""
+    """A human-readable duration, rounded as an estimate should be: "about 3 h 20 min"."""
     minutes, hours = round(seconds / 60), round(seconds / 3600)
     if minutes < 60:
         return f"about {max(minutes, 1)} min"

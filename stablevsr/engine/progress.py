@@ -1,4 +1,4 @@
-"""How far a run is, for whoever waits for it."""
+"""Progress reports of a run."""
 
 from collections.abc import Callable
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""One clip through the model: flows, the bidirectional loop, the final decode. The only orchestration there is."""
+"""A bidirectional run, for `sample_video` and `upscale`: flows, the loop, the final decode."""
 
 import logging
 import math
@@ -39,20 +39,20 @@ FLOAT = torch.float32
 
 
 class Run:
-    """A run over a store: `events` does the work, then `pictures` gives the result.
+    """A run over a store: `events` does the work, then `pictures` yields the result.
 
     Args:
         model: on one device.
-        store: where everything is kept; says how far an earlier run came.
+        store: holds the arrays, and the state of an earlier run if there is one.
         config: checked against the model.
         frames: the LR frames.
-        noise: where the randomness comes from; None takes the config's seed.
-        cuts: frames that begin a new scene.
+        noise: the noise source; None takes the config's seed.
+        cuts: frames that start a new scene.
         context: from `prompt_context`; None encodes the config's prompt.
         format: of the pictures.
 
     Raises:
-        UserError: from `events` and `pictures`, for numbers that overflow, and what the store raises.
+        UserError: from `events` and `pictures`, for overflow and for errors of the store.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class Run:
         return sizes
 
     def events(self) -> Iterator[Progress]:
-        """Do what is left of the work, up to the decoded pictures; yields after each unit of it."""
+        """Do the remaining work, up to the decoded pictures; yields after each unit."""
         if self.state.phase == "flow":
             yield from self.estimate_flows()
         if self.state.phase == "denoise":
@@ -112,7 +112,7 @@ class Run:
             yield from self._decode()
 
     def estimate_flows(self) -> Iterator[Progress]:
-        """Keep the flows of every neighbouring pair, if there is room."""
+        """Estimate and store the flows of every neighbouring pair, if there is room."""
         total = len(self._frames) - 1
         array, estimated = self._flow_array(), self._estimated
         if estimated is not None:
@@ -153,7 +153,7 @@ class Run:
             return pass_order(unit // n, n)[unit % n]
 
         def prepare(unit: int) -> None:
-            """Before frame-step `unit`: its decoding, and what the one after it will read."""
+            """Before frame-step `unit`: choose how to decode, and prefetch what the next one reads."""
             self._tile_from(unit)
             if unit + 1 < self.num_frame_steps and visit(unit + 1) != visit(unit):
                 frame, source = visit(unit + 1), visit(unit)
@@ -161,13 +161,13 @@ class Run:
                     if kept is not None:
                         kept.prefetch(frame)
                 guided = config.temporal.applies_to((unit + 1) // n) and max(frame, source) not in self._cuts
-                if array and guided:  # what is announced and not read would stay in memory
+                if array and guided:  # what is prefetched but never read would stay in memory
                     array.prefetch(min(frame, source))
 
         prepare(start.done)
         for done, result in enumerate(under_numerics(loop), start.done + 1):
             watch.check(done, result)
-            # At the end of a pass always: the next one overwrites what this one started from.
+            # Always at the end of a pass: the next one overwrites the input of this one.
             self._save(RunState("denoise", done, result.x0), unit=done - 1, now=done % n == 0)
             yield result
             prepare(done)
@@ -176,7 +176,7 @@ class Run:
             self._store.drop(name)
 
     def pictures(self) -> Iterator[Tensor]:
-        """The finished pictures in order, in the run's format; decoded now where there was no room to keep them."""
+        """The finished pictures in order, in the run's format; decoded now if there was no room to store them."""
         if self._store.keeps("pictures"):
             array = self._picture_array()
             for frame in range(len(self._frames)):
@@ -189,7 +189,7 @@ class Run:
             self._save(RunState("decode"), unit=self.num_frame_steps + frame)
 
     def _decode(self) -> Iterator[Progress]:
-        """Keep the decoded pictures, so that this phase can be continued as the others can."""
+        """Decode and store the pictures, so that this phase can be continued like the others."""
         total, array = len(self._frames), self._picture_array()
         latents = self._latents("latents", self.num_frame_steps)
         if self.state.done < total:
@@ -209,12 +209,12 @@ class Run:
         return self._format.encode(fix_colors(picture, low_res, self._config.color_fix))
 
     def _tile_from(self, unit: int) -> None:
-        """Before unit `unit`: decode in tiles if an earlier run did here."""
+        """Before unit `unit`: decode in tiles if an earlier run did so at this point."""
         if self.state.tiled_since is not None and unit >= self.state.tiled_since:
             self._decoder.fall_back()
 
     def _save(self, state: RunState, unit: int | None = None, now: bool = False) -> None:
-        """Record a state, with the unit at which memory ran out, if it did: then at once."""
+        """Record a state; if memory has just run out, with the unit at which it did, and at once."""
         since = self.state.tiled_since
         if unit is not None and self._decoder.has_fallen_back and (since is None or unit < since):
             since, now = unit, True
@@ -227,7 +227,7 @@ class Run:
         return StepLatents(array, len(self._frames), self._noise, shape, device, done, self._store.slots)
 
     def _flows(self) -> FlowSource | None:
-        """The flows that are kept, or estimated when asked for; None where there are none."""
+        """The flows, stored or estimated on demand; None for a single frame."""
         array = self._flow_array()
         return KeptFlows(array, self._estimated) if array and self._estimated else self._estimated
 
@@ -245,5 +245,5 @@ def decode_frame(decode: PictureDecoder, latent: Tensor) -> Tensor:
     """A final latent (c, h, w) to its picture (3, 4h, 4w), float32 in [0, 1] on the CPU."""
     picture = decode(latent[None])[0]
     if not picture.isfinite().all():
-        raise UserError("a decoded frame is not finite: the numbers overflowed, use bf16 or fp32")
+        raise UserError("a decoded frame overflowed: use bf16 or fp32")
     return (picture.float() / 2 + 0.5).clamp(0, 1).cpu()

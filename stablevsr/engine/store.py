@@ -1,6 +1,6 @@
-"""Where a run keeps its arrays: in memory, or on disk with reading ahead and writing behind.
+"""Storage for the arrays of a run: in memory, or on disk with prefetch and write-behind.
 
-Nothing outside this file knows which of the two it is.
+`Run` does not know which of the two it uses.
 """
 
 import time
@@ -18,11 +18,11 @@ from stablevsr.engine.workspace import ArrayFile, Workspace
 from stablevsr.runtime import to_device
 
 SAVE_EVERY = 1.0  # seconds of work that a crash may cost
-MAX_BEHIND = 16  # writes that may wait, so that memory stays flat when the disk is slower than the networks
+MAX_BEHIND = 16  # queued writes, at most, so that memory stays flat when the disk is slower than the networks
 
 
 class Array(Protocol):
-    """Equally shaped tensors by index."""
+    """Tensors of one shape, by index."""
 
     def read(self, index: int) -> Tensor: ...
 
@@ -34,26 +34,26 @@ class Array(Protocol):
 
 
 class Store(Protocol):
-    """The arrays of a run, and how far it is."""
+    """The arrays and the state of a run."""
 
-    slots: int  # per latent: 2 where what a step starts from must outlive it
+    slots: int  # per latent: 2 if the input of a step must outlive it
 
     def array(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Array:
-        """The array of that name, new or found; values read are on `device`."""
+        """The array of that name, new or existing; values read are on `device`."""
         ...
 
     def keeps(self, name: str) -> bool:
-        """Whether there is room to keep the array "flows" or "pictures"; else its values are made when needed."""
+        """Whether there is room for the array "flows" or "pictures"; if not, its values are computed on demand."""
         ...
 
     def drop(self, name: str) -> None:
-        """The array is no longer needed."""
+        """Delete an array that is no longer needed."""
         ...
 
     def load(self) -> RunState: ...
 
     def save(self, state: RunState, now: bool = False) -> None:
-        """Record that the units up to `state` are done; if not `now`, only once in a while."""
+        """Record that the units up to `state` are done; unless `now`, only from time to time."""
         ...
 
 
@@ -61,8 +61,8 @@ class MemoryArray:
     """Tensors in memory.
 
     Args:
-        home: where values wait, None for where they are.
-        device: where they are read.
+        home: the device that stores values; None leaves them where they are.
+        device: the device on which they are read.
     """
 
     def __init__(self, home: torch.device | None, device: torch.device) -> None:
@@ -80,7 +80,7 @@ class MemoryArray:
 
 
 class MemoryStore:
-    """A run that lives and ends with the process."""
+    """Arrays in memory, for a run that ends with the process."""
 
     slots = 1
 
@@ -114,11 +114,11 @@ class MemoryStore:
 
 
 class DiskStore:
-    """A run that can be killed and continued: arrays in a `Workspace`, read and written by one thread of their own.
+    """Arrays in a `Workspace`, for a run that can be killed and continued; a thread of its own reads and writes them.
 
-    That thread works in the order in which it is asked. So a state that is saved is on disk after the arrays that it
-    speaks of, and before whatever the next frame-steps overwrite. After an error it writes nothing more, and the next
-    call from the run raises what happened.
+    The thread works in order. So a saved state reaches the disk after the arrays that it describes, and before the
+    next frame-steps overwrite anything. After an error the thread writes nothing more, and the next call from the run
+    raises the error.
 
     Args:
         device: where the run computes.
@@ -163,25 +163,25 @@ class DiskStore:
             self._saved = time.monotonic()
 
     def later(self, task: Callable[[], object]) -> None:
-        """Do something else in that thread, after what it was asked before."""
+        """Run another task in that thread, after all tasks before it."""
         self._worker.write(task)
 
     def flush(self) -> None:
-        """Wait until everything is written; raises what went wrong."""
+        """Wait until everything is written; raises the error if that fails."""
         self._worker.flush()
 
     def _save(self, state: RunState) -> None:
-        self._workspace.sync()  # first what is done, then the record that it is
+        self._workspace.sync()  # first the arrays, then the record that they are done
         self._workspace.save_state(state)
 
 
 class DiskArray:
-    """An `ArrayFile`, read ahead and written behind."""
+    """An `ArrayFile` with prefetch and write-behind."""
 
     def __init__(self, file: ArrayFile, worker: "_Worker", device: torch.device) -> None:
         self._file, self._worker, self._device = file, worker, device
         self._behind: dict[int, Tensor] = {}  # not yet written
-        self._ahead: dict[int, Future[Tensor]] = {}  # asked for, not yet used
+        self._ahead: dict[int, Future[Tensor]] = {}  # prefetched, not yet read
 
     def read(self, index: int) -> Tensor:
         waiting = self._behind.get(index)
@@ -201,7 +201,7 @@ class DiskArray:
         waiting = self._behind.get(index)
         if waiting is None:
             self._ahead[index] = self._worker.read(lambda: to_device(self._file.read(index), self._device))
-        else:  # kept, for it may be written, and gone from here, by the time it is read
+        else:  # kept here: it may be written, and gone from `_behind`, by the time it is read
             self._ahead[index] = Future()
             self._ahead[index].set_result(to_device(waiting, self._device))
 
@@ -212,7 +212,7 @@ class DiskArray:
 
 
 class _Worker:
-    """One thread that does what it is asked, in order."""
+    """One thread that runs tasks in order."""
 
     def __init__(self) -> None:
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="stablevsr-disk")
@@ -223,7 +223,7 @@ class _Worker:
         return self._executor.submit(task)
 
     def write(self, task: Callable[[], object]) -> None:
-        """Do it later; raises what an earlier one raised."""
+        """Run a task later; raises the error of an earlier one."""
         while len(self._writes) >= MAX_BEHIND or (self._writes and self._writes[0].done()):
             self._writes.popleft().result()
         self._raise_failure()
@@ -235,7 +235,7 @@ class _Worker:
         self._raise_failure()
 
     def close(self, wait_for_errors: bool) -> None:
-        """End the thread, with everything written; raises what went wrong if that is wanted."""
+        """Write everything and end the thread; raises the error of a failed write if `wait_for_errors`."""
         try:
             if wait_for_errors:
                 self.flush()

@@ -1,4 +1,4 @@
-"""Frames one at a time through the whole model, each finished before the next is asked for: `stream_video`."""
+"""Upscaling frames one at a time, each finished before the next is requested: `stream_video`."""
 
 import logging
 from collections.abc import Iterable, Iterator
@@ -32,13 +32,13 @@ log = logging.getLogger(__name__)
 
 
 class Stream:
-    """The model and the options of a stream.
+    """A model and the options of a stream.
 
     Args:
         model: on one device.
         config: checked against the model.
         size: of the LR frames, (height, width).
-        noise: where the randomness comes from; None takes the config's seed.
+        noise: the noise source; None takes the config's seed.
         context: from `prompt_context`; None encodes the config's prompt.
     """
 
@@ -67,14 +67,14 @@ class Stream:
         self.is_cut = stream_cuts(config)
 
     def frames(self, low_res: Iterable[Tensor], start: StreamState | None = None) -> Iterator[StreamFrame]:
-        """Finished frames, each before the next LR frame is asked for.
+        """Yields finished frames, each before the next LR frame is requested.
 
         Args:
             low_res: (3, h, w) float32 in [-1, 1] each.
             start: the last finished frame; `low_res` are those after it.
 
         Raises:
-            UserError: for a frame of another size, and for numbers that overflow.
+            UserError: for a frame of another size, and for overflow.
         """
         loop = streaming_sampling(
             (to_device(frame, self._device) for frame in low_res),
@@ -89,15 +89,15 @@ class Stream:
         return under_numerics(loop)
 
     def picture(self, frame: StreamFrame, form: PictureFormat) -> Tensor:
-        """A finished frame as it is given out, on the CPU, in this format."""
+        """The output picture of a finished frame, on the CPU, in this format."""
         picture = (frame.state.picture.float() / 2 + 0.5).clamp(0, 1).cpu()[None]
         low_res = frame.state.low_res.cpu()[None] / 2 + 0.5
         return form.encode(fix_colors(picture, low_res, self._config.color_fix))
 
     def recall(self, first: int, frames: list[Tensor]) -> None:
-        """Before a stream is continued: have the cut detector see the LR frames before, of which `first` is the first.
+        """Before continuing a stream: show the cut detector the LR frames before it, from frame `first` on.
 
-        It remembers a few (`cuts.AROUND`) changes from frame to frame.
+        The detector remembers a few (`cuts.AROUND`) changes from frame to frame.
         """
         for i in range(1, len(frames)):
             self.is_cut(first + i, frames[i], frames[i - 1])
@@ -107,7 +107,7 @@ REMEMBERED = AROUND + 1  # frames, for `Stream.recall`
 
 
 def stream_cuts(config: SamplingConfig) -> IsCut:
-    """The rule by which a stream starts anew."""
+    """The rule for where new scenes start in a stream."""
     if config.scene_cuts == "auto":
         return StreamCuts()
     return cuts_at(config.scene_cuts) if isinstance(config.scene_cuts, tuple) else NO_CUTS
@@ -121,24 +121,25 @@ def stream_video(
     noise: NoiseSource | None = None,
     **fields: object,
 ) -> Iterator[Clip]:
-    """Upscale frames four times as they come (Stream-DiffVSR): the past only, a frame out before the next is asked for.
+    """Upscale frames four times as they arrive (Stream-DiffVSR); each is yielded before the next is requested.
 
-    Memory does not grow with their number. Weights that were not made for it stream too, with a warning.
+    Only past frames are used, and memory does not grow with their number. Weights that were not made for streaming
+    work too, with a warning.
 
     Args:
         model: from `build_model`.
         frames: (h, w, 3) uint8 or (3, h, w) float in [0, 1] each, as numpy or torch, all of one size; a list, a
             generator, a camera.
-        config: how to sample, in mode "streaming", whatever its field says; None takes what the weights were made for.
-        noise: draws of your own instead of the config's seed: any object like `sampling.noise.NoiseSource`.
+        config: how to sample; None takes what the weights were made for. The mode is always "streaming".
+        noise: a noise source to use instead of the config's seed: any object like `sampling.noise.NoiseSource`.
         fields: fields of `SamplingConfig` by name, which override `config`'s.
 
     Returns:
         The finished frames at (4h, 4w), of the same kind as those given, one by one.
 
     Raises:
-        UserError: for options that make no sense or that these weights cannot serve, at once; for a frame that makes
-            no sense or differs from the first in size or kind, and for numbers that overflow, when it comes.
+        UserError: for options that are invalid or not supported by these weights, at once; for overflow, and a frame
+            that is invalid or differs from the first in size or kind, when it arrives.
     """
     config = resolve(config, model.sampling, fields | {"mode": "streaming"})
     config.check(model.config)
@@ -162,7 +163,9 @@ def _stream(
         yield in_model_range(as_tensor(first).cpu())
         for index, frame in enumerate(frames, 1):
             if (found := _kind(frame, index)) != kind:
-                raise UserError(f"frame {index} is {found}, the first one {kind}: a stream keeps size, type and device")
+                raise UserError(
+                    f"got {found} for frame {index}, expected {kind} as before: a stream keeps size, type and device"
+                )
             yield in_model_range(as_tensor(frame).cpu())
 
     for finished in stream.frames(low_res()):

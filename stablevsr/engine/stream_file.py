@@ -1,7 +1,7 @@
-"""A clip from file to file in streaming mode: written as it goes, flat in memory and disk, and continued after a kill.
+"""Streaming a clip from file to file: flat in memory and disk, and continued after a kill.
 
-What a run keeps in its workspace is the finished frame before (the state), the pictures that the outputs have not yet
-made safe, and the outputs as far as they are (`Writer.keep`). The input is read again from its start.
+The workspace holds the last finished frame (in the state), the pictures that are not yet safe in the outputs, and the
+outputs so far (`Writer.keep`). A continued run reads the input again from its start.
 """
 
 import logging
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 class StreamedFile:
-    """A clip of a file that is streamed into outputs, new or continued.
+    """A file that is streamed into outputs, in a new run or a continued one.
 
     Args:
         clip: can be read from its start.
@@ -47,28 +47,28 @@ class StreamedFile:
         self._stream, self._clip, self._writers, self._store = stream, clip, writers, store
         self._format = PictureFormat(torch.uint16 if writers.is_deep else torch.uint8)
         shape = self._format.shape(SCALE * clip.height, SCALE * clip.width)
-        # Frame i is in place i % SEGMENT: until a segment with it is finished, no later frame takes its place.
+        # Frame i is at index i % SEGMENT: no later frame overwrites it before its segment is finished.
         self._pictures = store.array("pictures", shape, self._format.dtype, torch.device("cpu"))
         self._disk = SEGMENT * math.prod(shape) * self._format.dtype.itemsize
         self._state = store.load()
-        if self._state.done == 0:  # later, a part of it is already taken
+        if self._state.done == 0:  # later, part of it is already in use
             segments = [Output(workspace.folder, bound.per_frame) for bound in writers.bounds if bound.copies > 1]
             require_room(workspace.folder, self._disk, clip.frame_count or 1, [*writers.bounds, *segments])
         self._written = writers.keep(workspace)
-        if self._state.done - self._written > SEGMENT:  # the disk has lost what was written: the machine went down
+        if self._state.done - self._written > SEGMENT:  # the machine went down, and writes were lost
             self._state = RunState("stream")
 
     def run(self, progress: OnProgress | None) -> int:
-        """Do what is left; returns the number of frames of the clip."""
+        """Do the remaining work; returns the number of frames of the clip."""
         done = self._state.done
         if done:
             log.info("continuing: %d frames are done", done)
         else:
-            log.info("%s frames; on disk meanwhile: up to %s", self._clip.frame_count or "some", size(self._disk))
+            log.info("%s frames; temporary disk space: up to %s", self._clip.frame_count or "some", size(self._disk))
         first = max(0, min(self._written, done - REMEMBERED))
         with closing(iter(self._clip)) as clip:
             frames = islice(clip, first, None)
-            last = self._take_up(first, done, frames)
+            last = self._catch_up(first, done, frames)
             for finished in self._stream.frames(self._low_res(frames), last):
                 index, picture = finished.state.frame, self._stream.picture(finished, self._format)
                 self._pictures.write(index % SEGMENT, picture)
@@ -77,16 +77,16 @@ class StreamedFile:
                 done = index + 1
                 report(progress, Progress("stream", done, max(done, self._clip.frame_count or 0)))
         if done == 0:
-            raise UserError(f"{self._clip.path} holds no frame")
+            raise UserError(f"{self._clip.path} has no frames, expected at least 1")
         self._store.flush()
         return done
 
-    def _take_up(self, first: int, done: int, frames: Iterator[Frame]) -> StreamState | None:
-        """Read what an earlier process has done, frames `first` to `done` - 1, and write what it has not."""
+    def _catch_up(self, first: int, done: int, frames: Iterator[Frame]) -> StreamState | None:
+        """Read frames `first` to `done` - 1, finished by an earlier process, and write those that it did not."""
         if self._state.tiled_since is not None:
             self._stream.decoder.fall_back()
         before: deque[Tensor] = deque(maxlen=REMEMBERED)
-        for index, frame in zip(range(first, done), frames, strict=False):  # in this order: takes no frame too many
+        for index, frame in zip(range(first, done), frames, strict=False):  # range first: consumes no extra frame
             before.append(in_model_range(torch.from_numpy(frame.image)))
             if index >= self._written:
                 self._write(index, self._pictures.read(index % SEGMENT), frame)
@@ -98,7 +98,7 @@ class StreamedFile:
 
     def _low_res(self, frames: Iterator[Frame]) -> Iterator[Tensor]:
         for frame in frames:
-            self._frame = frame  # the one that is worked on
+            self._frame = frame  # the one in progress
             yield in_model_range(torch.from_numpy(frame.image))
 
     def _write(self, index: int, picture: Tensor, frame: Frame) -> None:

@@ -1,4 +1,4 @@
-"""A clip from file to file through the whole model, by way of a workspace: it can be killed and continued."""
+"""Upscaling a clip from file to file: `upscale`. A run works in a workspace, so it can be killed and continued."""
 
 import logging
 from collections.abc import Generator, Iterator
@@ -50,22 +50,22 @@ def upscale(
     progress: OnProgress | None = None,
     **fields: object,
 ) -> int:
-    """Upscale a clip four times into `output`, which appears under its name only when it is whole.
+    """Upscale a clip four times into `output`, which appears under its name only when it is complete.
 
-    What is done so far lies in a folder beside the output; the same call continues there after a crash and ends with
-    the same bits. Memory does not grow with the number of frames. All options are checked before a frame is read.
+    The work so far is kept in a folder beside the output; after a crash the same call continues it and ends with the
+    same bits. Memory does not grow with the number of frames. All options are checked before a frame is read.
 
     Args:
         model: from `build_model`.
         input: a video, an image or a folder of images, or an open reader; "-" is yuv4mpegpipe from standard input.
         output: a video, an image (for one frame), or a folder; the name decides. "-" is yuv4mpegpipe to standard
-            output. Pipes are for mode "streaming", and what goes through them cannot be continued.
+            output. Pipes need mode "streaming", and runs through them cannot be continued.
         config: how to sample; None takes what the weights were made for.
         side_by_side: a second output, with bicubic interpolation on the left and the result on the right.
         encoding: codec and quality of a video.
         force: replace an output that exists.
-        restart: throw away an unfinished run instead of continuing it.
-        keep_workspace: leave the workspace there at the end.
+        restart: discard an unfinished run instead of continuing it.
+        keep_workspace: do not delete the workspace at the end.
         progress: called with a `Progress` after each unit of work; return False to stop.
         fields: fields of `SamplingConfig` by name, which override `config`'s.
 
@@ -73,9 +73,9 @@ def upscale(
         The number of frames written.
 
     Raises:
-        UserError: for options that make no sense, input that cannot be read, output that cannot be written, an
-            unfinished run of other settings, and a disk that is too small.
-        IncompleteOutput: when the picture is in place, but sound or another stream could not be added to it.
+        UserError: for invalid options, input that cannot be read, output that cannot be written, an unfinished run
+            with other settings, and a disk that is too small.
+        IncompleteOutput: when the output is written, but sound or another stream could not be added to it.
         Stopped: when `progress` returned False.
     """
     output = Path(output)
@@ -86,7 +86,7 @@ def upscale(
         context = prompt_context(model, config)
         if PIPE in (clip.path, output):
             if side_by_side or (output != PIPE and output_kind(output) == "image"):
-                raise UserError(f"a pipe gives or takes one video: leave {side_by_side or output} out")
+                raise UserError(f"got {side_by_side or output} with a pipe, which carries one video only: omit it")
             return _through_pipe(model, clip, output, config, context, encoding, force, progress)
         for path in filter(None, (output, side_by_side)):
             restore(path)
@@ -94,12 +94,12 @@ def upscale(
         workspace = stack.enter_context(open_workspace(output))
         stack.enter_context(_removed_if_refused(workspace))
         with ExitStack() as open_writers:
-            # Opened first: what they refuse, they refuse before hours of work.
+            # Opened first, so that what they refuse is refused before hours of work.
             writers = Writers.open(open_writers, workspace, clip, output, side_by_side, encoding, force)
             for notice in writers.result.notices:
                 log.warning("%s", notice)
             job = fingerprint(model, clip, config)
-            if config.mode == "streaming":  # where the outputs are begun with the first frame
+            if config.mode == "streaming":  # where outputs are written from the first frame on
                 job |= {"encoding": encoding or Encoding(), "side by side": side_by_side}
             workspace.begin(job, restart)
             store = open_writers.enter_context(DiskStore(workspace, model.device))
@@ -125,11 +125,11 @@ def _through_pipe(
     force: bool,
     progress: OnProgress | None,
 ) -> int:
-    """From a pipe, into one, or both."""
+    """Upscale from a pipe, into one, or both."""
     if config.mode != "streaming":
         raise UserError(
             f"got mode {config.mode} for a pipe, but it needs all frames before the first is done: use mode streaming, "
-            "or give files"
+            "or files"
         )
     height, width, failure, count = SCALE * clip.height, SCALE * clip.width, None, 0
     opened: AbstractContextManager[PipeWriter | Writer]
@@ -144,7 +144,7 @@ def _through_pipe(
         stream = Stream(model, config, (clip.height, clip.width), context=context)
         try:
             count = upscale_pipe(stream, clip, Writers(writer), progress)
-        except IncompleteOutput as error:  # the output is finished with what there is, then it is told
+        except IncompleteOutput as error:  # raised once the output is finished
             failure = error
     if failure:
         raise failure
@@ -153,7 +153,7 @@ def _through_pipe(
 
 @contextmanager
 def _removed_if_refused(workspace: Workspace) -> Iterator[None]:
-    """Nothing is worth keeping of a run that was refused, or that has not even read its input."""
+    """Remove the workspace of a run that was refused, or that has not read all of its input."""
     try:
         yield
     except BaseException as error:
@@ -165,7 +165,7 @@ def _removed_if_refused(workspace: Workspace) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _Job:
-    """A run with everything open."""
+    """A run with all its files open."""
 
     model: Model
     clip: Reader
@@ -177,7 +177,7 @@ class _Job:
     progress: OnProgress | None
 
     def run(self) -> int:
-        """Do what an earlier run has left; returns the number of frames."""
+        """Do the remaining work; returns the number of frames."""
         return self._stream() if self.config.mode == "streaming" else self._sample()
 
     def _stream(self) -> int:
@@ -187,7 +187,7 @@ class _Job:
         return StreamedFile(stream, self.clip, self.writers, self.store, self.workspace).run(self.progress)
 
     def _sample(self) -> int:
-        footage = _follow(ingest(self.store, self.workspace, self.clip, self.config), self.progress)
+        footage = _run_to_end(ingest(self.store, self.workspace, self.clip, self.config), self.progress)
         self.config.check(self.model.config, len(footage.frames))
         run = Run(
             self.model,
@@ -211,7 +211,7 @@ class _Job:
         return len(footage.frames)
 
     def _plan(self, run: Run, footage: Footage) -> None:
-        """Decide what to keep, and say what the run will take."""
+        """Decide which arrays to keep, and log what the run needs."""
         n, state, total = len(footage.frames), run.state, run.num_frame_steps
         new = state.phase == "flow" and state.done == 0
         plan = Plan.make(self.workspace, run.sizes(), new, n, self.writers.bounds)
@@ -224,8 +224,8 @@ class _Job:
         log.info("%s", plan.sentence(n, total))
 
 
-def _follow(work: Generator[Progress, None, T], progress: OnProgress | None) -> T:
-    """Do work that tells its progress; returns its result."""
+def _run_to_end(work: Generator[Progress, None, T], progress: OnProgress | None) -> T:
+    """Run a generator to its end, reporting what it yields; returns its result."""
     while True:
         try:
             event = next(work)

@@ -1,21 +1,21 @@
-"""What an unfinished run keeps on disk, beside its output: enough to continue after a crash, to the bit.
+"""The files of an unfinished run, beside its output: enough to continue after a crash, bit for bit.
 
     job.json         fingerprint of input, weights and settings
     frames.raw       LR frames, uint8, or uint16 of a deep clip
-    alpha.raw        their alpha, where there is any
-    clip.json        the frame table (times, names) and where scenes begin; written when all frames are there
-    plan.json        for which of flows and pictures there is room; written before the first flow
-    flows.raw        both flows of each pair, float32, at the size at which they were estimated; until the loop is done
-    latents.raw      two slots a frame: what a step starts from outlives the step
-    estimates.raw    the same for the clean estimates, where the sampler needs them
-    pictures.raw     decoded frames, uint8 or uint16; in streaming mode those that are not safe in `written` yet
-    written, written.pair    in streaming mode, the outputs as far as they are: finished segments, or a folder's images
+    alpha.raw        their alpha, if they have any
+    clip.json        the frame table (times, names) and the scene cuts; written after the last frame
+    plan.json        which of flows and pictures there is room for; written before the first flow
+    flows.raw        both flows of each pair, float32, at the size at which they were estimated; deleted after the loop
+    latents.raw      two slots per frame, so that the input of a step outlives the step
+    estimates.raw    the same for the clean estimates, if the sampler needs them
+    pictures.raw     decoded frames, uint8 or uint16; in streaming mode those not yet safe in `written`
+    written, written.pair    in streaming mode, the outputs so far: finished segments, or a folder's images
     state.safetensors    how far the run is, and the last clean estimate
-    output           what is being written; renamed to the final name when whole. Beside it, for a moment each,
+    output           what is being written; renamed to the final name when complete. For a short time there are also
                      output.rehearsal and output.joined, see `media.video_writer`
-    outside.json     temporary files that had to lie elsewhere, to be removed after a crash
+    outside.json     the temporary file that is elsewhere, to be removed after a crash
 
-Plain reads and writes instead of memory maps: a full disk is then an error that can be told, not a crash.
+Plain reads and writes instead of memory maps: a full disk then raises an error that can be reported.
 """
 
 import errno
@@ -37,10 +37,10 @@ from stablevsr.errors import UserError
 
 try:
     import fcntl
-except ImportError:  # not on Windows, where nobody stops two runs at one output
+except ImportError:  # on Windows, where nothing prevents two runs for one output
     fcntl = None  # type: ignore[assignment]  # a module or none
 
-FORMAT = 3  # of the folder; counts up when a run could not continue with what an older one left
+FORMAT = 3  # of the folder; increased when runs of an older one cannot be continued
 FILES = (
     "lock",
     "job.json",
@@ -66,13 +66,13 @@ CANNOT_LOCK = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)  # a
 
 @contextmanager
 def using(path: Path) -> Iterator[None]:
-    """Tell the disk's errors as what they are, for work on `path` in the workspace."""
+    """Turn disk errors into `UserError`, for work on `path` in the workspace."""
     try:
         yield
     except OSError as error:
         advice = "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "check the disk"
         raise UserError(
-            f"{path}, part of the unfinished run, cannot be used ({error.strerror or error}); "
+            f"{path}, part of the unfinished run, cannot be used ({error.strerror or error}): "
             f"{advice}, then run the same command again"
         ) from error
 
@@ -94,7 +94,7 @@ class ArrayFile:
         with using(self.path):
             data = self._get(index)
         if len(data) != self.bytes:
-            raise UserError(f"{self.path} is shorter than it should be; start again with --restart")
+            raise UserError(f"{self.path} is shorter than expected: start again with --restart")
         return torch.from_numpy(np.frombuffer(bytearray(data), self.dtype).reshape(self.shape))
 
     def write(self, index: int, value: Tensor) -> None:
@@ -106,7 +106,7 @@ class ArrayFile:
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        with suppress(OSError):  # only what was not flushed, which somebody has been told of
+        with suppress(OSError):  # only of unflushed data, whose error was raised before
             self._file.close()
 
     def _get(self, index: int) -> bytes:
@@ -124,15 +124,15 @@ class Workspace:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.is_ours = False  # whether the run in it is the one at hand
+        self.is_ours = False  # whether it holds the current run
         self._arrays: dict[str, ArrayFile] = {}
 
     def begin(self, fingerprint: dict[str, object], restart: bool = False) -> None:
-        """Take up the run that is here, or begin a new one.
+        """Continue the run that is here, or start a new one.
 
         Args:
-            fingerprint: what an unfinished run must agree with to be continued.
-            restart: throw away what is here.
+            fingerprint: what an unfinished run must match to be continued.
+            restart: discard what is here.
 
         Raises:
             UserError: when the unfinished run differs, naming how.
@@ -140,17 +140,17 @@ class Workspace:
         now = json.loads(json.dumps({"workspace format": FORMAT, **fingerprint}, default=_plain))
         found = None if restart else self.noted("job")
         if found is not None:
-            _agree(self.folder, found, now)
+            _require_match(self.folder, found, now)
             self.is_ours = True
             return
         for name in os.listdir(self.folder):
-            if name not in ("lock", "output", "outside.json"):  # the last two are of the writers just opened
+            if name not in ("lock", "output", "outside.json"):  # the last two belong to the writers just opened
                 remove(self.folder / name)
         self.note("job", now)
         self.is_ours = True
 
     def has_begun(self) -> bool:
-        """Whether a run has begun here."""
+        """Whether a run was started here."""
         return (self.folder / "job.json").exists()
 
     def arrays(self, name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> ArrayFile:
@@ -160,7 +160,7 @@ class Workspace:
         return self._arrays[name]
 
     def drop(self, name: str) -> None:
-        """Remove the file NAME.raw, if it is there."""
+        """Remove the file NAME.raw, if it exists."""
         if name in self._arrays:
             self._arrays.pop(name).close()
         path = self.folder / f"{name}.raw"
@@ -170,20 +170,20 @@ class Workspace:
     def outside(self, path: Path) -> Path:
         """A hidden name beside `path`, for a temporary on another disk; the next run removes what a crash left there.
 
-        It cannot be guessed, so that nobody can have put something else there.
+        It is random, so that nobody can have placed another file there.
         """
         part = hidden_sibling(Path(os.path.realpath(path)))
         self.note("outside", {"part": str(part)})
         return part
 
     def note(self, name: str, values: dict) -> None:
-        """Write NAME.json, whole or not at all."""
+        """Write NAME.json, atomically."""
         path = self.folder / f"{name}.json"
         with using(path), replacing(path) as part:
             part.write_text(json.dumps(values, indent=1) + "\n")
 
     def noted(self, name: str) -> dict | None:
-        """What NAME.json says; None if it is not there."""
+        """The content of NAME.json; None if it does not exist."""
         path = self.folder / f"{name}.json"
         try:
             with using(path):
@@ -195,7 +195,7 @@ class Workspace:
         return values
 
     def save_state(self, state: RunState) -> None:
-        """Record how far the run is; whole or not at all."""
+        """Record how far the run is, atomically."""
         path = self.folder / "state.safetensors"
         with using(path), replacing(path) as part:
             part.write_bytes(state.to_bytes())
@@ -230,16 +230,16 @@ class Workspace:
             array.close()
 
     def remove(self) -> None:
-        """The work is done, or nothing worth keeping was begun."""
+        """Delete the folder, when the work is done or there is nothing worth keeping."""
         self.close()
         with using(self.folder):
             shutil.rmtree(self.folder)
 
     def clean(self) -> None:
-        """Remove what a process killed while writing has left, here and outside."""
+        """Remove the temporary files of a killed process, here and outside."""
         for stale in self.folder.glob(".stablevsr-*.part"):
             remove(stale)
-        with suppress(UserError):  # a list that cannot be read is of no use, and no reason to stop
+        with suppress(UserError):  # an unreadable list is no reason to stop
             part = Path(str((self.noted("outside") or {}).get("part", "")))
             if part.name.startswith(".stablevsr-") and part.suffix == ".part":
                 remove(part)
@@ -254,16 +254,16 @@ def workspace_path(output: Path) -> Path:
 
 @contextmanager
 def open_workspace(output: Path, tell: Callable[[str], None] = lambda sentence: None) -> Iterator[Workspace]:
-    """The workspace of the run that makes `output`, new or found; nobody else may have it meanwhile.
+    """The workspace of the run that writes `output`, new or existing, locked against other processes.
 
-    If the block ends before a run has begun in it, it is removed. Whatever the block raises passes through.
+    It is removed if the block ends before a run was started in it. Errors of the block pass through unchanged.
 
     Args:
         tell: called with a note where the file system cannot lock.
 
     Raises:
-        UserError: when another process has it, when the folder is something else, a link or another user's, or
-            cannot be made.
+        UserError: when another process uses it, and when the folder is not a workspace, is a link, belongs to another
+            user, or cannot be created.
     """
     folder = workspace_path(output)
     try:
@@ -271,12 +271,12 @@ def open_workspace(output: Path, tell: Callable[[str], None] = lambda sentence: 
         lock = (folder / "lock").open("w")
     except OSError as error:
         raise UserError(
-            f"{folder}, where the unfinished run is kept, cannot be used ({error.strerror}); "
+            f"{folder}, where the unfinished run is kept, cannot be used ({error.strerror}): "
             "make room, or choose another output"
         ) from error
     with closing(lock):
         _lock(lock, output, folder, tell)
-        _refuse_strangers(folder)
+        _require_known_files(folder)
         workspace = Workspace(folder)
         try:
             with using(folder):
@@ -289,15 +289,15 @@ def open_workspace(output: Path, tell: Callable[[str], None] = lambda sentence: 
 
 
 def _make(folder: Path) -> None:
-    """Make the folder, for this user only, unless it is there; `UserError` when it is not what this user made."""
+    """Create the folder, for this user only, unless it exists; `UserError` if it is not a folder of this user."""
     with suppress(FileExistsError):
         folder.mkdir(mode=0o700)
     if folder.is_symlink() or not folder.is_dir():
         raise UserError(f"{folder} is {'a link' if folder.is_symlink() else 'a file'}, expected a folder: move it away")
     found = folder.stat()
     if hasattr(os, "getuid") and found.st_uid != os.getuid():
-        raise UserError(f"{folder} belongs to another user (number {found.st_uid}): choose another output")
-    if found.st_mode & 0o077:  # made by an older version
+        raise UserError(f"{folder} belongs to another user (uid {found.st_uid}): choose another output")
+    if found.st_mode & 0o077:  # created by an older version
         with suppress(OSError):
             folder.chmod(0o700)
 
@@ -309,39 +309,41 @@ def _lock(lock: TextIO, output: Path, folder: Path, tell: Callable[[str], None])
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise UserError(f"another run is making {output}: {folder} is in use") from error
+        raise UserError(
+            f"another run is writing {output} and uses {folder}: wait for it, or choose another output"
+        ) from error
     except OSError as error:
         if error.errno not in CANNOT_LOCK:
-            raise UserError(f"{folder} cannot be locked ({error.strerror}); choose another output") from error
-        tell(f"note: {folder} is on a file system without locks: start no second run for the same output")
+            raise UserError(f"{folder} cannot be locked ({error.strerror}): choose another output") from error
+        tell(f"note: {folder} is on a file system without locks: do not start a second run for the same output")
 
 
-def _refuse_strangers(folder: Path) -> None:
+def _require_known_files(folder: Path) -> None:
     for name in sorted(os.listdir(folder)):
         if name not in FILES and not name.startswith(".stablevsr-"):
-            raise UserError(f"{folder} holds {name}, which no unfinished run has: move it away")
+            raise UserError(f"{folder} holds {name}, which is not part of an unfinished run: move it away")
 
 
-def _agree(folder: Path, found: dict[str, object], now: dict[str, object]) -> None:
-    """`UserError` for the first thing in which an unfinished run differs from this one, in either direction."""
+def _require_match(folder: Path, found: dict[str, object], now: dict[str, object]) -> None:
+    """`UserError` for the first difference between an unfinished run and this one."""
     version = "version of stablevsr"
     if any(found.get(name) != now.get(name) for name in ("workspace format", version)):
         raise UserError(
-            f"{folder} was begun by another version of stablevsr ({found.get(version, 'unknown')}, "
-            f"now {now.get(version)}): finish it with that one, or start again with --restart"
+            f"{folder} was started by another version of stablevsr ({found.get(version, 'unknown')}, "
+            f"now {now.get(version)}): finish it with that version, or start again with --restart"
         )
     for name in now | found:
         if name not in found or name not in now or found[name] != now[name]:
             raise UserError(
-                f"{folder} was begun with another {name} ({found.get(name)}, now {now.get(name)}): "
-                "give the same again, or start again with --restart"
+                f"{folder} was started with another {name} ({found.get(name)}, now {now.get(name)}): "
+                "use the same again, or start again with --restart"
             )
 
 
 def _plain(value: object) -> object:
-    # numpy's numbers, which JSON does not know
+    # numpy scalars, which JSON does not know
     return value.item() if isinstance(value, np.generic) else str(value)
 
 
 def _damaged(path: Path) -> UserError:
-    return UserError(f"{path} is damaged; start again with --restart")
+    return UserError(f"{path} is damaged: start again with --restart")

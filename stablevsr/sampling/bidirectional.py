@@ -1,4 +1,4 @@
-"""The frame-wise bidirectional loop (paper, section 4.3): each noise level over all frames, alternating direction."""
+"""The frame-wise bidirectional loop (paper, section 4.3): each step visits all frames, in alternating direction."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class Latents(Protocol):
 
 @dataclass(frozen=True)
 class SamplingState:
-    """How far a run is, and what it needs of its past to continue."""
+    """How far the loop is, and the state it needs to continue."""
 
     done: int  # frame-steps
     x0: Tensor | None  # (c, h, w), the clean estimate of the last frame-step; None before the first
@@ -46,16 +46,16 @@ class FrameStep(NamedTuple):
 
     step: Step
     frame: int  # in display order
-    condition: Tensor | None  # what the TCM saw; None for the first frame of a pass or scene, and in unguided steps
+    condition: Tensor | None  # input of the TCM; None for the first frame of a pass or scene, and in unguided steps
     prediction: Tensor  # (c, h, w), the network's output
     x0: Tensor  # (c, h, w), the clean estimate
     latent: Tensor  # (c, h, w), x at the next timestep
 
 
 class OverflowWatch:
-    """Stops a run whose numbers have overflowed: on the CPU at once, elsewhere at the end of the pass.
+    """Stops a run whose values overflow: at once on the CPU, at the end of the pass elsewhere.
 
-    Reading the answer from a GPU waits for it, so it is read once a pass.
+    Reading the flags from a GPU waits for it, so they are read once per pass.
     """
 
     def __init__(self, num_frames: int) -> None:
@@ -70,13 +70,11 @@ class OverflowWatch:
         overflowed = [frame for frame, finite in self._finite if not finite]
         self._finite.clear()
         if overflowed:
-            raise UserError(
-                f"the numbers of frame {overflowed[0]} overflowed in step {result.step.index}: use bf16 or fp32"
-            )
+            raise UserError(f"frame {overflowed[0]} overflowed in step {result.step.index}: use bf16 or fp32")
 
 
 def pass_order(index: int, num_frames: int) -> range:
-    """The frames in the order in which step `index` visits them: first to last, then last to first, in turn."""
+    """The frames in the order in which step `index` visits them: forward if it is even, backward if odd."""
     return range(num_frames) if index % 2 == 0 else range(num_frames - 1, -1, -1)
 
 
@@ -98,27 +96,27 @@ def bidirectional_sampling(
         latents: x_t per frame, updated in place to x at the next timestep. Any indexable container works.
         steps: from `run_steps`.
         schedule: what the network predicts, and clipping.
-        noise: asked for `step(index, frame)` once a frame-step.
+        noise: called as `step(index, frame)` once per frame-step.
         predict, guide: the networks; a lambda will do.
-        start: where to continue; `latents` are as they were then.
+        start: where to continue; `latents` must be as they were then.
         sampler: the step from one noise level to the next.
-        estimates: where the x0 of every frame is kept, for a sampler that needs it; None keeps it in memory.
+        estimates: storage for the x0 of every frame, if the sampler needs it; None keeps it in memory.
 
     Yields:
-        A `FrameStep` for every frame of every step, in the order of the passes.
+        A `FrameStep` for every frame of every step, in the order visited.
     """
     n, x0 = len(latents), start.x0
     if estimates is None:
         estimates = {}
-    passes, begun = divmod(start.done, n)
+    passes, first = divmod(start.done, n)
     for step in steps[passes:]:
         order = pass_order(step.index, n)
-        for position in range(begun, n):
+        for position in range(first, n):
             frame = order[position]
             x = latents[frame]
             condition = None
             if position > 0:
-                assert x0 is not None  # of the frame-step before; a resumed run has it from a file
+                assert x0 is not None  # from the previous frame-step; a resumed run reads it from its state file
                 condition = guide(to_device(x0, x.device), order[position - 1], frame, step)
             prediction = predict(frame, x, step, condition)
             draw = as_draw(noise.step(step.index, frame), x.shape, f"step {step.index} of frame {frame}")
@@ -128,4 +126,4 @@ def bidirectional_sampling(
             if sampler.keeps_x0:
                 estimates[frame] = x0
             yield FrameStep(step, frame, condition, prediction, x0, x)
-        begun = 0
+        first = 0

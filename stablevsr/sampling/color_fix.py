@@ -1,6 +1,6 @@
 """Match the colors of a result to its LR frame: diffusion models tend to shift them.
 
-Both fixes compare at LR size, where a result that is right equals the LR frame and is therefore left alone.
+Both fixes compare at LR size, where a correct result equals the LR frame and so stays unchanged.
 """
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from stablevsr.sampling.pictures import bicubic
 
-LEVELS = 3  # of the wavelet: details up to 4 LR pixels wide, the 16 HR pixels of StableSR's five levels, are left alone
+LEVELS = 3  # of the wavelet: details up to 4 LR pixels (16 HR pixels, as in StableSR's five levels) stay unchanged
 
 
 def fix_colors(picture: Tensor, low_res: Tensor, kind: str | None) -> Tensor:
@@ -18,8 +18,8 @@ def fix_colors(picture: Tensor, low_res: Tensor, kind: str | None) -> Tensor:
     Args:
         picture: (n, 3, 4h, 4w) in [0, 1].
         low_res: (n, 3, h, w) in [0, 1].
-        kind: "wavelet" takes the coarse part of the LR frame (StableSR, Wang et al. 2023); "adain" takes mean and
-            spread of each channel (Huang and Belongie 2017); None does nothing.
+        kind: "wavelet" takes the low frequencies of the LR frame (StableSR, Wang et al. 2023); "adain" takes mean and
+            standard deviation of each channel (Huang and Belongie 2017); None changes nothing.
     """
     if kind is None:
         return picture
@@ -29,7 +29,7 @@ def fix_colors(picture: Tensor, low_res: Tensor, kind: str | None) -> Tensor:
 
 
 def coarse(x: Tensor) -> Tensor:
-    """What LEVELS levels of an undecimated wavelet leave of (n, c, h, w): binomial blurs, each twice as wide."""
+    """Low frequencies of (n, c, h, w) after LEVELS levels of an undecimated wavelet: blurs, each twice as wide."""
     line = x.new_tensor([0.25, 0.5, 0.25])
     kernel = torch.outer(line, line).expand(x.shape[1], 1, 3, 3)
     for level in range(LEVELS):
@@ -39,7 +39,7 @@ def coarse(x: Tensor) -> Tensor:
 
 
 def restyled(x: Tensor, style: Tensor) -> Tensor:
-    """(n, c, h, w) with mean and standard deviation of each channel of `style`."""
+    """`x`, (n, c, h, w), with the mean and standard deviation of each channel of `style`."""
     std, mean = torch.std_mean(x, dim=(2, 3), correction=0, keepdim=True)
     style_std, style_mean = torch.std_mean(style, dim=(2, 3), correction=0, keepdim=True)
     return (x - mean) * style_std / std.clamp(min=1e-4) + style_mean

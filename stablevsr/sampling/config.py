@@ -1,7 +1,7 @@
-"""Every option of a sampling run, once: `SamplingConfig`.
+"""`SamplingConfig`: every option of a sampling run, defined once.
 
 The Python functions take it, the command's options are made from its fields, a weights file carries the one that its
-weights were made for, and an unfinished run is told from another by it. No torch here, so that `--help` is quick.
+weights were made for, and an unfinished run is identified by it. Imports no torch, so that `--help` is fast.
 """
 
 import dataclasses
@@ -17,13 +17,14 @@ SAMPLERS = ("ddpm", "ddim", "dpm++")
 SPACINGS = ("leading", "trailing", "linspace")
 COLOR_FIXES = ("wavelet", "adain")
 DEFAULT_NOISE_LEVEL = 20
-DISTILLED_STEPS = 4  # of the released streaming weights; other numbers run, but are not what they learned
-MAX_SIGNAL = 0.05  # of the clean picture, sqrt(abar_t), at the first timestep, where sampling starts from pure noise
+DISTILLED_STEPS = 4  # of the released streaming weights; other numbers work, but are not what they were trained for
+# Share of the clean picture at the first timestep, sqrt(abar_t), above which a notice is due: sampling starts with none
+MAX_SIGNAL = 0.05
 MIN_TILE = 16
 
 
 def option(default: Any, help: str, **more: Any) -> Any:
-    """A field with its help text and, in `more`, what argparse is to know of it: `metavar`, `choices`."""
+    """A field with its help text and, in `more`, arguments for argparse: `metavar`, `choices`."""
     return field(default=default, metadata={"help": help, **more})
 
 
@@ -52,8 +53,8 @@ class TemporalGuidance:
     def applies_to(self, step: int) -> bool:
         """Whether step number `step` is guided.
 
-        With an even `every`, the guided steps alternate in direction as all steps do: if they all ran the same way,
-        detail would drift with them.
+        With an even `every`, the guided steps are shifted so that they still alternate in direction: if all ran the
+        same way, detail would drift with them.
         """
         block, offset = divmod(step, self.every)
         return step >= self.first_step and offset == (block % 2 if self.every % 2 == 0 else 0)
@@ -79,36 +80,38 @@ class SamplingConfig:
 
     mode: str = option(
         "bidirectional",
-        "bidirectional: each noise level over all frames, as StableVSR; streaming: frame by frame, guided by the last "
-        "finished frame, as Stream-DiffVSR",
+        "bidirectional: each step over all frames (StableVSR); streaming: frame by frame, each guided by the previous "
+        "output frame (Stream-DiffVSR)",
         choices=MODES,
     )
     steps: int = option(50, "denoising steps", metavar="N")
     spacing: str | None = option(
         None,
-        "which timesteps the steps visit; trailing starts at the noisiest, as few steps should (default: the weights')",
+        "spacing of the timesteps; use trailing, which starts at the noisiest, for few steps (default: the weights')",
         choices=SPACINGS,
     )
-    sampler: str = option("ddpm", "ddpm as published; the others for fewer steps", choices=SAMPLERS)
-    eta: float = option(0.0, "share of DDPM's noise that the ddim sampler adds, 0 to 1")
-    seed: int = option(0, "seed of the noise; the same on every device")
-    prompt: str | None = option(None, "what the clip shows (default: the empty prompt)")
-    negative_prompt: str | None = option(None, "what it should not show; needs cfg_scale above 1")
+    sampler: str = option("ddpm", "ddpm is the published one; the others are meant for fewer steps", choices=SAMPLERS)
+    eta: float = option(0.0, "noise added by the ddim sampler: 0 is none, 1 as much as DDPM")
+    seed: int = option(0, "seed of the noise, which is the same on every device")
+    prompt: str | None = option(None, "text prompt that describes the clip (default: the empty prompt)")
+    negative_prompt: str | None = option(None, "text prompt for what to avoid; needs cfg_scale above 1")
     cfg_scale: float = option(1.0, "classifier-free guidance scale; above 1 every step runs the networks twice")
-    tcm_scale: float = option(1.0, "scale of what the TCM adds to the UNet")
+    tcm_scale: float = option(1.0, "scale of the residuals that the TCM adds to the UNet")
     noise_level: int | None = option(
         None, f"noise added to the LR frames, for stock SD x4 weights only (default: {DEFAULT_NOISE_LEVEL})"
     )
     scene_cuts: str | tuple[int, ...] = option(
-        "auto", "frames that begin a new scene, where guidance stops: auto finds them", metavar="auto|off|I,J,..."
+        "auto",
+        "frames that start a new scene, which guidance does not cross; auto detects them",
+        metavar="auto|off|I,J,...",
     )
     tile: str | int = option(
         "auto",
-        "decode in overlapping tiles of N LR pixels to save memory; auto: only after memory has run out",
+        "decode in overlapping tiles of N LR pixels to save memory; auto: only after running out of memory",
         metavar="auto|off|N",
     )
     color_fix: str | None = option(
-        None, "match the colors of the result to the input's (default: leave them)", choices=COLOR_FIXES
+        None, "match the colors of the result to the input (default: no change)", choices=COLOR_FIXES
     )
     temporal: TemporalGuidance = field(default_factory=TemporalGuidance)
     flow: FlowOptions = field(default_factory=FlowOptions)
@@ -128,7 +131,7 @@ class SamplingConfig:
         _require(0 <= self.eta <= 1, f"got eta {self.eta}, expected 0 to 1")
         _require(
             self.eta == 0 or self.sampler == "ddim",
-            f"got eta {self.eta} with sampler {self.sampler}, which has none: use sampler ddim, or leave eta out",
+            f"got eta {self.eta} with sampler {self.sampler}, which takes none: use sampler ddim, or omit eta",
         )
         _require(0 <= self.seed < 2**64, f"got seed {self.seed}, expected 0 to 2^64 - 1")
         _require(
@@ -136,7 +139,7 @@ class SamplingConfig:
             f"got a negative_prompt with cfg_scale {self.cfg_scale:g}, where it has no effect: set cfg_scale above 1",
         )
         _require(
-            self.noise_level is None or self.noise_level >= 0, f"got noise_level {self.noise_level}, expected >= 0"
+            self.noise_level is None or self.noise_level >= 0, f"got noise_level {self.noise_level}, expected 0 or more"
         )
         cuts = self.scene_cuts
         _require(
@@ -153,9 +156,9 @@ class SamplingConfig:
         )
 
     def check(self, model: ModelConfig, num_frames: int | None = None) -> None:
-        """Check the fields against the weights and, where it is known, the number of frames.
+        """Check the fields against the weights and, if it is known, the number of frames.
 
-        Cheap: to be called before a frame is read.
+        Cheap enough to be called before any frame is read.
 
         Raises:
             UserError: naming the field, what these weights take, and what to do.
@@ -167,8 +170,8 @@ class SamplingConfig:
         else:
             _require(
                 not model.is_streaming,
-                "got mode bidirectional for streaming weights, which learned to be guided by finished frames of the "
-                "past only: use preset streaming, or StableVSR weights",
+                "got mode bidirectional for streaming weights, which were trained on guidance from past frames only: "
+                "use preset streaming, or StableVSR weights",
             )
         timesteps(self.schedule_for(model), self.steps)
         for name in ("prompt", "negative_prompt"):
@@ -179,12 +182,12 @@ class SamplingConfig:
             )
         _require(
             not self.temporal.tiny or model.tiny is not None,
-            "these weights hold no tiny decoder, which temporal.tiny needs: convert with --tiny, or leave it out",
+            "got temporal.tiny, but these weights hold no tiny decoder: convert with --tiny, or omit it",
         )
         if model.unet.encoder.num_noise_levels is None:
             _require(
                 self.noise_level is None,
-                f"got noise_level {self.noise_level}, but these weights have no noise levels: leave it out",
+                f"got noise_level {self.noise_level}, but these weights have no noise levels: omit it",
             )
         elif self.noise_level is not None:
             limit = model.max_noise_level
@@ -193,7 +196,7 @@ class SamplingConfig:
                 f"got noise_level {self.noise_level}, expected 0 to {limit} for these weights",
             )
         if num_frames is not None:
-            _require(num_frames > 0, "got no frame, expected at least 1")
+            _require(num_frames > 0, "got no frames, expected at least 1")
             _require(
                 num_frames == 1 or model.flow is not None,
                 "these weights hold no flow network, which a clip of several frames needs: convert with --flow",
@@ -207,27 +210,27 @@ class SamplingConfig:
         )
         _require(
             model.unet.encoder.num_noise_levels is None,
-            "these weights noise the LR frame (stock SD x4), which streaming does not: use StableVSR's or streaming "
-            "weights",
+            "these weights add noise to the LR frames (stock SD x4), which streaming does not support: "
+            "use StableVSR or streaming weights",
         )
         _require(
             not (model.is_streaming and isinstance(self.tile, int)),
-            f"got tile {self.tile}, but streaming weights decode a frame as a whole: leave it out",
+            f"got tile {self.tile}, but streaming weights decode whole frames only: omit it",
         )
 
     def notices(self, model: ModelConfig) -> list[str]:
-        """What the user should know of these options with these weights, though they work: sentences."""
+        """Warnings about options that work with these weights, but may not do what is expected; a sentence each."""
         from stablevsr.sampling.schedule import alphas_cumprod, timesteps  # imports torch
 
         found = []
         if self.cfg_scale < 1.0:
-            found.append(f"cfg_scale {self.cfg_scale:g} means no classifier-free guidance, which begins above 1")
+            found.append(f"cfg_scale {self.cfg_scale:g} means no classifier-free guidance, which needs a scale above 1")
         first = timesteps(self.schedule_for(model), self.steps)[0]
         signal = alphas_cumprod(model.schedule)[first].item() ** 0.5
         if signal > MAX_SIGNAL:
             found.append(
-                f"{self.steps} steps begin at timestep {first}, where {100 * signal:.0f}% of the picture should "
-                "still be there, but sampling starts from pure noise: take more steps, or spacing trailing"
+                f"{self.steps} steps start at timestep {first}, where {100 * signal:.0f}% of the picture should "
+                "remain, but sampling starts from pure noise: use more steps, or spacing trailing"
             )
         if self.mode == "streaming":
             if not model.is_streaming:
@@ -235,24 +238,24 @@ class SamplingConfig:
             elif self.steps != DISTILLED_STEPS:
                 found.append(f"streaming weights were distilled for {DISTILLED_STEPS} steps, not {self.steps}")
             if replace(self.temporal, tiny=False) != TemporalGuidance():
-                found.append("the temporal options have no effect in streaming, which is guided by finished frames")
+                found.append("the temporal options have no effect in streaming, which is guided by output frames")
         return found
 
     def schedule_for(self, model: ModelConfig) -> ScheduleConfig:
-        """The weights' noise schedule, with the spacing asked for."""
+        """The weights' noise schedule, with this config's spacing if it is set."""
         return replace(model.schedule, timestep_spacing=self.spacing) if self.spacing else model.schedule
 
     def noise_level_for(self, model: ModelConfig) -> int | None:
-        """The noise level of the LR frames: the default one for None, None for weights without noise levels."""
+        """The noise level of the LR frames, by default `DEFAULT_NOISE_LEVEL`; None for weights without noise levels."""
         if model.unet.encoder.num_noise_levels is None:
             return None
         return DEFAULT_NOISE_LEVEL if self.noise_level is None else self.noise_level
 
     def with_fields(self, fields: dict[str, Any]) -> Self:
-        """A copy with other values; fields of a group are named with a dot, as in `temporal.every`.
+        """A copy with these values; fields of a group are named with a dot, as in `temporal.every`.
 
         Raises:
-            UserError: for a name that is no field, and as the constructor does.
+            UserError: for a name that is not a field, and as the constructor does.
         """
         own: dict[str, Any] = {}
         groups: dict[str, dict[str, Any]] = {}
@@ -281,20 +284,20 @@ class SamplingConfig:
 
 
 def resolve(config: SamplingConfig | None, default: SamplingConfig, fields: dict[str, Any]) -> SamplingConfig:
-    """The config that a caller means: `config`, else `default`, with `fields` by name.
+    """`config`, or `default` if it is None, with `fields` replaced by name.
 
     Raises:
         UserError: for a `config` of another type, and as `SamplingConfig.with_fields` does.
     """
     _require(
         config is None or isinstance(config, SamplingConfig),
-        f"got config {config!r}, expected a SamplingConfig: give single options by name, as in steps=20",
+        f"got config {config!r}, expected a SamplingConfig: pass single options by name, as in steps=20",
     )
     return (config or default).with_fields(fields)
 
 
 def _make_plain(config: SamplingConfig) -> None:
-    """Numbers of numpy become Python's, an empty prompt None, any collection of cuts a tuple."""
+    """Turn numpy scalars into Python numbers, an empty prompt into None, and any collection of cuts into a tuple."""
 
     def plain(value: Any) -> Any:
         return value.item() if type(value).__module__ == "numpy" and getattr(value, "ndim", 1) == 0 else value
@@ -312,7 +315,7 @@ def _check_names(owner: Any, names: list[str], prefix: str = "") -> None:
     unknown = [prefix + name for name in names if name not in known]
     _require(
         not unknown,
-        f"got {', '.join(unknown)}, which no sampling option is called: expected some of "
+        f"got {', '.join(unknown)}, which is not a sampling option: expected one of "
         f"{', '.join(prefix + name for name in known)}",
     )
 

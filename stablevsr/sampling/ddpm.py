@@ -5,8 +5,8 @@ The papers write the step with the predicted noise e (algorithm 2 of Ho et al.; 
     x_{t-1} = (x_t - (1 - a_t) / sqrt(1 - abar_t) e) / sqrt(a_t) + s_t z        `paper_step`
     x_0     = (x_t - sqrt(1 - abar_t) e) / sqrt(abar_t)                         `predict_x0`, equation 15
 
-The sampler uses the equal form that goes through x_0 (equations 6 and 7), which allows x_0 to be clipped, needs no
-division by sqrt(a_t) of its own for each kind of prediction, and is what the published pipeline computes.
+The sampler uses the equivalent form through x_0 (equations 6 and 7), which allows x_0 to be clipped, is the same for
+every prediction type, and is what the published pipeline computes.
 """
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from stablevsr.config import ScheduleConfig
 from stablevsr.sampling.schedule import Step
 
-MIN_VARIANCE = 1e-20  # keeps the reference's last step, whose posterior has no width, from taking the log of zero
+MIN_VARIANCE = 1e-20  # as in the reference, which takes the log: the posterior of the last step has zero variance
 
 
 def add_noise(x0: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
@@ -57,7 +57,7 @@ def paper_step(x: Tensor, noise_estimate: Tensor, z: Tensor, alpha_bar: Tensor, 
 
 
 def clean_estimate(x: Tensor, prediction: Tensor, step: Step, config: ScheduleConfig) -> Tensor:
-    """`predict_x0` at a step, clipped if the schedule says so."""
+    """`predict_x0` at a step, clipped if the schedule clips."""
     x0 = predict_x0(x, prediction, step.alpha_bar, config.prediction_type)
     return x0.clamp(-config.clip_sample_range, config.clip_sample_range) if config.clip_sample else x0
 
@@ -69,12 +69,12 @@ def ddpm_step(
 
     Args:
         x: x_t, float32.
-        prediction: what the network says of x_t, the same shape.
+        prediction: the network's output for x_t, the same shape.
         noise: fresh unit Gaussian noise, the same shape; unused at timestep 0.
-        x0_prev: unused; other samplers look at the x0 estimate of the step before.
+        x0_prev: unused; other samplers take the x0 estimate of the previous step.
 
     Returns:
-        The x0 estimate (clipped if the schedule says so), and x at the next timestep.
+        The x0 estimate (clipped if the schedule clips), and x at the next timestep.
     """
     x0 = clean_estimate(x, prediction, step, config)
     mean, variance = posterior(x0, x, step.alpha_bar, step.alpha_bar_next)

@@ -1,4 +1,4 @@
-"""The model bound to one clip: what the bidirectional loop calls `predict` and `guide`."""
+"""The model bound to one clip: `predict` and `guide` of the bidirectional loop."""
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ class Denoiser:
     flows: FlowSource | None  # None for a single frame, which has no neighbour
     config: SamplingConfig
     context: Tensor  # (1, tokens, width), or with classifier-free guidance (2, tokens, width): negative prompt, prompt
-    cuts: Collection[int] = ()  # frames that begin a new scene: no guidance crosses
+    cuts: Collection[int] = ()  # frames that start a new scene, which guidance does not cross
     decode: PictureDecoder | None = None  # None decodes the whole frame at once
 
     def guide(self, x0: Tensor, source: int, target: int, step: Step) -> Tensor | None:
@@ -47,7 +47,7 @@ class Denoiser:
             return None
         decode: Callable[[Tensor], Tensor] = self.decode or PictureDecoder(self.model, "off")
         if options.tiny:
-            assert self.model.tiny is not None  # which `SamplingConfig.check` asks for
+            assert self.model.tiny is not None  # `SamplingConfig.check` requires it
             decode, x0 = self.model.tiny, x0.to(self.model.tiny.dtype)
         picture = decode_at_half_size(decode, x0[None]) if options.half_size else decode(x0[None])
         assert self.flows is not None
@@ -55,7 +55,7 @@ class Denoiser:
         return warp_published(picture, flow)[0]
 
     def predict(self, frame: int, x: Tensor, step: Step, condition: Tensor | None) -> Tensor:
-        """The network's output for x_t of `frame`, (c, h, w) float32; without a condition the UNet is alone."""
+        """The network's output for x_t of `frame`, (c, h, w) float32; without a condition the TCM does not run."""
         model = self.model
         count = self.context.shape[0]
 
@@ -92,20 +92,20 @@ def decode_at_half_size(decode: Callable[[Tensor], Tensor], x0: Tensor) -> Tenso
 
 @torch.no_grad()
 def prompt_context(model: Networks, config: SamplingConfig) -> Tensor:
-    """What the UNet attends to: (1, tokens, width); with classifier-free guidance (2, tokens, width), negative first.
+    """The prompt's embedding, (1, tokens, width); with classifier-free guidance (2, tokens, width), negative first.
 
     Raises:
-        UserError: for a prompt that these weights cannot read.
+        UserError: for a prompt that these weights cannot encode.
     """
     context = model.encode_prompt(config.prompt)
-    if config.cfg_scale <= 1.0:  # 1 and below mean none, as in the reference
+    if config.cfg_scale <= 1.0:  # no guidance at 1 and below, as in the reference
         return context
     return torch.cat([model.encode_prompt(config.negative_prompt), context])
 
 
 @dataclass(frozen=True)
 class NoisyFrames:
-    """LR frames with noise added, made anew whenever they are asked for."""
+    """LR frames with noise added, computed on each access."""
 
     frames: Frames
     noise: LowResNoise
@@ -121,12 +121,12 @@ class NoisyFrames:
 
 
 def noisy_low_res(model: Networks, low_res: Frames, config: SamplingConfig, noise: NoiseSource) -> Frames:
-    """The LR frames as the model wants them: noised to the noise level for stock SD x4 models, else as they are."""
+    """The LR frames as the model expects them: noised to the noise level for stock SD x4 models, else unchanged."""
     level = config.noise_level_for(model.config)
     if level is None:
         return low_res
     schedule = model.config.low_res_schedule
-    assert schedule is not None  # which `ModelConfig` asks for with levels
+    assert schedule is not None  # `ModelConfig` requires it for models with noise levels
     if not isinstance(noise, LowResNoise):
-        raise UserError("these weights noise the LR frames: the noise source needs a method low_res(frame)")
+        raise UserError("these weights add noise to the LR frames: the noise source needs a method low_res(frame)")
     return NoisyFrames(low_res, noise, alphas_cumprod(schedule)[level])

@@ -12,19 +12,19 @@ from stablevsr.nn.raft import RAFT, STRIDE, bilinear_upsample
 from stablevsr.runtime import numerics, to_device
 from stablevsr.sampling.pictures import Frames, bicubic
 
-MIN_SIDE = 128  # below, RAFT's coarsest correlation level has a single entry and its lookup divides by zero
+MIN_SIDE = 128  # below this, RAFT's coarsest correlation level has a single entry and its lookup divides by zero
 
 
 @dataclass(frozen=True)
 class Padding:
-    """What RAFT's input needs at the right and bottom, and the way back."""
+    """Padding of RAFT's input at the right and bottom, and its inverse."""
 
     right: int
     bottom: int
 
     @classmethod
     def for_size(cls, height: int, width: int) -> "Padding":
-        """To the next multiple of 8 that is at least 128."""
+        """Padding to the next multiple of 8 that is at least 128."""
 
         def missing(side: int) -> int:
             return max(-(-side // STRIDE) * STRIDE, MIN_SIDE) - side
@@ -41,20 +41,20 @@ class Padding:
 
 
 class FlowSource(Protocol):
-    """The flows of a clip, kept or estimated when asked for."""
+    """The flows of a clip, stored or estimated on demand."""
 
     def between(self, target: int, source: int) -> Tensor:
-        """The flow that fetches frame `source` onto the grid of its neighbour `target`: (1, 2, 4h, 4w) in pixels."""
+        """The flow that warps frame `source` onto the grid of its neighbour `target`: (1, 2, 4h, 4w) in pixels."""
         ...
 
 
 def estimate_flow(raft: nn.Module, target: Tensor, source: Tensor, half: bool = False) -> Tensor:
-    """The flow that fetches `source` onto the grid of `target`.
+    """The flow that warps `source` onto the grid of `target`.
 
     Args:
         raft: the flow network.
         target, source: (n, 3, h, w) LR frames in [-1, 1], of any size.
-        half: look at frames of half the HR size, which takes a quarter of the time, and enlarge the flow.
+        half: estimate at half the HR size, which takes a quarter of the time, and upsample the flow.
 
     Returns:
         (n, 2, 4h, 4w), in HR pixels.
@@ -74,15 +74,15 @@ def _to_size(flow: Tensor, size: tuple[int, int], half: bool) -> Tensor:
 
 
 class EstimatedFlows:
-    """The flows of a clip, estimated when asked for.
+    """The flows of a clip, estimated on demand.
 
-    `estimate` and `enlarge` are two steps, so that a flow can be kept at the size at which it is estimated: an eighth
-    of HR for RAFT small, half of that with `half_size`. Together they give the bits of `estimate_flow`.
+    `estimate` and `enlarge` are separate, so that a flow can be stored at the size at which it is estimated: an eighth
+    of HR for RAFT small, half of that with `half_size`. Together they match `estimate_flow` bit for bit.
 
     Args:
         raft: the flow network, in float32.
         frames: the LR frames.
-        device: where the network works.
+        device: where the network runs.
         half_size: as `half` of `estimate_flow`.
     """
 
@@ -92,12 +92,12 @@ class EstimatedFlows:
         self._size = (height, width)
         self._input_size = (height // 2, width // 2) if half_size else self._size
         self._padding = Padding.for_size(*self._input_size)
-        self._features: dict[int, Tensor] = {}  # of the last frames, for each is in two pairs and two directions
+        self._features: dict[int, Tensor] = {}  # of recent frames: each is in two pairs, in both directions
         self._contexts: dict[int, tuple[Tensor, Tensor]] = {}
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """The shape of what `estimate` returns for a pair and direction, (2, h', w')."""
+        """The shape of an estimate, (2, h', w')."""
         height, width = self._input_size
         if self._raft.config.convex_upsampling:
             return 2, height, width
@@ -109,7 +109,7 @@ class EstimatedFlows:
     @numerics()
     @torch.no_grad()
     def estimate(self, target: int, source: int) -> Tensor:
-        """The flow that fetches frame `source` onto the grid of its neighbour `target`, of `shape`."""
+        """The flow that warps frame `source` onto the grid of its neighbour `target`, of `shape`."""
         self._encode(target, source)
         features = self._features[target], self._features[source]
         flow, hidden = self._raft.estimate(*features, self._contexts[target])
@@ -126,15 +126,15 @@ class EstimatedFlows:
         return _to_size(flow, self._size, self._half)
 
     def forget(self) -> None:
-        """Free what is held of the last frames, when no flow is asked for any more."""
+        """Free the features of recent frames, once no more flows are needed."""
         self._features.clear()
         self._contexts.clear()
 
     def _encode(self, target: int, source: int) -> None:
-        """Have the features of two neighbours, and the context of the target."""
+        """Compute what is missing of the features of two neighbours and the context of the target."""
         missing = [frame for frame in sorted((target, source)) if frame not in self._features]
         if missing:
-            # Always two at a time, in which frame's company does not matter: one alone may round otherwise.
+            # Always a batch of two, whichever the other frame is: a batch of one may round differently.
             first = missing[0] if missing[0] + 1 < len(self._frames) else missing[0] - 1
             pair = first, first + 1
             pictures = {frame: self._picture(frame) for frame in pair}
@@ -150,7 +150,7 @@ class EstimatedFlows:
 
 
 class StreamFlows:
-    """The flows of a stream, from each frame back to the one before; each frame's features are computed once.
+    """The flows of a stream, from each frame to the previous one; each frame's features are computed once.
 
     Args:
         raft: the flow network, in float32.
@@ -162,7 +162,7 @@ class StreamFlows:
         self._last: tuple[Tensor, Tensor] | None = None  # LR frame and features
 
     def to_previous(self, frame: Tensor, previous: Tensor) -> Tensor:
-        """The flow that fetches `previous` onto the grid of `frame`, LR frames (3, h, w) in [-1, 1]: (2, 4h, 4w)."""
+        """The flow that warps `previous` onto the grid of `frame`, LR frames (3, h, w) in [-1, 1]: (2, 4h, 4w)."""
         size = (SCALE * frame.shape[-2], SCALE * frame.shape[-1])
         picture = _raft_input(frame[None], self._half)
         padding = Padding.for_size(*picture.shape[-2:])

@@ -1,4 +1,4 @@
-"""Where a run's randomness comes from. The sampler never draws: it asks a source for (step, frame)."""
+"""Noise sources. The sampler draws nothing itself: it asks a source for the noise of (step, frame)."""
 
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -27,7 +27,7 @@ class NoiseSource(Protocol):
 
 @runtime_checkable
 class LowResNoise(NoiseSource, Protocol):
-    """A source that has noise for the LR frames, too."""
+    """A source that also has noise for the LR frames."""
 
     def low_res(self, frame: int) -> Tensor:
         """Noise for the LR frame itself, (3, h, w) float32."""
@@ -35,16 +35,16 @@ class LowResNoise(NoiseSource, Protocol):
 
 
 def as_draw(value: object, shape: tuple[int, ...], what: str) -> Tensor:
-    """What a source gave, as a float32 tensor; `UserError` unless it is an array of `shape`."""
+    """A draw of a source as a float32 tensor; `UserError` unless it has this shape."""
     draw = torch.as_tensor(value).float()
     if tuple(draw.shape) != tuple(shape):
-        raise UserError(f"the noise source gave shape {tuple(draw.shape)} for {what}, expected {tuple(shape)}")
+        raise UserError(f"got noise of shape {tuple(draw.shape)} for {what}, expected {tuple(shape)}")
     return draw
 
 
 @dataclass(frozen=True)
 class SeededNoise:
-    """Draws that are a pure function of (seed, frame, step): the same in any order, batch, device and restart.
+    """Draws that are a pure function of (seed, frame, step): the same in any order or batch, on any device.
 
     Philox is counter-based: frame and step are part of its counter, so every draw has a stream of its own.
     """
@@ -67,7 +67,7 @@ class SeededNoise:
         return self._draw(1, frame, (3, *self.shape[1:]))
 
     def _draw(self, purpose: int, frame: int, shape: tuple[int, ...]) -> Tensor:
-        # The low two words of the counter are Philox's own; it moves on one for every four numbers.
+        # Philox itself uses the low two words of the counter, and advances them by one for every four numbers.
         bits = np.random.Philox(key=self.seed, counter=[0, 0, frame, purpose])
         return torch.from_numpy(np.random.Generator(bits).standard_normal(shape, dtype=np.float32))
 

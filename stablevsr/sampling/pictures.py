@@ -1,4 +1,4 @@
-"""Clips as users hold them, to the model's range and back."""
+"""Clips from the user's formats to the model's range, and back."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -49,7 +49,7 @@ def in_model_range(picture: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class PictureFormat:
-    """How pictures are kept: (h, w, 3) uint8 or uint16 over the whole range, or (3, h, w) float32 in [0, 1]."""
+    """How pictures are stored: (h, w, 3) uint8 or uint16 over the whole range, or (3, h, w) float32 in [0, 1]."""
 
     dtype: torch.dtype
 
@@ -58,26 +58,26 @@ class PictureFormat:
         return str(self.dtype).removeprefix("torch.")
 
     def shape(self, height: int, width: int, channels: int = 3) -> tuple[int, int, int]:
-        """Of a picture."""
+        """The shape of a picture."""
         return (channels, height, width) if self.dtype.is_floating_point else (height, width, channels)
 
     def encode(self, picture: Tensor) -> Tensor:
         """(1, c, h, w) float32 in [0, 1] to this format, rounded."""
         if self.dtype.is_floating_point:
             return picture[0]
-        # A double, for 16 bits are more than float32 can scale without a rounding of its own.
+        # 16 bits are scaled in float64: float32 would round a second time.
         levels = picture * 255.0 if self.dtype == torch.uint8 else picture.double() * 65535.0
         return rearrange(levels[0].round(), "c h w -> h w c").to(self.dtype)
 
 
 def bicubic(low_res: Tensor) -> Tensor:
-    """Four times as large by plain interpolation, in any range: (n, c, h, w) to (n, c, 4h, 4w); it overshoots."""
+    """Bicubic upscaling by four, in any range: (n, c, h, w) to (n, c, 4h, 4w); it overshoots."""
     return F.interpolate(low_res, scale_factor=SCALE, mode="bicubic", align_corners=False)
 
 
 @dataclass(frozen=True)
 class ClipKind:
-    """Which of the accepted kinds a clip is, so that the result comes back as the same."""
+    """Type, format and size of a clip, so that the result can have the same type and format."""
 
     is_numpy: bool
     format: PictureFormat
@@ -113,5 +113,5 @@ class ClipKind:
         return as_tensor(frames).cpu()
 
     def finish(self, pictures: Tensor) -> Clip:
-        """Pictures in `format`, on the CPU, as the kind of clip that was given."""
+        """Pictures in `format`, on the CPU, as a clip of this kind."""
         return pictures.numpy() if self.is_numpy else pictures.to(self.device)

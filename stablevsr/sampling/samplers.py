@@ -12,16 +12,16 @@ from stablevsr.sampling.config import SAMPLERS
 from stablevsr.sampling.ddpm import clean_estimate, ddpm_step, posterior
 from stablevsr.sampling.schedule import Step
 
-# (x, prediction, noise, step, schedule, x0 of the step before or None) -> (x0, x at the next timestep)
+# (x, prediction, noise, step, schedule, x0 of the previous step or None) -> (x0, x at the next timestep)
 StepFunction = Callable[[Tensor, Tensor, Tensor, Step, ScheduleConfig, Tensor | None], tuple[Tensor, Tensor]]
 
 
 class Sampler(NamedTuple):
-    """How a latent goes from one noise level to the next."""
+    """The step from one noise level to the next, and what it uses."""
 
     step: StepFunction
     keeps_x0: bool  # whether the step needs the frame's previous clean estimate
-    adds_noise: bool  # whether it uses the noise that it is given
+    adds_noise: bool  # whether the step uses its noise argument
 
 
 def predict_noise(x: Tensor, prediction: Tensor, alpha_bar: Tensor, prediction_type: str) -> Tensor:
@@ -71,7 +71,7 @@ def dpm_solver_step(
 
     Args:
         noise: unused.
-        x0_prev: the x0 estimate of the step before, None in the first.
+        x0_prev: the x0 estimate of the previous step, None in the first.
     """
     x0 = clean_estimate(x, prediction, step, config)
     if step.alpha_bar_next == 1:

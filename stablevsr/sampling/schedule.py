@@ -1,4 +1,4 @@
-"""The noise schedule: betas, their cumulative products, and which timesteps a run visits."""
+"""The noise schedule: betas, their cumulative products, and the timesteps of a run."""
 
 import functools
 import math
@@ -16,7 +16,7 @@ from stablevsr.errors import UserError
 class Step:
     """One noise level of a run.
 
-    The cumulative products stay float32 scalars and so does everything computed from them: the reference works so, and
+    The cumulative products, and everything computed from them, stay float32 scalars, as in the reference:
     1 - abar_t / abar_next loses enough digits to matter when neighbouring timesteps are close.
     """
 
@@ -24,7 +24,7 @@ class Step:
     timestep: int  # t, in [0, num_train_timesteps)
     alpha_bar: Tensor  # abar_t
     alpha_bar_next: Tensor  # abar at the next timestep of the run, 1 after the last
-    alpha_bar_prev: Tensor | None = None  # abar at the timestep before, None at the first
+    alpha_bar_prev: Tensor | None = None  # abar at the previous timestep of the run, None at the first
 
 
 def betas(config: ScheduleConfig) -> Tensor:
@@ -44,7 +44,7 @@ def betas(config: ScheduleConfig) -> Tensor:
 
 @functools.cache
 def alphas_cumprod(config: ScheduleConfig) -> Tensor:
-    """abar_t, the cumulative products of 1 - beta_t, (num_train_timesteps,) float32; shared, not to be changed."""
+    """abar_t, the cumulative products of 1 - beta_t, (num_train_timesteps,) float32; cached: do not modify."""
     return torch.cumprod(1.0 - betas(config), dim=0)
 
 
@@ -52,7 +52,7 @@ def timesteps(config: ScheduleConfig, num_steps: int) -> list[int]:
     """The timesteps of a run, noisiest first. Spacings as in table 2 of Lin et al. 2023 (arXiv 2305.08891).
 
     Raises:
-        UserError: when the schedule has fewer timesteps than `num_steps`, or an offset leads outside it.
+        UserError: when the schedule has fewer timesteps than `num_steps`, or the offset leads outside it.
     """
     n = config.num_train_timesteps
     if not isinstance(num_steps, int | np.integer) or not 1 <= num_steps <= n:

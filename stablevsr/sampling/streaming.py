@@ -1,4 +1,4 @@
-"""The streaming loop (Stream-DiffVSR, 2025): frame by frame, all steps of a frame before the next, the past only."""
+"""The streaming loop (Stream-DiffVSR, 2025): frame by frame, from past frames only."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from stablevsr.sampling.noise import NoiseSource, as_draw
 from stablevsr.sampling.samplers import DDIM, Sampler
 from stablevsr.sampling.schedule import Step, alphas_cumprod, run_steps, timesteps
 
-# (frame, its LR picture, the LR picture before) -> whether the frame begins a new scene
+# (frame, its LR picture, the previous LR picture) -> whether the frame starts a new scene
 IsCut = Callable[[int, Tensor, Tensor], bool]
 
 
@@ -29,7 +29,7 @@ class StreamNetworks(Protocol):
     """What the loop calls; `StreamDenoiser` is one. Tensors are single frames, without a batch dimension."""
 
     def flow(self, low_res: Tensor, previous_low_res: Tensor) -> Tensor:
-        """The flow that fetches the previous frame onto the current one, (2, 4h, 4w); LR frames are (3, h, w)."""
+        """The flow that warps the previous frame onto the current one, (2, 4h, 4w); LR frames are (3, h, w)."""
         ...
 
     def guide(self, picture: Tensor, flow: Tensor) -> Tensor:
@@ -37,11 +37,11 @@ class StreamNetworks(Protocol):
         ...
 
     def embed(self, condition: Tensor) -> Tensor:
-        """What the steps of a frame share of the condition: handed to `predict` as it is."""
+        """The embedding of a condition, shared by all steps of a frame; passed to `predict` unchanged."""
         ...
 
     def predict(self, x: Tensor, low_res: Tensor, step: Step, embedding: Tensor | None) -> Tensor:
-        """The network's output for x_t, (c, h, w); without an embedding for the first frame of a scene."""
+        """The network's output for x_t, (c, h, w); `embedding` is None for the first frame of a scene."""
         ...
 
     def decode(self, latent: Tensor, condition: Tensor | None) -> Tensor:
@@ -50,19 +50,19 @@ class StreamNetworks(Protocol):
 
 
 class StreamState(NamedTuple):
-    """The last finished frame: all that the next one needs of the past, and what a run goes on from."""
+    """The last finished frame: all that the next frame, or a continued run, needs of the past."""
 
     frame: int
     low_res: Tensor  # (3, h, w) in [-1, 1]
-    picture: Tensor  # (3, 4h, 4w), about [-1, 1], not clamped: it is warped as it is
+    picture: Tensor  # (3, 4h, 4w), about [-1, 1], not clamped: this is what is warped
 
 
 class StreamFrame(NamedTuple):
     """A finished frame."""
 
     state: StreamState
-    latent: Tensor  # (c, h, w), what was decoded
-    condition: Tensor | None  # (3, 4h, 4w), what TCM and decoder saw; None for the first frame of a scene
+    latent: Tensor  # (c, h, w), input of the decoder
+    condition: Tensor | None  # (3, 4h, 4w), input of TCM and decoder; None for the first frame of a scene
 
 
 class StreamStep(NamedTuple):
@@ -79,10 +79,10 @@ OnStep = Callable[[StreamStep], None]
 
 
 def ddim_steps(config: ScheduleConfig, num_steps: int) -> list[Step]:
-    """The steps of a run as diffusers' DDIM takes them, which streaming weights were distilled with.
+    """The steps of diffusers' DDIM scheduler, with which streaming weights were distilled.
 
     A step ends at t - n // num_steps (n trained timesteps). That is the run's next timestep only where num_steps
-    divides n, or with "leading" spacing. The last step ends where the weights learnt it, at abar_0 or at 1; at 1 for
+    divides n, or with "leading" spacing. The last step ends at abar_0 or at 1, as the weights were trained; at 1 for
     weights that were not made for streaming.
 
     Raises:
@@ -99,12 +99,12 @@ def ddim_steps(config: ScheduleConfig, num_steps: int) -> list[Step]:
 
 
 def stream_steps(config: ScheduleConfig, num_steps: int) -> list[Step]:
-    """The steps of a run: as streaming weights were distilled with, for them; else each ends where the next begins."""
+    """The steps of a run: `ddim_steps` for streaming weights; for others each step ends where the next one starts."""
     return (ddim_steps if isinstance(config, DDIMScheduleConfig) else run_steps)(config, num_steps)
 
 
 def cuts_at(frames: Collection[int]) -> IsCut:
-    """New scenes at these frames."""
+    """A rule by which new scenes start at these frames."""
     return lambda frame, low_res, previous_low_res: frame in frames
 
 
@@ -122,7 +122,7 @@ def streaming_sampling(
     sampler: Sampler = DDIM,
     on_step: OnStep | None = None,
 ) -> Iterator[StreamFrame]:
-    """Upscale frames as they come. A frame is given out before the next one is asked for.
+    """Upscale frames as they arrive. Each result is yielded before the next frame is requested.
 
     While the loop waits for a frame, it holds the last `StreamState` and nothing else (a `StreamDenoiser` keeps the
     flow network's features of that frame).
@@ -131,18 +131,18 @@ def streaming_sampling(
         frames: (3, h, w) each, in [-1, 1], all of one size; the loop computes in their precision and on their device.
         steps: from `stream_steps`.
         schedule: what the network predicts, and clipping.
-        noise: asked for `initial(frame)` once a frame, and for `step(index, frame)` if the sampler adds noise.
+        noise: called as `initial(frame)` once per frame, and as `step(index, frame)` if the sampler adds noise.
         networks: a `StreamDenoiser`, or anything with its methods.
-        is_cut: asked for every frame but the first.
-        start: where to go on: the last finished frame. `frames` are those after it.
-        sampler: the step from one noise level to the next; the published one is DDIM's.
+        is_cut: called for every frame but the first.
+        start: the last finished frame, to continue a stream; `frames` are those after it.
+        sampler: the step from one noise level to the next; the published one is DDIM.
         on_step: called after each step.
 
     Yields:
         A `StreamFrame` for every frame.
 
     Raises:
-        UserError: for a frame of another size than the one before, noise of the wrong shape, and numbers that overflow.
+        UserError: for a frame of another size than the previous one, noise of the wrong shape, and overflow.
     """
     frame_by_frame = _FrameByFrame(steps, schedule, noise, networks, sampler, on_step)
     state = start
@@ -167,9 +167,9 @@ class _FrameByFrame:
     sampler: Sampler
     on_step: OnStep | None
 
-    @torch.no_grad()  # not of the generator: its wrapper would hold the last frame
+    @torch.no_grad()  # not on the generator: its wrapper would hold the last frame
     def finish(self, frame: int, low_res: Tensor, state: StreamState | None) -> StreamFrame:
-        """All of one frame, guided by `state`, the frame before, unless a scene starts here."""
+        """Upscale one frame, guided by `state`, the previous frame; without one it starts a scene."""
         networks, condition = self.networks, None
         if state is not None:
             condition = networks.guide(state.picture, networks.flow(low_res, state.low_res))
@@ -177,13 +177,13 @@ class _FrameByFrame:
         x = as_draw(draw, (len(draw), *low_res.shape[1:]), f"frame {frame}").to(low_res)
         latent = self._denoise(frame, x, low_res, condition)
         picture = networks.decode(latent, condition)
-        # Of the latent, too: the decoder's tanh makes a picture of infinity.
+        # The latent is checked too: the decoder's tanh turns infinity into a valid picture.
         if not (latent.isfinite().all() and picture.isfinite().all()):
-            raise UserError(f"the numbers of frame {frame} overflowed: use bf16 or fp32")
+            raise UserError(f"frame {frame} overflowed: use bf16 or fp32")
         return StreamFrame(StreamState(frame, low_res, picture), latent, condition)
 
     def _denoise(self, frame: int, x: Tensor, low_res: Tensor, condition: Tensor | None) -> Tensor:
-        """All steps of a frame: x_T (c, h, w) to what is decoded, x after the last step."""
+        """All steps of a frame: x_T to x after the last step, (c, h, w) each."""
         embedding, x0 = None if condition is None else self.networks.embed(condition), None
         for step in self.steps:
             prediction = self.networks.predict(x, low_res, step, embedding)
@@ -199,10 +199,10 @@ class _FrameByFrame:
 
 def _check_size(frame: int, low_res: Tensor, previous: Tensor) -> None:
     if low_res.shape != previous.shape:
-        (h, w), (before_h, before_w) = low_res.shape[-2:], previous.shape[-2:]
+        (h, w), (previous_h, previous_w) = low_res.shape[-2:], previous.shape[-2:]
         raise UserError(
-            f"frame {frame} is {w}x{h}, the frames before it {before_w}x{before_h}: a stream keeps one size, scale or "
-            "split it first"
+            f"got size {w}x{h} for frame {frame}, expected {previous_w}x{previous_h} as before: a stream keeps one "
+            "size; scale or split it first"
         )
 
 
@@ -210,30 +210,30 @@ def _check_size(frame: int, low_res: Tensor, previous: Tensor) -> None:
 class StreamDenoiser:
     """The model bound to a run: `StreamNetworks`.
 
-    StableVSR's weights will do, too, though they were not trained for this: their autoencoder decodes every frame
-    alone. `SamplingConfig.check` says which weights serve.
+    StableVSR weights work too, though they were not trained for this: their autoencoder decodes each frame on its own.
+    `SamplingConfig.check` refuses weights that do not work.
     """
 
     model: Networks
     context: Tensor  # (1, tokens, width), or (2, tokens, width) for guidance: negative prompt, prompt
-    tcm_scale: float = 1.0  # multiplies what the TCM adds
+    tcm_scale: float = 1.0  # scale of the TCM's residuals
     cfg_scale: float = 1.0  # classifier-free guidance, used when `context` has two entries
     half_flow: bool = False  # estimate flow at half the HR size
-    # Scaled latents (1, c, h, w) to pictures, for an autoencoder without temporal modules; None decodes the whole.
+    # Scaled latents (1, c, h, w) to pictures, for an autoencoder without temporal modules; None decodes whole frames.
     picture_decoder: Callable[[Tensor], Tensor] | None = None
 
     @cached_property
     def _flows(self) -> StreamFlows:
-        assert self.model.flow is not None  # which `SamplingConfig.check` asks for
+        assert self.model.flow is not None  # `SamplingConfig.check` requires it
         return StreamFlows(self.model.flow, self.half_flow)
 
     @cached_property
     def _text(self) -> Context:
-        """Its keys and values are computed once a run; a compiled network computes them in every step."""
+        """Its keys and values are computed once per run; a compiled network computes them in every step."""
         return self.context if compiled_parts(self.model) else CachedContext(self.context)
 
     def flow(self, low_res: Tensor, previous_low_res: Tensor) -> Tensor:
-        """From the pixels of the current frame to their places in the previous one: (2, 4h, 4w) in pixels."""
+        """The flow from the current frame to the previous one: (2, 4h, 4w) in pixels."""
         return self._flows.to_previous(low_res, previous_low_res)
 
     def guide(self, picture: Tensor, flow: Tensor) -> Tensor:
@@ -241,11 +241,11 @@ class StreamDenoiser:
         return warp_published(picture[None], flow[None])[0]
 
     def embed(self, condition: Tensor) -> Tensor:
-        """The TCM's convolutions of the condition, (1, width, h, w), the same in all steps."""
+        """The TCM's embedding of the condition, (1, width, h, w), shared by all steps."""
         return self.model.tcm.embed(condition[None].to(self.model.dtype))
 
     def predict(self, x: Tensor, low_res: Tensor, step: Step, embedding: Tensor | None) -> Tensor:
-        """The network's output for x_t, (c, h, w); without an embedding the UNet is alone."""
+        """The network's output for x_t, (c, h, w); without an embedding the TCM does not run."""
         model, count = self.model, len(self.context)
         stacked = torch.cat([x, low_res])[None].to(model.dtype).expand(count, -1, -1, -1)
         timestep = torch.full((count,), step.timestep, device=x.device)

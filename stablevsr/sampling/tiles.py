@@ -1,4 +1,4 @@
-"""Decoding a large latent in overlapping tiles, where the whole would not fit into memory."""
+"""Decoding a large latent in overlapping tiles, for when the whole does not fit into memory."""
 
 import logging
 import math
@@ -17,7 +17,7 @@ AUTO_TILE = 64  # latent pixels: what "auto" falls back to
 
 
 def starts(size: int, tile: int) -> list[int]:
-    """Where tiles of length `tile` begin: evenly spread, overlapping by a quarter at least, the last at the border."""
+    """Where tiles of length `tile` start: evenly spaced, overlapping by at least a quarter, the last at the border."""
     if size <= tile:
         return [0]
     count = math.ceil((size - tile) / (tile - tile // 4)) + 1
@@ -31,9 +31,9 @@ def ramp(length: int, device: torch.device) -> Tensor:
 
 
 def decode_in_tiles(decode: Callable[[Tensor], Tensor], latent: Tensor, tile: int) -> Tensor:
-    """What `decode` makes of a latent (n, c, h, w), tile by tile: (n, 3, 4h, 4w), blended where tiles overlap.
+    """Decode a latent (n, c, h, w) tile by tile: (n, 3, 4h, 4w), blended where tiles overlap.
 
-    Attention and group norm see a tile at a time, so the result differs a little from the whole.
+    Attention and group norm see one tile at a time, so the result differs slightly from decoding the whole.
     """
     height, width = latent.shape[-2:]
     total: Tensor | None = None
@@ -58,8 +58,8 @@ class PictureDecoder:
     """Scaled latents to pictures, whole or in tiles.
 
     Args:
-        tile: side of a tile in latent pixels; "off" decodes the whole; "auto" does, too, until memory runs out, and
-            from then on in tiles of 64, with a warning.
+        tile: side of a tile in latent pixels; "off" decodes whole frames; "auto" too, until memory runs out, and
+            in tiles of 64 from then on, with a warning.
     """
 
     def __init__(self, model: Networks, tile: int | str = "auto") -> None:
@@ -69,7 +69,7 @@ class PictureDecoder:
 
     @property
     def has_fallen_back(self) -> bool:
-        """Whether memory has run out."""
+        """Whether memory ran out, so that decoding switched to tiles."""
         return self._automatic and self._side is not None
 
     def fall_back(self) -> None:
@@ -85,7 +85,7 @@ class PictureDecoder:
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error) or not self._automatic or self.has_fallen_back:
                 raise
-        # Outside of the handler, whose traceback holds on to what filled the memory.
+        # Outside the handler, whose traceback keeps alive what filled the memory.
         self.fall_back()
         log.warning("out of memory: decoding in tiles of %dx%d from here on", AUTO_TILE, AUTO_TILE)
         return self._decode(latent)
