@@ -9,7 +9,8 @@ from models import TINY, with_noise_levels
 from stream_models import TINY_STREAM
 
 from stablevsr import PRESETS, FlowOptions, SamplingConfig, TemporalGuidance, UserError, sample_video
-from stablevsr.config import ModelConfig, from_dict, to_dict
+from stablevsr.config import ModelConfig
+from stablevsr.fields import from_dict, to_dict
 from stablevsr.model import StableVSR
 from stablevsr.sampling.schedule import timesteps
 

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
-from stablevsr.errors import UserError
+from stablevsr.errors import OptionsError
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -134,7 +134,7 @@ def close_streams() -> None:
 
 
 def require_folder_of(path: "os.PathLike[str]") -> None:
-    """`UserError` unless the folder to write `path` in exists."""
+    """`OptionsError` unless the folder to write `path` in exists."""
     folder = os.path.dirname(os.path.abspath(path))
     if not os.path.isdir(folder):
-        raise UserError(f"{path} cannot be written because {folder} is not a folder: create it first")
+        raise OptionsError(f"{path} cannot be written because {folder} is not a folder: create it first")

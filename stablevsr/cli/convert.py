@@ -6,7 +6,7 @@ from pathlib import Path
 
 from stablevsr.cli.console import DONE, require_folder_of
 from stablevsr.convert.assemble import Sources, convert, describe, to_diffusers
-from stablevsr.errors import UserError
+from stablevsr.errors import OptionsError
 from stablevsr.model import DTYPES
 
 log = logging.getLogger(__name__)
@@ -26,12 +26,12 @@ def run(options: argparse.Namespace) -> int:
 def _convert(options: argparse.Namespace) -> None:
     output: Path | None = options.output
     if output is None:
-        raise UserError("got no output file: pass one with -o FILE")
+        raise OptionsError("got no output file: pass one with -o FILE")
     if output.exists() and not options.force:
-        raise UserError(f"{output} exists already: choose another name, or pass --force to overwrite it")
+        raise OptionsError(f"{output} exists already: choose another name, or pass --force to overwrite it")
     require_folder_of(output)
     if options.stablevsr and options.tcm is None and not (options.stablevsr / "controlnet").is_dir():
-        raise UserError(f"{options.stablevsr} has no controlnet folder: for a stock SD x4 upscaler use --base")
+        raise OptionsError(f"{options.stablevsr} has no controlnet folder: for a stock SD x4 upscaler use --base")
     sources = Sources(
         base=options.stablevsr or options.base,
         flow=options.flow,

@@ -15,7 +15,7 @@ from stablevsr.cli.parser import sampling_values
 from stablevsr.config import SCALE
 from stablevsr.engine.upscale import upscale
 from stablevsr.engine.workspace import workspace_path
-from stablevsr.errors import UserError
+from stablevsr.errors import OptionsError
 from stablevsr.media import Encoding, PartReader, Reader, check_output, open_reader, output_for
 from stablevsr.media.pipe import PIPE, PipeReader
 from stablevsr.model import Model, build_model, bundled_weights
@@ -69,30 +69,30 @@ def find_tasks(options: argparse.Namespace) -> list[Task]:
     paths, output = options.paths, options.output
     if output is None:
         if len(paths) != 2:
-            raise UserError(f"got {len(paths)} paths, expected IN OUT, or inputs and -o OUT")
+            raise OptionsError(f"got {len(paths)} paths, expected IN OUT, or inputs and -o OUT")
         tasks = [Task(*paths)]
     elif len(paths) == 1 and not output.is_dir():
         tasks = [Task(paths[0], output)]
     else:
         if not output.is_dir():
-            raise UserError(f"got several inputs, but {output} is not a folder: create it first")
+            raise OptionsError(f"got several inputs, but {output} is not a folder: create it first")
         tasks = [Task(path, output_for(path, output)) for path in paths]
         names = [task.output.name for task in tasks]
         twice = [name for name in names if names.count(name) > 1]
         if twice:
-            raise UserError(
+            raise OptionsError(
                 f"two inputs would both be written to {output / twice[0]}: rename one, or upscale it on its own"
             )
     if PIPE in [path for task in tasks for path in vars(task).values()]:
         if len(tasks) > 1:
-            raise UserError("got - among several inputs, but a pipe carries one video only: upscale it on its own")
+            raise OptionsError("got - among several inputs, but a pipe carries one video only: upscale it on its own")
         if options.json and tasks[0].output == PIPE:
-            raise UserError("standard output cannot take both the video and what --json prints: omit one")
+            raise OptionsError("standard output cannot take both the video and what --json prints: omit one")
     pair = options.side_by_side
     if pair and len(tasks) > 1:
-        raise UserError("got --side-by-side with several inputs, expected one: omit it, or upscale one at a time")
+        raise OptionsError("got --side-by-side with several inputs, expected one: omit it, or upscale one at a time")
     if pair and pair.resolve() == tasks[0].output.resolve():
-        raise UserError(f"{pair} is named twice: choose another file for --side-by-side")
+        raise OptionsError(f"{pair} is named twice: choose another file for --side-by-side")
     return tasks
 
 

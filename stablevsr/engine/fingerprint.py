@@ -9,8 +9,8 @@ from weakref import WeakKeyDictionary
 import torch
 
 from stablevsr import __version__
-from stablevsr.config import to_dict
-from stablevsr.errors import UserError
+from stablevsr.errors import InputError
+from stablevsr.fields import to_dict
 from stablevsr.media import Reader
 from stablevsr.media.paths import IMAGE_SUFFIXES
 from stablevsr.model import Model
@@ -63,7 +63,7 @@ def hash_input(path: Path) -> str:
                 digest.update(file.name.encode(errors="surrogateescape"))
                 digest.update(hashlib.file_digest(content, "sha256").digest())
     except OSError as error:
-        raise UserError(f"input {error.filename or path} cannot be read ({error.strerror}): check it") from error
+        raise InputError(f"input {error.filename or path} cannot be read ({error.strerror}): check it") from error
     return digest.hexdigest()[:16]
 
 

@@ -11,7 +11,7 @@ from stablevsr.engine.arrays import LowResFrames
 from stablevsr.engine.progress import Progress
 from stablevsr.engine.store import Array, DiskStore
 from stablevsr.engine.workspace import Workspace
-from stablevsr.errors import UserError
+from stablevsr.errors import InputError
 from stablevsr.media import Frame, Reader
 from stablevsr.sampling.config import SamplingConfig
 from stablevsr.sampling.cuts import scene_cuts
@@ -85,7 +85,7 @@ def ingest(
             table.append(Row.of(frame, profiles))
             yield Progress("read", len(table), max(len(table), clip.frame_count or 0))
         if not table:
-            raise UserError(f"{clip.path} has no frames, expected at least 1")
+            raise InputError(f"{clip.path} has no frames, expected at least 1")
     else:
         table = [Row(*row) for row in known["table"]]
         profiles = [base64.b64decode(text) for text in known["profiles"]]

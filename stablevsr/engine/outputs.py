@@ -12,7 +12,7 @@ from torch import Tensor
 from stablevsr.config import SCALE
 from stablevsr.engine.plan import Output
 from stablevsr.engine.workspace import Workspace
-from stablevsr.errors import UserError
+from stablevsr.errors import OptionsError
 from stablevsr.media import Encoding, Frame, Reader, Writer, open_writer
 from stablevsr.media.paths import output_kind
 from stablevsr.sampling.pictures import PictureFormat, bicubic, normalise
@@ -70,14 +70,14 @@ class Writers:
         Returns the number of frames that all outputs have; the next frame to write is the one after them.
 
         Raises:
-            UserError: for a folder on another disk than the workspace.
+            OptionsError: for a folder on another disk than the workspace.
         """
         assert isinstance(self.result, Writer)  # not a pipe
         folders: dict[Writer, Path] = {self.result: workspace.folder / "written"}
         if self.pair:
             folders[self.pair] = workspace.folder / "written.pair"
             if output_kind(self.pair.path) == "folder" and not _same_disk(self.pair.path.parent, workspace.folder):
-                raise UserError(
+                raise OptionsError(
                     f"{self.pair.path} is a folder on another disk than {self.result.path}, which streaming mode "
                     "does not support: choose a path beside it, or a video"
                 )

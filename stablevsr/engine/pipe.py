@@ -9,7 +9,7 @@ from torch import Tensor
 from stablevsr.engine.outputs import Writers
 from stablevsr.engine.progress import OnProgress, Progress, report
 from stablevsr.engine.stream import Stream
-from stablevsr.errors import IncompleteOutput, UserError
+from stablevsr.errors import IncompleteOutput, InputError, UserError
 from stablevsr.media import Frame, Reader
 from stablevsr.sampling.pictures import PictureFormat, in_model_range
 
@@ -46,5 +46,5 @@ def upscale_pipe(stream: Stream, clip: Reader, writers: Writers, progress: OnPro
         reason = "interrupted" if isinstance(error, KeyboardInterrupt) else error
         raise IncompleteOutput(f"{reason}; {count} frames are written") from error
     if count == 0:
-        raise UserError(f"{clip.path} has no frames, expected at least 1")
+        raise InputError(f"{clip.path} has no frames, expected at least 1")
     return count

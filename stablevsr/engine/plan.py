@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stablevsr.engine.workspace import Workspace
-from stablevsr.errors import UserError
+from stablevsr.errors import ResourceError
 from stablevsr.media import Encoding, Reader, Writer
 from stablevsr.media.paths import output_kind
 
@@ -67,7 +67,7 @@ class Plan:
     def make(
         cls, workspace: Workspace, sizes: dict[str, int], new: bool, num_frames: int, outputs: list[Output]
     ) -> "Plan":
-        """Keep the optional arrays that fit; `UserError` if not even the others do.
+        """Keep the optional arrays that fit; `ResourceError` if not even the others do.
 
         Flows are deleted before pictures are written, so that each of the two is checked on its own.
 
@@ -97,14 +97,14 @@ class Plan:
 
 
 def require_room(folder: Path, arrays: int, num_frames: int, outputs: list[Output]) -> int:
-    """The space left on the disk of `folder` after all that must be written; `UserError` if a disk is too small."""
+    """The space left on the disk of `folder` after all that must be written; `ResourceError` if a disk is too small."""
     needed = {folder.stat().st_dev: (folder, arrays)}  # by disk
     for output in outputs:
         first, so_far = needed.get(output.folder.stat().st_dev, (output.folder, 0))
         needed[output.folder.stat().st_dev] = first, so_far + output.bytes(num_frames)
     for place, most in needed.values():
         if most > room(place):
-            raise UserError(
+            raise ResourceError(
                 f"{place} may need {size(most)} for {num_frames} frames, the disk has {size(room(place))} to spare: "
                 "make room, or write the output to another disk"
             )

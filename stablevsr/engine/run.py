@@ -13,7 +13,7 @@ from stablevsr.engine.arrays import KeptFlows, LowResFrames, StepLatents
 from stablevsr.engine.progress import Progress
 from stablevsr.engine.state import RunState
 from stablevsr.engine.store import Array, Store
-from stablevsr.errors import UserError
+from stablevsr.errors import OptionsError
 from stablevsr.runtime import numerics, under_numerics
 from stablevsr.sampling.bidirectional import (
     START,
@@ -245,5 +245,5 @@ def decode_frame(decode: PictureDecoder, latent: Tensor) -> Tensor:
     """A final latent (c, h, w) to its picture (3, 4h, 4w), float32 in [0, 1] on the CPU."""
     picture = decode(latent[None])[0]
     if not picture.isfinite().all():
-        raise UserError("a decoded frame overflowed: use bf16 or fp32")
+        raise OptionsError("a decoded frame overflowed: use bf16 or fp32")
     return (picture.float() / 2 + 0.5).clamp(0, 1).cpu()

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from torch import Tensor
 
-from stablevsr.errors import UserError
+from stablevsr.errors import InputError
 from stablevsr.runtime import to_device, under_numerics
 from stablevsr.sampling.color_fix import fix_colors
 from stablevsr.sampling.config import SamplingConfig, resolve
@@ -163,7 +163,7 @@ def _stream(
         yield in_model_range(as_tensor(first).cpu())
         for index, frame in enumerate(frames, 1):
             if (found := _kind(frame, index)) != kind:
-                raise UserError(
+                raise InputError(
                     f"got {found} for frame {index}, expected {kind} as before: a stream keeps size, type and device"
                 )
             yield in_model_range(as_tensor(frame).cpu())
@@ -176,5 +176,5 @@ def _stream(
 def _kind(frame: Clip, index: int) -> ClipKind:
     if not isinstance(frame, np.ndarray | Tensor) or frame.ndim != 3:
         got = f"shape {tuple(frame.shape)}" if hasattr(frame, "shape") else type(frame).__name__
-        raise UserError(f"got {got} for frame {index}, expected (h, w, 3) uint8 or (3, h, w) float in [0, 1]")
+        raise InputError(f"got {got} for frame {index}, expected (h, w, 3) uint8 or (3, h, w) float in [0, 1]")
     return ClipKind.of(frame[None])

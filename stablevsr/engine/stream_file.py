@@ -22,7 +22,7 @@ from stablevsr.engine.state import RunState
 from stablevsr.engine.store import DiskStore
 from stablevsr.engine.stream import REMEMBERED, Stream
 from stablevsr.engine.workspace import Workspace
-from stablevsr.errors import UserError
+from stablevsr.errors import InputError
 from stablevsr.media import Frame, Reader
 from stablevsr.media.picture_file import SEGMENT
 from stablevsr.runtime import to_device
@@ -40,7 +40,7 @@ class StreamedFile:
         writers: just opened.
 
     Raises:
-        UserError: for a disk that is too small.
+        ResourceError: for a disk that is too small.
     """
 
     def __init__(self, stream: Stream, clip: Reader, writers: Writers, store: DiskStore, workspace: Workspace) -> None:
@@ -77,7 +77,7 @@ class StreamedFile:
                 done = index + 1
                 report(progress, Progress("stream", done, max(done, self._clip.frame_count or 0)))
         if done == 0:
-            raise UserError(f"{self._clip.path} has no frames, expected at least 1")
+            raise InputError(f"{self._clip.path} has no frames, expected at least 1")
         self._store.flush()
         return done
 

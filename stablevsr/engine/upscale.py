@@ -23,7 +23,7 @@ from stablevsr.engine.store import DiskStore
 from stablevsr.engine.stream import Stream
 from stablevsr.engine.stream_file import StreamedFile
 from stablevsr.engine.workspace import Workspace, open_workspace
-from stablevsr.errors import IncompleteOutput, UserError
+from stablevsr.errors import IncompleteOutput, OptionsError, UserError
 from stablevsr.media import Encoding, Reader, Writer, check_output, open_reader, open_writer
 from stablevsr.media.paths import output_kind
 from stablevsr.media.pipe import PIPE, PipeReader, PipeWriter
@@ -86,7 +86,7 @@ def upscale(
         context = prompt_context(model, config)
         if PIPE in (clip.path, output):
             if side_by_side or (output != PIPE and output_kind(output) == "image"):
-                raise UserError(f"got {side_by_side or output} with a pipe, which carries one video only: omit it")
+                raise OptionsError(f"got {side_by_side or output} with a pipe, which carries one video only: omit it")
             return _through_pipe(model, clip, output, config, context, encoding, force, progress)
         for path in filter(None, (output, side_by_side)):
             restore(path)
@@ -127,7 +127,7 @@ def _through_pipe(
 ) -> int:
     """Upscale from a pipe, into one, or both."""
     if config.mode != "streaming":
-        raise UserError(
+        raise OptionsError(
             f"got mode {config.mode} for a pipe, but it needs all frames before the first is done: use mode streaming, "
             "or files"
         )

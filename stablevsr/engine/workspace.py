@@ -33,7 +33,7 @@ from torch import Tensor
 
 from stablevsr.atomic import hidden_sibling, remove, replacing
 from stablevsr.engine.state import RunState
-from stablevsr.errors import UserError
+from stablevsr.errors import OptionsError, ResourceError, UserError
 
 try:
     import fcntl
@@ -71,7 +71,7 @@ def using(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         advice = "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "check the disk"
-        raise UserError(
+        raise ResourceError(
             f"{path}, part of the unfinished run, cannot be used ({error.strerror or error}): "
             f"{advice}, then run the same command again"
         ) from error
@@ -270,7 +270,7 @@ def open_workspace(output: Path, tell: Callable[[str], None] = lambda sentence: 
         _make(folder)
         lock = (folder / "lock").open("w")
     except OSError as error:
-        raise UserError(
+        raise ResourceError(
             f"{folder}, where the unfinished run is kept, cannot be used ({error.strerror}): "
             "make room, or choose another output"
         ) from error
@@ -293,10 +293,11 @@ def _make(folder: Path) -> None:
     with suppress(FileExistsError):
         folder.mkdir(mode=0o700)
     if folder.is_symlink() or not folder.is_dir():
-        raise UserError(f"{folder} is {'a link' if folder.is_symlink() else 'a file'}, expected a folder: move it away")
+        kind = "a link" if folder.is_symlink() else "a file"
+        raise ResourceError(f"{folder} is {kind}, expected a folder: move it away")
     found = folder.stat()
     if hasattr(os, "getuid") and found.st_uid != os.getuid():
-        raise UserError(f"{folder} belongs to another user (uid {found.st_uid}): choose another output")
+        raise ResourceError(f"{folder} belongs to another user (uid {found.st_uid}): choose another output")
     if found.st_mode & 0o077:  # created by an older version
         with suppress(OSError):
             folder.chmod(0o700)
@@ -309,32 +310,32 @@ def _lock(lock: TextIO, output: Path, folder: Path, tell: Callable[[str], None])
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise UserError(
+        raise ResourceError(
             f"another run is writing {output} and uses {folder}: wait for it, or choose another output"
         ) from error
     except OSError as error:
         if error.errno not in CANNOT_LOCK:
-            raise UserError(f"{folder} cannot be locked ({error.strerror}): choose another output") from error
+            raise ResourceError(f"{folder} cannot be locked ({error.strerror}): choose another output") from error
         tell(f"note: {folder} is on a file system without locks: do not start a second run for the same output")
 
 
 def _require_known_files(folder: Path) -> None:
     for name in sorted(os.listdir(folder)):
         if name not in FILES and not name.startswith(".stablevsr-"):
-            raise UserError(f"{folder} holds {name}, which is not part of an unfinished run: move it away")
+            raise ResourceError(f"{folder} holds {name}, which is not part of an unfinished run: move it away")
 
 
 def _require_match(folder: Path, found: dict[str, object], now: dict[str, object]) -> None:
     """`UserError` for the first difference between an unfinished run and this one."""
     version = "version of stablevsr"
     if any(found.get(name) != now.get(name) for name in ("workspace format", version)):
-        raise UserError(
+        raise OptionsError(
             f"{folder} was started by another version of stablevsr ({found.get(version, 'unknown')}, "
             f"now {now.get(version)}): finish it with that version, or start again with --restart"
         )
     for name in now | found:
         if name not in found or name not in now or found[name] != now[name]:
-            raise UserError(
+            raise OptionsError(
                 f"{folder} was started with another {name} ({found.get(name)}, now {now.get(name)}): "
                 "use the same again, or start again with --restart"
             )

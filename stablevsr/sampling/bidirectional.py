@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from stablevsr.config import ScheduleConfig
-from stablevsr.errors import UserError
+from stablevsr.errors import OptionsError
 from stablevsr.runtime import to_device
 from stablevsr.sampling.noise import NoiseSource, as_draw
 from stablevsr.sampling.samplers import DDPM, Sampler
@@ -63,14 +63,14 @@ class OverflowWatch:
         self._finite: list[tuple[int, Tensor]] = []
 
     def check(self, done: int, result: FrameStep) -> None:
-        """Call after each frame-step, before it is recorded; `done` counts it. Raises `UserError`."""
+        """Call after each frame-step, before it is recorded; `done` counts it. Raises `OptionsError`."""
         self._finite.append((result.frame, result.x0.isfinite().all()))
         if done % self._num_frames and result.x0.device.type != "cpu":
             return
         overflowed = [frame for frame, finite in self._finite if not finite]
         self._finite.clear()
         if overflowed:
-            raise UserError(f"frame {overflowed[0]} overflowed in step {result.step.index}: use bf16 or fp32")
+            raise OptionsError(f"frame {overflowed[0]} overflowed in step {result.step.index}: use bf16 or fp32")
 
 
 def pass_order(index: int, num_frames: int) -> range:

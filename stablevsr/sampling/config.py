@@ -9,8 +9,9 @@ from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
-from stablevsr.config import ModelConfig, ScheduleConfig, require_types
-from stablevsr.errors import UserError
+from stablevsr.config import ModelConfig, ScheduleConfig
+from stablevsr.errors import OptionsError
+from stablevsr.fields import require_types
 
 MODES = ("bidirectional", "streaming")
 SAMPLERS = ("ddpm", "ddim", "dpm++")
@@ -30,7 +31,7 @@ def option(default: Any, help: str, **more: Any) -> Any:
 
 def _require(ok: bool, message: str) -> None:
     if not ok:
-        raise UserError(message)
+        raise OptionsError(message)
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class SamplingConfig:
     """How a clip is sampled. The defaults are the published algorithm, plus scene cuts.
 
     Raises:
-        UserError: for a field of the wrong type, a value out of range, and fields that exclude each other.
+        OptionsError: for a field of the wrong type, a value out of range, and fields that exclude each other.
     """
 
     mode: str = option(
@@ -161,7 +162,7 @@ class SamplingConfig:
         Cheap enough to be called before any frame is read.
 
         Raises:
-            UserError: naming the field, what these weights take, and what to do.
+            OptionsError: naming the field, what these weights take, and what to do.
         """
         from stablevsr.sampling.schedule import timesteps  # imports torch
 
@@ -255,7 +256,7 @@ class SamplingConfig:
         """A copy with these values; fields of a group are named with a dot, as in `temporal.every`.
 
         Raises:
-            UserError: for a name that is not a field, and as the constructor does.
+            OptionsError: for a name that is not a field, and as the constructor does.
         """
         own: dict[str, Any] = {}
         groups: dict[str, dict[str, Any]] = {}
@@ -287,7 +288,7 @@ def resolve(config: SamplingConfig | None, default: SamplingConfig, fields: dict
     """`config`, or `default` if it is None, with `fields` replaced by name.
 
     Raises:
-        UserError: for a `config` of another type, and as `SamplingConfig.with_fields` does.
+        OptionsError: for a `config` of another type, and as `SamplingConfig.with_fields` does.
     """
     _require(
         config is None or isinstance(config, SamplingConfig),

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stablevsr.config import SCALE
-from stablevsr.errors import UserError
+from stablevsr.errors import OptionsError
 from stablevsr.nn.warp import warp_published
 from stablevsr.runtime import to_device
 from stablevsr.sampling.config import SamplingConfig
@@ -128,5 +128,5 @@ def noisy_low_res(model: Networks, low_res: Frames, config: SamplingConfig, nois
     schedule = model.config.low_res_schedule
     assert schedule is not None  # `ModelConfig` requires it for models with noise levels
     if not isinstance(noise, LowResNoise):
-        raise UserError("these weights add noise to the LR frames: the noise source needs a method low_res(frame)")
+        raise OptionsError("these weights add noise to the LR frames: the noise source needs a method low_res(frame)")
     return NoisyFrames(low_res, noise, alphas_cumprod(schedule)[level])

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stablevsr.errors import UserError
+from stablevsr.errors import OptionsError
 
 
 class NoiseSource(Protocol):
@@ -35,10 +35,10 @@ class LowResNoise(NoiseSource, Protocol):
 
 
 def as_draw(value: object, shape: tuple[int, ...], what: str) -> Tensor:
-    """A draw of a source as a float32 tensor; `UserError` unless it has this shape."""
+    """A draw of a source as a float32 tensor; `OptionsError` unless it has this shape."""
     draw = torch.as_tensor(value).float()
     if tuple(draw.shape) != tuple(shape):
-        raise UserError(f"got noise of shape {tuple(draw.shape)} for {what}, expected {tuple(shape)}")
+        raise OptionsError(f"got noise of shape {tuple(draw.shape)} for {what}, expected {tuple(shape)}")
     return draw
 
 
@@ -54,7 +54,7 @@ class SeededNoise:
 
     def __post_init__(self) -> None:
         if not isinstance(self.seed, int | np.integer) or not 0 <= self.seed < 2**64:
-            raise UserError(f"got seed {self.seed}, expected 0 to 2^64 - 1")
+            raise OptionsError(f"got seed {self.seed}, expected 0 to 2^64 - 1")
 
     def initial(self, frame: int) -> Tensor:
         return self._draw(0, frame, self.shape)

@@ -10,7 +10,7 @@ from einops import rearrange
 from torch import Tensor
 
 from stablevsr.config import SCALE
-from stablevsr.errors import UserError
+from stablevsr.errors import InputError
 
 Clip = np.ndarray | Tensor
 
@@ -24,13 +24,13 @@ class Frames(Protocol):
 
 
 def as_tensor(frames: Clip) -> Tensor:
-    """A clip as a tensor; `UserError` for numpy types that torch does not have."""
+    """A clip as a tensor; `InputError` for numpy types that torch does not have."""
     if isinstance(frames, Tensor):
         return frames
     try:
         return torch.from_numpy(np.require(frames, requirements=["C", "W"]))  # flipped arrays and read-only ones too
     except TypeError as error:
-        raise UserError(f"got frames of type {frames.dtype}, expected uint8 or float") from error
+        raise InputError(f"got frames of type {frames.dtype}, expected uint8 or float") from error
 
 
 def normalise(frames: Tensor) -> Tensor:
@@ -90,20 +90,20 @@ class ClipKind:
 
     @classmethod
     def of(cls, frames: Clip) -> "ClipKind":
-        """Raises `UserError` for anything but (n, h, w, 3) uint8 and (n, 3, h, w) float in [0, 1]."""
+        """Raises `InputError` for anything but (n, h, w, 3) uint8 and (n, 3, h, w) float in [0, 1]."""
         wanted = "expected (n, h, w, 3) uint8 or (n, 3, h, w) float in [0, 1]"
         if not isinstance(frames, np.ndarray | Tensor):
-            raise UserError(f"got frames of type {type(frames).__name__}, {wanted}, as a numpy array or a torch tensor")
+            raise InputError(f"got frames of type {type(frames).__name__}, {wanted}, as a numpy array or torch tensor")
         tensor = as_tensor(frames)
         is_uint8 = tensor.dtype == torch.uint8
         shape = tuple(tensor.shape)
         fits = len(shape) == 4 and shape[3 if is_uint8 else 1] == 3 and min(shape) > 0
         if not fits or not (is_uint8 or tensor.is_floating_point()):
-            raise UserError(f"got frames of shape {shape} and type {tensor.dtype}, {wanted}")
+            raise InputError(f"got frames of shape {shape} and type {tensor.dtype}, {wanted}")
         if not is_uint8:
             low, high = tensor.min().item(), tensor.max().item()
             if not (low >= 0.0 and high <= 1.0):  # also for NaN
-                raise UserError(f"got float frames between {low:g} and {high:g}, expected [0, 1]")
+                raise InputError(f"got float frames between {low:g} and {high:g}, expected [0, 1]")
         size = (shape[1], shape[2]) if is_uint8 else (shape[2], shape[3])
         kind = PictureFormat(torch.uint8 if is_uint8 else torch.float32)
         return cls(isinstance(frames, np.ndarray), kind, tensor.device, size)

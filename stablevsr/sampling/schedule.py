@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from stablevsr.config import ScheduleConfig
-from stablevsr.errors import UserError
+from stablevsr.errors import OptionsError
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,11 @@ def timesteps(config: ScheduleConfig, num_steps: int) -> list[int]:
     """The timesteps of a run, noisiest first. Spacings as in table 2 of Lin et al. 2023 (arXiv 2305.08891).
 
     Raises:
-        UserError: when the schedule has fewer timesteps than `num_steps`, or the offset leads outside it.
+        OptionsError: when the schedule has fewer timesteps than `num_steps`, or the offset leads outside it.
     """
     n = config.num_train_timesteps
     if not isinstance(num_steps, int | np.integer) or not 1 <= num_steps <= n:
-        raise UserError(f"got {num_steps} steps, expected 1 to {n}: this model was trained with {n} noise levels")
+        raise OptionsError(f"got {num_steps} steps, expected 1 to {n}: this model was trained with {n} noise levels")
     if config.timestep_spacing == "linspace":
         found = np.linspace(0, n - 1, num_steps).round()[::-1]
     elif config.timestep_spacing == "leading":
@@ -65,7 +65,7 @@ def timesteps(config: ScheduleConfig, num_steps: int) -> list[int]:
         found = np.arange(n, 0, -n / num_steps)[:num_steps].round() - 1  # rounding may yield one too many
     times = [int(time) for time in found]
     if times[0] >= n:
-        raise UserError(
+        raise OptionsError(
             f"{num_steps} steps with steps_offset {config.steps_offset} start at timestep {times[0]}, but the model "
             f"has only {n}: use fewer steps"
         )

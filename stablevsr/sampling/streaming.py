@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from stablevsr.config import DDIMScheduleConfig, ScheduleConfig
-from stablevsr.errors import UserError
+from stablevsr.errors import InputError, OptionsError
 from stablevsr.nn.attention import CachedContext, Context
 from stablevsr.nn.tiny import TemporalTinyVAE
 from stablevsr.nn.vae import VAE
@@ -179,7 +179,7 @@ class _FrameByFrame:
         picture = networks.decode(latent, condition)
         # The latent is checked too: the decoder's tanh turns infinity into a valid picture.
         if not (latent.isfinite().all() and picture.isfinite().all()):
-            raise UserError(f"frame {frame} overflowed: use bf16 or fp32")
+            raise OptionsError(f"frame {frame} overflowed: use bf16 or fp32")
         return StreamFrame(StreamState(frame, low_res, picture), latent, condition)
 
     def _denoise(self, frame: int, x: Tensor, low_res: Tensor, condition: Tensor | None) -> Tensor:
@@ -200,7 +200,7 @@ class _FrameByFrame:
 def _check_size(frame: int, low_res: Tensor, previous: Tensor) -> None:
     if low_res.shape != previous.shape:
         (h, w), (previous_h, previous_w) = low_res.shape[-2:], previous.shape[-2:]
-        raise UserError(
+        raise InputError(
             f"got size {w}x{h} for frame {frame}, expected {previous_w}x{previous_h} as before: a stream keeps one "
             "size; scale or split it first"
         )
