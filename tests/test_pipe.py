@@ -290,9 +290,9 @@ class InterruptedAtTheEnd(io.BytesIO):
 
 def test_ctrl_c_keeps_what_is_done(weights: Path, stream: bytes, tmp_path: Path) -> None:
     model = build_model(weights, device="cpu")
-    with PipeReader(InterruptedAtTheEnd(stream)) as reader:
-        with pytest.raises(IncompleteOutput, match="interrupted; 4 frames are written"):
-            upscale(model, reader, tmp_path / "out.mkv")
+    interrupted = pytest.raises(IncompleteOutput, match="interrupted; 4 frames are written")
+    with PipeReader(InterruptedAtTheEnd(stream)) as reader, interrupted:
+        upscale(model, reader, tmp_path / "out.mkv")
     assert len(list(open_reader(tmp_path / "out.mkv"))) == 4
 
 
