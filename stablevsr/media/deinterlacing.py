@@ -9,19 +9,22 @@ import av
 from av.filter import Graph
 
 
-def deinterlaced(frames: Iterable[av.VideoFrame], stream: av.VideoStream, name: Path) -> Iterator[av.VideoFrame]:
+def deinterlaced(
+    frames: Iterable[av.VideoFrame], stream: av.VideoStream, name: Path, skipped: int = 0
+) -> Iterator[av.VideoFrame]:
     """The frames of `stream`, one for one, with FFmpeg's bwdif from the first interlaced one on.
 
     bwdif leaves frames alone that are not interlaced. Times are those of the frames given, of which two are held.
+    `skipped`: how many frames of the file come before them.
     """
     graph: Graph | None = None
     waiting: deque[av.VideoFrame] = deque()
-    for number, frame in enumerate(frames, 1):
+    for number, frame in enumerate(frames, skipped + 1):
         if graph is None:
             if not frame.interlaced_frame:
                 yield frame
                 continue
-            if number > 1:  # the reader tells of those that are interlaced from the beginning
+            if number > skipped + 1:  # the reader tells of those that are interlaced from the beginning
                 warnings.warn(
                     f"{name} is interlaced from frame {number} on; such frames are deinterlaced", stacklevel=2
                 )

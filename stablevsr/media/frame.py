@@ -2,9 +2,10 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -89,6 +90,16 @@ class Reader(ABC):
     def frame_times(self) -> Iterator[Fraction] | None:
         """When the frames are shown, in seconds, without decoding them; None where the file does not say."""
         return None
+
+    def frames_from(self, first: int) -> Generator[Frame, None, None]:
+        """The frames from number `first` (from 0) on, the same as those of a whole pass; quicker where that can be."""
+        frames = self._frames_from(first)
+        self._passes.callback(frames.close)
+        return frames
+
+    def _frames_from(self, first: int) -> Generator[Frame, None, None]:
+        with closing(self._frames()) as frames:
+            yield from islice(frames, first, None)
 
     @abstractmethod
     def _frames(self) -> Generator[Frame, None, None]: ...

@@ -44,9 +44,9 @@ class PartReader(Reader):
 
     def _frames(self) -> Generator[Frame, None, None]:
         start, found = None, False
-        frames = iter(self._source)
-        with closing(frames):
-            for frame in islice(frames, self._first, self._last):
+        count = None if self._last is None else self._last - self._first
+        with closing(self._source.frames_from(self._first)) as frames:
+            for frame in islice(frames, count):
                 if frame.pts is not None:
                     start = frame.pts if start is None else start
                     frame = replace(frame, pts=frame.pts - start)

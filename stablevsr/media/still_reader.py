@@ -44,7 +44,10 @@ class FolderReader(Reader):
                 self.notices.append(f"{file.name} holds several pictures, only the first is read.")
 
     def _frames(self) -> Generator[Frame, None, None]:
-        for (file, header), name in zip(self._stills, self._names, strict=True):
+        return self._frames_from(0)
+
+    def _frames_from(self, first: int) -> Generator[Frame, None, None]:
+        for (file, header), name in zip(self._stills[first:], self._names[first:], strict=True):
             image, profile = read_with_profile(file, header)
             if image.shape[:2] != (self.height, self.width):  # the file was changed after the folder was opened
                 raise _size_error(file, image.shape[0], image.shape[1], *self._stills[0])

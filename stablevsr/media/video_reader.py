@@ -3,13 +3,14 @@
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import av
 import numpy as np
 from av.container import Flags
 from av.sidedata.sidedata import Type as SideData
+from av.video.frame import PictureType
 
 from stablevsr.errors import UserError
 from stablevsr.media.colour import Colours, bits, is_transparent, to_rgb
@@ -18,6 +19,7 @@ from stablevsr.media.demuxing import HELP, base_of, codec_name, open_input, pict
 from stablevsr.media.frame import Frame, Reader
 from stablevsr.media.hdr import TRANSFERS, frame_data, has_dynamic_metadata
 from stablevsr.media.orientation import Orientation
+from stablevsr.media.seeking import Entry, can_seek, entry_to
 from stablevsr.media.still import MAX_PIXELS
 from stablevsr.media.timeline import Timeline
 from stablevsr.media.truncation import damaged_at, missing_bytes
@@ -57,7 +59,7 @@ class VideoReader(Reader):
         with self._open() as (container, stream):
             self._shown_as_decoded = self._has_wrong_times(container, stream)
         with self._open() as (container, stream):
-            first = next(self._decode(container, stream), None)
+            first = next(self._decode(self._packets(container, stream)), None)
             if first is None:
                 raise UserError(f"{path} has a video stream without a single frame; {HELP}.")
             if first.color_trc in TRANSFERS and not allow_hdr:
@@ -146,11 +148,57 @@ class VideoReader(Reader):
             start = (stream.start_time or 0) + round(self.timeline.start / base_of(stream))
             step = max(1, round(1 / (self.frame_rate * self.time_base)))
             clock = _Clock(start, step, self._shown_as_decoded)
-            frames = self._of_one_size(self._decode(container, stream))
+            frames = self._of_one_size(self._decode(self._packets(container, stream)))
             for number, decoded in enumerate(deinterlaced(frames, stream, self.path), 1):
                 image = self._convert(decoded, number)
                 time = clock.time_of(decoded, number == 1)
                 yield Frame(image, pts=time, time_base=self.time_base, duration=decoded.duration or None)
+
+    def _frames_from(self, first: int) -> Generator[Frame, None, None]:
+        entry = self._entry_to(first)
+        if entry:
+            with self._open() as (container, stream):
+                frames = self._sought(container, stream, entry)
+                if frames:
+                    for number, decoded in enumerate(frames, first + 1):
+                        image = self._convert(decoded, number)
+                        yield Frame(image, pts=decoded.pts, time_base=self.time_base, duration=decoded.duration or None)
+                    return
+        yield from super()._frames_from(first)
+
+    def _entry_to(self, first: int) -> Entry | None:
+        if self._skipped or self._shown_as_decoded:
+            return None
+        with self._open() as (container, stream):
+            if not can_seek(container, stream):
+                return None
+            try:
+                return entry_to(self._packets(container, stream), first)
+            except av.FFmpegError:
+                return None  # damaged; decoding from the start will tell where
+
+    def _sought(
+        self, container: av.container.InputContainer, stream: av.VideoStream, entry: Entry
+    ) -> Iterator[av.VideoFrame] | None:
+        """The frames from the wanted one on; None where seeking does not lead to a key frame before it."""
+        moved = round(self.timeline.start / base_of(stream))
+        try:
+            container.seek(entry.key - moved, stream=stream)
+            packets = self._packets(container, stream)
+            begin = next(packets)
+            number = None if begin.pts is None else entry.keys.get(begin.pts)
+            if number is None:
+                return None
+            decoded = self._of_one_size(self._decode(chain([begin], packets), number), number)
+            key = next(decoded, None)
+            # A picture made of others may be marked as well, where a stream is refreshed little by little.
+            if key is None or key.pts != begin.pts or key.pict_type != PictureType.I or not key.key_frame:
+                return None
+            frames = deinterlaced(chain([key], decoded), stream, self.path, number)
+            wanted = next((frame for frame in frames if frame.pts is None or frame.pts >= entry.wanted), None)
+        except (av.FFmpegError, UserError, StopIteration):
+            return None  # decoding from the start will tell
+        return chain([wanted], frames) if wanted and wanted.pts == entry.wanted else None
 
     @contextmanager
     def _open(self) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
@@ -178,9 +226,9 @@ class VideoReader(Reader):
             if number >= self._skipped:
                 yield packet
 
-    def _decode(self, container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
-        number, first_key = 0, None
-        packets = self._packets(container, stream)
+    def _decode(self, packets: Iterator[av.Packet], number: int = 0) -> Iterator[av.VideoFrame]:
+        """The frames of packets that begin with a key frame, before which the file has `number` frames."""
+        first_key, begins_inside = None, number or self._skipped
         while True:
             try:
                 packet = next(packets, None)
@@ -191,15 +239,15 @@ class VideoReader(Reader):
                 return
             first_key = packet.pts if first_key is None else first_key
             for frame in frames:
-                if self._skipped and frame.pts is not None and first_key is not None and frame.pts < first_key:
+                if begins_inside and frame.pts is not None and first_key is not None and frame.pts < first_key:
                     continue  # shown before the first key frame, and made from what came before it
                 number += 1
                 if frame.is_corrupt:  # the decoder has made up what it could not read
                     raise self._damaged(number)
                 yield frame
 
-    def _of_one_size(self, frames: Iterator[av.VideoFrame]) -> Iterator[av.VideoFrame]:
-        for number, frame in enumerate(frames, 1):
+    def _of_one_size(self, frames: Iterator[av.VideoFrame], skipped: int = 0) -> Iterator[av.VideoFrame]:
+        for number, frame in enumerate(frames, skipped + 1):
             height, width = _upright_size(frame)
             if (height, width) != (self.height, self.width):
                 raise UserError(
