@@ -1,12 +1,13 @@
 """Static metadata of HDR video: the screen it was graded on, and how bright it gets."""
 
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Self
+from typing import Self, cast
 
 import av
-from av.sidedata.sidedata import SideDataContainer
+from av.buffer import Buffer
 from av.sidedata.sidedata import Type as SideData
 from av.video.reformatter import ColorTrc
 
@@ -62,5 +63,6 @@ def has_dynamic_metadata(frame: av.VideoFrame) -> bool:
 
 def frame_data(frame: av.VideoFrame, kind: SideData) -> bytes:
     """Data of that kind that comes with a decoded frame; b"" where there is none."""
-    container: SideDataContainer = frame.side_data  # type: ignore[assignment]  # PyAV's stubs call it a dict
-    return next((bytes(data) for data in container if data.type == kind), b"")
+    found = cast("Mapping[SideData, Buffer]", frame.side_data)  # which PyAV's stubs call a dict with other keys
+    data = found.get(kind)
+    return b"" if data is None else bytes(data)
