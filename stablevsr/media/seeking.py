@@ -1,22 +1,22 @@
-"""Where to begin decoding so that a frame in the middle of a video comes out as it would from the start."""
+"""Finds where to start decoding so that a frame in the middle of a video is identical to that of a full pass."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import av
 
-# Of containers that store when each frame is shown, and whose index leads to a key frame.
+# Containers that store exact presentation times and seek to key frames.
 _FORMATS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
-# Of these a packet is a frame. Elsewhere some packets show nothing (VP8), or half a frame.
+# Codecs with one frame per packet. In others some packets show nothing (VP8) or half a frame.
 _CODECS = ("h264", "hevc", "vp9", "av1", "prores", "ffv1", "mjpeg", "dnxhd")
-_REORDERED = 64  # packets by which a frame may come before its place in the file; no codec takes more than 16
+_REORDERED = 64  # packets by which frames may be out of order; no codec exceeds 16
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a frame can be reached from; times are those of the packets.
+    """The key frames from which a frame can be decoded; times are presentation times of packets.
 
-    keys: time of each key frame before it, and how many frames are shown before that one.
+    keys: for the time of each key frame, how many frames are shown before it.
     wanted: time of the frame.
     """
 
@@ -25,20 +25,20 @@ class Entry:
 
     @property
     def key(self) -> int:
-        """The last key frame, the best one to begin at."""
+        """The last key frame, from which the fewest frames have to be decoded."""
         return max(self.keys)
 
 
 def can_seek(container: av.container.InputContainer, stream: av.VideoStream) -> bool:
-    """Whether container and codec are of a kind whose times can be relied on."""
+    """Whether times and key frames of this container and codec are reliable."""
     return container.format.name in _FORMATS and stream.codec_context.codec.canonical_name in _CODECS
 
 
 def entry_to(packets: Iterable[av.Packet], first: int) -> Entry | None:
-    """The key frames before frame `first` (from 0), from the packets of the whole stream; no more than needed.
+    """Find the key frames before frame `first` (from 0) from the packets of a stream, reading no more than needed.
 
-    None where the first key frame is that one, or the packets leave a doubt: one without a time or not to be shown, or
-    two at one time. The key frame is not `first` itself, because deinterlacing looks at the frame before.
+    None if there is none but the first frame, or the packets are ambiguous: one has no time or is not to be shown, or
+    two share a time. Frame `first` itself does not count, because deinterlacing needs the frame before.
     """
     times: list[int] = []
     keys: set[int] = set()
