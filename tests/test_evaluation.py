@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -187,6 +188,29 @@ def test_clips_that_do_not_match_are_named(tmp_path: Path, capsys: pytest.Captur
     ]:
         assert main(["evaluate", str(tmp_path / a), str(tmp_path / b), "--device", "cpu"]) == 2
         assert words in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("several", [True, False])
+def test_names_that_are_not_utf_8_are_escaped_in_every_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture, several: bool
+) -> None:
+    name = os.fsdecode(b"caf\xe9 \xc3\xa9")
+    result, truth = clips(2)
+    inside = Path(name) if several else Path()
+    paths = [tmp_path / kind / (Path() if several else name) for kind in ("sr", "gt")]
+    for path, frames in zip(paths, (result, truth), strict=True):
+        try:
+            write(path / inside, frames)
+        except OSError:
+            pytest.skip("this file system takes UTF-8 names only")
+    reports = [tmp_path / "out.csv", tmp_path / "out.json"]
+    options = ["--csv", str(reports[0]), "--json", str(reports[1]), "--device", "cpu"]
+    assert main(["evaluate", *map(str, paths), *options]) == 0
+    shown = "caf\\xe9 \u00e9"
+    assert shown in capsys.readouterr().out
+    texts = [path.read_bytes().decode("utf-8") for path in reports]
+    assert [row["clip"] for row in csv.DictReader(texts[0].splitlines())] == [shown] * 2
+    assert list(json.loads(texts[1])["clips"]) == [shown]
 
 
 @pytest.mark.parametrize("command", ["evaluate", "compare"])

@@ -1,4 +1,4 @@
-"""An animated WebP or PNG read as a clip. By Pillow, because FFmpeg decodes no animated WebP."""
+"""Reads animated WebP and PNG files, with Pillow because FFmpeg does not decode animated WebP."""
 
 import warnings
 from collections.abc import Generator, Iterator
@@ -15,12 +15,12 @@ from stablevsr.media.frame import Frame, Reader
 ANIMATED_SUFFIXES = (".webp", ".png")
 _MILLISECOND = Fraction(1, 1000)
 _TICKS = Fraction(1, 90)  # of a millisecond
-_UNSAID = 100  # milliseconds that browsers show a frame without a duration
-_BACKGROUND = 255  # where nothing is drawn, as FFmpeg has it for GIF
+_UNSAID = 100  # milliseconds for which browsers show a frame without a duration
+_BACKGROUND = 255  # behind transparent pixels, as FFmpeg does for GIF
 
 
 def is_animated(path: Path) -> bool:
-    """Whether an image file holds a moving picture; False for what cannot be read, which others will tell."""
+    """Whether an image file is animated; False if it cannot be read, which opening it will report."""
     if path.suffix.lower() not in ANIMATED_SUFFIXES:
         return False
     try:
@@ -34,9 +34,9 @@ def is_animated(path: Path) -> bool:
 
 
 class AnimationReader(Reader):
-    """The frames of an animation with their durations, transparent pixels in white.
+    """The frames of an animation with their durations, on white where they are transparent.
 
-    Opening decodes all frames once to learn their durations. Raises UserError when one cannot be decoded.
+    Opening decodes every frame once to learn the durations. Raises UserError when one cannot be decoded.
     """
 
     time_base = _MILLISECOND * _TICKS
@@ -77,7 +77,7 @@ class AnimationReader(Reader):
 
 
 def _flat(image: Image.Image) -> np.ndarray:
-    """(h, w, 3) uint8, on the background."""
+    """Blend with the background: (h, w, 3) uint8."""
     pixels = np.asarray(image.convert("RGBA")).astype(np.uint32)
     colours, alpha = pixels[..., :3], pixels[..., 3:]
     return ((colours * alpha + _BACKGROUND * (255 - alpha) + 127) // 255).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""The ways a video can be encoded."""
+"""The video encoders on offer, and what the user chose."""
 
 from dataclasses import dataclass, field, replace
 from typing import Self
@@ -8,13 +8,13 @@ from stablevsr.errors import UserError
 
 @dataclass(frozen=True)
 class Codec:
-    """An encoder of FFmpeg's with defaults that lose little.
+    """An FFmpeg encoder with near-lossless defaults.
 
     encoder: FFmpeg's name.
-    pix_fmt, deep_pix_fmt: of the frames it gets; the second for sources of more than 8 bits a channel, where the codec
-        has a choice.
-    containers: suffixes.
-    crf: quality, lower is better and larger; None for encoders that know none.
+    pix_fmt, deep_pix_fmt: pixel formats of its input; the second for sources of more than 8 bits a channel, if the
+        codec distinguishes them.
+    containers: file suffixes.
+    crf: quality; lower is better and larger. None for encoders without one.
     """
 
     encoder: str
@@ -27,11 +27,11 @@ class Codec:
 
     @property
     def is_deep(self) -> bool:
-        """Whether frames of 16 bits a channel are wanted."""
+        """Whether it takes frames of 16 bits a channel."""
         return self.pix_fmt.endswith(("10le", "16le"))
 
     def for_source(self, is_deep: bool) -> Self:
-        """The same codec, with more than 8 bits a channel where the source has them and the codec keeps them."""
+        """The same codec at more than 8 bits a channel, if the source has them and the codec can keep them."""
         return replace(self, pix_fmt=self.deep_pix_fmt) if is_deep and self.deep_pix_fmt else self
 
 
@@ -44,7 +44,9 @@ CODECS = {
     "vp9": Codec(
         "libvpx-vp9", "yuv420p", (".webm", ".mkv", ".mp4"), 16, 63, {"b": "0", "row-mt": "1", "cpu-used": "2"}
     ),
-    "av1": Codec("libsvtav1", "yuv420p10le", (".mp4", ".mkv", ".webm"), 16, 63, {"preset": "6"}),  # all decode 10 bits
+    "av1": Codec(
+        "libsvtav1", "yuv420p10le", (".mp4", ".mkv", ".webm"), 16, 63, {"preset": "6"}
+    ),  # all decoders take 10 bits
     "prores": Codec("prores_ks", "yuv422p10le", (".mov", ".mkv"), None, options={"profile": "3"}),  # 422 HQ
     "ffv1": Codec("ffv1", "bgr0", (".mkv", ".avi"), None, deep_pix_fmt="gbrp16le"),  # lossless
 }
@@ -52,13 +54,13 @@ CODECS = {
 
 @dataclass(frozen=True)
 class Encoding:
-    """What the user wishes; None leaves it to the container."""
+    """The user's choice of codec and quality; None takes the container's default."""
 
     codec: str | None = None
     crf: int | None = None
 
     def choose(self, suffix: str) -> tuple[Codec, dict[str, str]]:
-        """The codec for a container and its options; `UserError` for what does not go together."""
+        """Return the codec for a container and its options. Raises UserError for combinations that do not work."""
         name = self.codec or ("vp9" if suffix == ".webm" else "h264")
         if name not in CODECS:
             raise UserError(f"Codec {name} is unknown; use one of {', '.join(CODECS)}.")

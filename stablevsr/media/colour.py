@@ -1,7 +1,8 @@
-"""Between the YUV of video streams and RGB of 8 or 16 bits a channel.
+"""Conversion between the YUV of video streams and RGB of 8 or 16 bits a channel.
 
-Reading trusts the stream's tags. Primaries and transfer function are never converted: RGB keeps those of its source,
-and the file that is written says so (`labels`). The matrix of YUV is chosen anew, in limited range.
+Reading trusts the stream's tags. Primaries and transfer function are never converted: RGB keeps those of the source,
+and the output is tagged with them (`Colours.label`). YUV is written with BT.709's matrix, or BT.2020's, in limited
+range.
 """
 
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ _BT2020 = 9  # AVCOL_PRI_BT2020, and AVCOL_SPC_BT2020_NCL
 _LIMITED = 1  # AVCOL_RANGE_MPEG
 _SD_MATRIX, _HD_MATRIX = 6, 1  # AVCOL_SPC_SMPTE170M (BT.601), AVCOL_SPC_BT709
 
-# Without these flags swscale takes short cuts that are off by up to 3/255 and repeat chroma instead of filtering it.
+# Without these flags swscale's shortcuts are off by up to 3/255, and chroma is repeated instead of interpolated.
 _EXACT = (
     Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
 )
@@ -33,9 +34,9 @@ _EXACT = (
 
 @dataclass(frozen=True)
 class Colours:
-    """What the numbers of an RGB picture mean, in FFmpeg's numbers: BT.709 and its transfer function by default.
+    """How RGB values are to be interpreted, as FFmpeg's enum values; BT.709 by default.
 
-    mastering: of HDR video, where it comes with such metadata.
+    mastering: the static HDR metadata, if there is any.
     """
 
     primaries: int = BT709
@@ -44,24 +45,24 @@ class Colours:
 
     @classmethod
     def of(cls, frame: av.VideoFrame) -> "Colours":
-        """As a frame says; what it leaves out counts as BT.709, as players show it."""
+        """From the tags of a frame; players take BT.709 for those that are missing, and so does this."""
         said = int(frame.color_primaries), int(frame.color_trc)
         primaries, transfer = (BT709 if number in (0, UNTAGGED) else number for number in said)  # 0 is reserved
         return cls(primaries, transfer, Mastering.of(frame))
 
     @property
     def matrix(self) -> int:
-        """The matrix to write YUV with. BT.2020 has its own, which some players take for granted."""
+        """The matrix for writing YUV. BT.2020 keeps its own, which some players assume."""
         return _BT2020 if self.primaries == _BT2020 else BT709
 
     def label_frame(self, frame: av.VideoFrame) -> None:
-        """Tell a frame for an encoder: ProRes believes it and not the encoder's context."""
+        """Tag a frame for the encoder: ProRes reads the tags of frames, not those of its context."""
         frame.color_primaries, frame.color_trc = self.primaries, self.transfer
         if _is_yuv(frame.format):
             frame.colorspace = self.matrix
 
     def label(self, context: av.VideoCodecContext) -> None:
-        """Tell an encoder, whose pixel format is set."""
+        """Tag an encoder's context, whose pixel format must be set."""
         context.color_primaries, context.color_trc = self.primaries, self.transfer
         if context.pix_fmt and context.pix_fmt.startswith("yuv"):
             context.colorspace, context.color_range = self.matrix, ColorRange.MPEG
@@ -70,12 +71,12 @@ class Colours:
 
 
 def bits(frame: av.VideoFrame) -> int:
-    """How many bits a channel has."""
+    """Bits per channel of a frame."""
     return max(component.bits for component in frame.format.components)
 
 
 def is_transparent(frame: av.VideoFrame) -> bool:
-    """Whether a pixel of a frame is less than opaque."""
+    """Whether any pixel of a frame is not opaque."""
     has_alpha = any(component.is_alpha for component in frame.format.components)
     return has_alpha and bool((frame.to_ndarray(format="rgba")[..., 3] < 255).any())
 
@@ -86,9 +87,9 @@ def matrix_for(height: int) -> int:
 
 
 def to_rgb(frame: av.VideoFrame, deep: bool = False) -> np.ndarray:
-    """Decoded frame -> (h, w, 3) RGB with the frame's own matrix and range: uint16 when `deep`, else uint8.
+    """Convert a decoded frame to (h, w, 3) RGB by its own matrix and range: uint16 if `deep`, else uint8.
 
-    Untagged YUV counts as BT.601 below 720 lines and BT.709 from there, limited range. Raises av.FFmpegError for a
+    Untagged YUV counts as BT.601 below 720 lines, as BT.709 otherwise, in limited range. Raises av.FFmpegError for a
     matrix that swscale does not know.
     """
     if frame.colorspace == UNTAGGED:
@@ -101,7 +102,7 @@ def to_rgb(frame: av.VideoFrame, deep: bool = False) -> np.ndarray:
 
 
 def to_frame(image: np.ndarray, pix_fmt: str, matrix: int = BT709) -> av.VideoFrame:
-    """(h, w, 3) RGB, uint8 or uint16, to a frame for an encoder: YUV of that matrix and limited range, or RGB."""
+    """Convert (h, w, 3) RGB, uint8 or uint16, to an encoder's frame: YUV of that matrix in limited range, or RGB."""
     deep = image.dtype == np.uint16
     if deep and pix_fmt.startswith("yuv"):
         image = _scaled(image, 256, 257)
@@ -122,7 +123,7 @@ def _is_limited_gray(frame: av.VideoFrame) -> bool:
 
 
 def _from_limited_gray(frame: av.VideoFrame, deep: bool) -> np.ndarray:
-    # swscale takes all gray for full range.
+    # swscale assumes full range for gray.
     depth = bits(frame)
     levels = frame.to_ndarray().astype(np.float32) / (1 << (depth - 8))
     top = 65535 if deep else 255
@@ -135,5 +136,5 @@ def _is_yuv(form: av.VideoFormat) -> bool:
 
 
 def _scaled(image: np.ndarray, up: int, down: int) -> np.ndarray:
-    # Between YUV and RGB of 16 bits swscale takes white for 255 * 256, not for 65535.
+    # Between YUV and 16-bit RGB, swscale's white is 255 * 256, not 65535.
     return np.minimum((image.astype(np.uint32) * up + down // 2) // down, 65535).astype(np.uint16)

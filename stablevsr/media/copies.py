@@ -1,4 +1,4 @@
-"""Sound, subtitles and attachments of a source file, written beside a picture that is finished."""
+"""Copies sound, subtitles and attachments of a source file into an output beside the finished picture."""
 
 from collections.abc import Callable, Iterator
 from fractions import Fraction
@@ -20,11 +20,11 @@ from stablevsr.media.tracks import Choice, add_copy
 if TYPE_CHECKING:
     from av.container.core import Chapter  # which is in PyAV's stubs only
 
-_HARDLY = Fraction(1, 40)  # seconds between sound and picture that nobody notices
+_UNNOTICED = Fraction(1, 40)  # seconds of offset between sound and picture that go unnoticed
 
 
 class TrackError(Exception):
-    """A stream that cannot be written to its end; the others can without it."""
+    """A stream cannot be written to its end; the other streams can do without it."""
 
     def __init__(self, index: int, reason: str) -> None:
         super().__init__(reason)
@@ -44,10 +44,10 @@ class _Track(Protocol):
 
 
 class _CopiedTrack:
-    """Packets as they are, without those that an edit list or a trim has cut off.
+    """Copies packets unchanged, except for those that an edit list or a trim cut off.
 
-    The last of these is kept where it hardly shows, because decoders start up on it. `hides`: whether the container
-    can say that what comes before 0 is not to be heard.
+    The last of those is kept if it goes unnoticed, because decoders need it to start. `hides`: whether the container
+    can mark what comes before 0 as not to be heard.
     """
 
     def __init__(self, stream: av.stream.Stream, hides: bool) -> None:
@@ -56,7 +56,7 @@ class _CopiedTrack:
 
     def feed(self, packet: av.Packet) -> list[av.Packet]:
         if packet.is_discard:
-            self._start_up = packet if self._hides or decoded_at(packet) >= -_HARDLY else None
+            self._start_up = packet if self._hides or decoded_at(packet) >= -_UNNOTICED else None
             return []
         start_up, self._start_up = self._start_up, None
         return [start_up, packet] if start_up else [packet]
@@ -66,10 +66,10 @@ class _CopiedTrack:
 
 
 class StreamCopies:
-    """The chosen streams of the file at `source`, fed to `output` in step with its picture.
+    """Feeds the chosen streams of the file at `source` to `output`, interleaved with its picture.
 
-    The file is opened here afresh, so it does not matter how far its video has been read; one packet is held at a
-    time. `until`: seconds of the source after which nothing is read, for a rehearsal.
+    The file is opened again, independently of any reader; one packet is held at a time. `until`: seconds of the source
+    after which reading stops, for a rehearsal.
     """
 
     def __init__(
@@ -101,8 +101,8 @@ class StreamCopies:
         self._begun = False
 
     def copy_until(self, time: Fraction | None) -> None:
-        """Write the packets that are due by `time` seconds; all that are left for None. Raises TrackError."""
-        if not self._begun:  # not earlier, because the first packet makes the output write its header
+        """Write the packets due by `time` seconds, or all the rest for None. Raises TrackError."""
+        if not self._begun:  # only now: the first packet makes the output write its header
             self._begun, self._next = True, next(self._packets, None)
         while self._next is not None and (time is None or decoded_at(self._next) <= time):
             index = self._next.stream_index
@@ -117,7 +117,7 @@ class StreamCopies:
                     )
 
     def close(self) -> None:
-        """Let go of the source."""
+        """Close the source."""
         self._input.close()
 
     def _add(self, choice: Choice) -> None:
@@ -183,7 +183,7 @@ class StreamCopies:
             self._output.mux_one(packet)
 
     def _complete(self, packet: av.Packet) -> None:
-        """Give a packet that has none a time of decoding, and one that has neither time the one it follows."""
+        """Fill in a missing decoding time: the presentation time, else the end of the previous packet."""
         if packet.dts is None:
             packet.dts = packet.pts if packet.pts is not None else self._places[packet.stream_index].expected(packet)
         if packet.pts is None:
@@ -191,25 +191,25 @@ class StreamCopies:
 
 
 class Placer:
-    """Puts the packets of one stream on the clock of an output, each after the one before it."""
+    """Places the packets of one stream on an output's clock, with rising decoding times."""
 
     def __init__(self, stream: av.stream.Stream, output: av.container.OutputContainer) -> None:
         self._stream = stream
-        # Containers that store times roughly have several packets at one time.
+        # Containers with coarse times allow several packets at one time.
         self._step = 0 if has_flag(output, Flags.ts_nonstrict) else 1
-        self._overlaps = stream.type == "audio"  # else packets at one time are lines of text
+        self._overlaps = stream.type == "audio"  # subtitles may share a time
         self._last: int | None = None
-        self._latest: int | None = None  # as the source has it
-        self._end = Fraction(0)  # of the packet before, in seconds
+        self._latest: int | None = None  # in the source
+        self._end = Fraction(0)  # of the previous packet, in seconds
 
     def expected(self, packet: av.Packet) -> int:
-        """When `packet` is due if it follows the one before, in its own units."""
+        """The time of `packet`, in its own units, if it directly follows the previous one."""
         return round(self._end / packet.time_base)
 
     def place(self, packet: av.Packet) -> bool:
-        """Give the packet the stream's units and a time of decoding that rises; False where it must be left out.
+        """Rescale a packet to the stream's units and make its decoding time rise; False if it has to be dropped.
 
-        That is sound which runs back, as where the sound of one recording lasts longer than its picture.
+        Sound is dropped where it goes back in time, as when the sound of one recording outlasts its picture.
         """
         assert packet.pts is not None
         base = base_of(self._stream)
@@ -227,7 +227,7 @@ class Placer:
 
 
 def write_tags(tags: Tags, output: av.container.OutputContainer, picture: av.VideoStream, later: Fraction) -> None:
-    """Put what a source says of itself into an output that is not begun, its chapters `later` by so many seconds."""
+    """Write a source's metadata to an output that has not been started; chapters move by `later` seconds."""
     output.metadata.update(tags.metadata)
     output.set_chapters([_moved(chapter, later) for chapter in tags.chapters])
     if tags.timecode:

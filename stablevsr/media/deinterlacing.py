@@ -1,4 +1,4 @@
-"""Whole pictures from interlaced ones."""
+"""Deinterlacing."""
 
 import warnings
 from collections import deque
@@ -9,19 +9,22 @@ import av
 from av.filter import Graph
 
 
-def deinterlaced(frames: Iterable[av.VideoFrame], stream: av.VideoStream, name: Path) -> Iterator[av.VideoFrame]:
-    """The frames of `stream`, one for one, with FFmpeg's bwdif from the first interlaced one on.
+def deinterlaced(
+    frames: Iterable[av.VideoFrame], stream: av.VideoStream, name: Path, skipped: int = 0
+) -> Iterator[av.VideoFrame]:
+    """Deinterlace frames one for one with FFmpeg's bwdif, from the first interlaced frame on.
 
-    bwdif leaves frames alone that are not interlaced. Times are those of the frames given, of which two are held.
+    bwdif passes progressive frames through. Times are those of the input; two frames are held back. `skipped`: frames
+    of the file that come before these.
     """
     graph: Graph | None = None
     waiting: deque[av.VideoFrame] = deque()
-    for number, frame in enumerate(frames, 1):
+    for number, frame in enumerate(frames, skipped + 1):
         if graph is None:
             if not frame.interlaced_frame:
                 yield frame
                 continue
-            if number > 1:  # the reader tells of those that are interlaced from the beginning
+            if number > skipped + 1:  # the reader reports clips that are interlaced from the start
                 warnings.warn(
                     f"{name} is interlaced from frame {number} on; such frames are deinterlaced", stacklevel=2
                 )
@@ -46,10 +49,10 @@ def _finished(graph: Graph, waiting: deque[av.VideoFrame]) -> Iterator[av.VideoF
     while True:
         try:
             frame = graph.pull()
-        except (av.BlockingIOError, av.EOFError):  # it wants more, or there is no more
+        except (av.BlockingIOError, av.EOFError):  # it needs more input, or has no more output
             return
         assert isinstance(frame, av.VideoFrame)
         given = waiting.popleft()
-        # The filter counts in half units, and what it makes of frames without a time is a guess.
+        # The filter counts in half units and guesses the times of frames that have none.
         frame.pts, frame.dts, frame.time_base, frame.duration = given.pts, given.dts, given.time_base, given.duration
         yield frame

@@ -1,4 +1,4 @@
-"""Opening a file with FFmpeg, and which of its video streams is the picture."""
+"""Opens files with FFmpeg and chooses the video stream to read."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -11,17 +11,17 @@ from av.stream import Disposition
 from stablevsr.errors import UserError
 
 HELP = "give a video file, an image or a folder of images"
-# Pictures on the cover and previews for a seek bar; never what the user wants to see.
+# Cover art and seek-bar previews, never what the user wants to see.
 _NOT_A_PICTURE = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
-# Old files have tags that are not UTF-8. PyAV 19 keeps their bytes; before, it raised unless told otherwise.
+# Old files have tags that are not UTF-8. PyAV 19 keeps their bytes; older versions raise unless told otherwise.
 _TAG_OPTIONS: dict[str, Any] = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "replace"}
-# To find out about sound that begins late, as where recordings were joined: more bytes and microseconds than FFmpeg's
-# usual 5 MB and few seconds, and all of a TS file's tables.
+# Finds sound that starts late, as in joined recordings: probes more than FFmpeg's default of 5 MB and a few seconds
+# (in bytes and microseconds), and reads every table of a TS file.
 _LONG_PROBE = {"probesize": "100000000", "analyzeduration": "600000000", "scan_all_pmts": "1"}
 
 
 def open_input(path: Path) -> av.container.InputContainer:
-    """Open a file for reading with FFmpeg; raises UserError when it makes no sense of it."""
+    """Open a file for reading. Raises UserError if FFmpeg cannot make sense of it."""
     try:
         container = _opened(path, {})
         if any(stream.codec_context and not stream.codec_context.sample_rate for stream in container.streams.audio):
@@ -33,19 +33,19 @@ def open_input(path: Path) -> av.container.InputContainer:
 
 
 def _opened(path: Path, options: dict[str, str]) -> av.container.InputContainer:
-    # Absolute, because FFmpeg would take "a:b.mp4" for a URL.
+    # Absolute, because FFmpeg would read "a:b.mp4" as a URL.
     return av.open(str(path.absolute()), "r", container_options=options, **_TAG_OPTIONS)
 
 
 def is_cover(stream: av.stream.Stream) -> bool:
-    """Whether a stream is a picture on the cover, or another one that is not part of the video."""
+    """Whether a stream is cover art, or another picture that is not part of the video."""
     return stream.type == "video" and bool(stream.disposition & _NOT_A_PICTURE)
 
 
 def picture_streams(container: av.container.InputContainer, path: Path) -> list[av.VideoStream]:
-    """All streams that show a video, the one to read first: the default one, of several (or none) the largest.
+    """All real video streams, the one to read first: the default stream, or the largest if several or none are.
 
-    Raises UserError when there is none, or none that FFmpeg can decode.
+    Raises UserError if there is none, or none that FFmpeg can decode.
     """
     streams = [stream for stream in container.streams.video if not is_cover(stream)]
     if not streams:
@@ -61,22 +61,22 @@ def picture_streams(container: av.container.InputContainer, path: Path) -> list[
 
 
 def has_flag(container: av.container.Container, flag: Flags) -> bool:
-    """Whether the format of a file has that property."""
+    """Whether the container format has this flag."""
     return bool(container.format.flags & flag.value)  # type: ignore[operator]  # PyAV's stubs: a flag's value is a flag
 
 
 def decoded_at(packet: av.Packet) -> Fraction:
-    """Seconds at which a packet is decoded, which it has to say."""
+    """Decoding time in seconds of a packet that has one."""
     assert packet.dts is not None
     return packet.dts * packet.time_base
 
 
 def base_of(stream: av.stream.Stream) -> Fraction:
-    """Seconds per unit of a stream's times."""
-    assert stream.time_base is not None  # only streams that are not part of a container have none
+    """The time base of a stream: seconds per unit of its times."""
+    assert stream.time_base is not None  # set for every stream of a container
     return stream.time_base
 
 
 def codec_name(stream: av.stream.Stream) -> str:
-    """FFmpeg's name for the codec of a stream, "unknown" when it has none."""
+    """FFmpeg's name of a stream's codec, or "unknown"."""
     return getattr(stream, "name", None) or "unknown"

@@ -1,10 +1,11 @@
-"""The shapes every kind of input and output shares: one frame, a reader of frames, a writer of frames."""
+"""The interfaces that all inputs and outputs share: a frame, a reader of frames, a writer of frames."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -19,14 +20,14 @@ from stablevsr.media.colour import Colours
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """One picture of a clip, upright, as a viewer would see it.
+    """One upright picture of a clip.
 
-    image: (h, w, 3) RGB, never modified by this package; uint16 where the reader `is_deep`, else uint8, each over the
-        whole range of its type.
-    pts, duration: when the frame is shown and for how long, in units of time_base seconds; None for stills.
-    name: what the frame is called, without a suffix; None for video.
-    alpha: (h, w) of the image's type, 0 where nothing is seen of it; None for pictures without transparency.
-    profile: the ICC profile that explains the image's numbers, as in its file; None where there is none.
+    image: (h, w, 3) RGB, never modified by this package; uint16 if the reader `is_deep`, else uint8, over the full
+        range of the type.
+    pts, duration: presentation time and duration in units of time_base seconds; None for stills.
+    name: file name without a suffix; None for video.
+    alpha: (h, w) of the image's type, 0 where transparent; None if there is no alpha.
+    profile: the ICC profile of the image as stored in its file; None if there is none.
     """
 
     image: np.ndarray
@@ -39,20 +40,20 @@ class Frame:
 
 
 class Reader(ABC):
-    """A clip to read, one frame at a time; every `iter()` starts again at the first frame.
+    """A clip, read one frame at a time; every `iter()` starts at the first frame.
 
     path: the file or folder as given.
-    height, width: size in pixels of the displayed picture, the shape of every frame's image.
+    height, width: size in pixels of every frame, as displayed.
     frame_rate: frames per second, the average for video; 25 for stills.
     time_base: seconds per unit of the frames' pts (1 / frame_rate for stills, whose pts is None).
-    sample_aspect_ratio: width over height of one pixel of the displayed picture.
-    frame_count: number of frames; exact for stills, what the file claims for video (None when it makes no claim).
+    sample_aspect_ratio: width over height of one pixel, as displayed.
+    frame_count: number of frames; exact for stills, the file's claim for video (None if it makes none).
     part: which frames of the file these are, as text.
-    has_audio: whether the file holds sound.
-    is_deep: whether it holds more than 8 bits a channel.
-    has_alpha: whether some of its frames have an alpha channel.
-    colours: what the numbers of its pictures mean.
-    notices: sentences the user should be shown, complete once the reader is open.
+    has_audio: whether the file has sound.
+    is_deep: whether it has more than 8 bits a channel.
+    has_alpha: whether any frame has an alpha channel.
+    colours: how to interpret the RGB values.
+    notices: messages for the user, complete once the reader is open.
     """
 
     path: Path
@@ -81,28 +82,39 @@ class Reader(ABC):
         self._passes.close()
 
     def __iter__(self) -> Generator[Frame, None, None]:
-        """Yield every Frame in display order; raises UserError where a frame cannot be read."""
+        """Yield all frames in display order. Raises UserError if a frame cannot be read."""
         frames = self._frames()
         self._passes.callback(frames.close)
         return frames
 
     def frame_times(self) -> Iterator[Fraction] | None:
-        """When the frames are shown, in seconds, without decoding them; None where the file does not say."""
+        """Presentation times in seconds, without decoding; None if the file does not store them."""
         return None
+
+    def frames_from(self, first: int) -> Generator[Frame, None, None]:
+        """Yield the frames from number `first` (from 0) on: those of a full pass, but faster where possible."""
+        frames = self._frames_from(first)
+        self._passes.callback(frames.close)
+        return frames
+
+    def _frames_from(self, first: int) -> Generator[Frame, None, None]:
+        with closing(self._frames()) as frames:
+            yield from islice(frames, first, None)
 
     @abstractmethod
     def _frames(self) -> Generator[Frame, None, None]: ...
 
 
 class Writer(ABC):
-    """An output being written under a hidden temporary name, put in place whole when the `with` block ends cleanly.
+    """An output, written under a hidden temporary name and moved to `path` when the `with` block ends cleanly.
 
-    `notices`: sentences the user should be shown, complete once the writer is open.
-    `is_deep`: whether frames of 16 bits a channel are wanted.
-    `takes_alpha`: whether frames may have a fourth channel.
-    `failures`: sentences about what could not be added to the picture at the end (sound, subtitles), complete when the
-    block has ended; the picture is in place all the same, and a command should exit with 1.
-    When the block ends with any exception the temporary goes away and whatever stood under `path` still does.
+    If the block raises, the temporary is removed and whatever was at `path` stays.
+
+    notices: messages for the user, complete once the writer is open.
+    is_deep: whether it takes frames of 16 bits a channel.
+    takes_alpha: whether frames may have a fourth channel.
+    failures: messages about sound or subtitles that could not be added, complete after the block; the picture is in
+        place all the same, and a command should exit with 1.
     """
 
     is_deep = False
@@ -114,7 +126,7 @@ class Writer(ABC):
         self._part = part or hidden_sibling(path)
         self.notices: list[str] = []
         self.failures: list[str] = []
-        remove(self._part)  # of a process killed while writing
+        remove(self._part)  # left by a process that was killed
         self._count = 0
 
     def __enter__(self) -> Self:
@@ -132,10 +144,10 @@ class Writer(ABC):
             self._abandon()
 
     def write(self, image: np.ndarray, frame: Frame) -> None:
-        """Append `image`: (height, width, 3) RGB, or RGBA where `takes_alpha`; uint8, or uint16 where `is_deep`.
+        """Append `image`: (height, width, 3) RGB, or RGBA if `takes_alpha`; uint8, or uint16 if `is_deep`.
 
-        It came from `frame`, whose pts and name are kept. Raises ValueError for another shape or type, UserError when
-        the output cannot be written.
+        It was made from `frame`, whose pts and name it takes over. Raises ValueError for another shape or type,
+        UserError if the output cannot be written.
         """
         wanted = np.uint16 if self.is_deep else np.uint8
         shapes = [(*self._size, channels) for channels in ((3, 4) if self.takes_alpha else (3,))]
@@ -157,13 +169,13 @@ class Writer(ABC):
 
     @abstractmethod
     def _finish(self) -> None:
-        """Make the temporary whole and flushed to disk."""
+        """Complete the temporary and flush it to disk."""
 
     def _close(self) -> None:  # noqa: B027
-        """Let go of the temporary, finished or not; must not raise."""
+        """Close the temporary, finished or not; must not raise."""
 
     def _abandon(self) -> None:
-        # After a clean end nothing is left under the temporary name.
+        # After a clean end there is nothing left to remove.
         self._close()
         remove(self._part)
 

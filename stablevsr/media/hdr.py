@@ -1,27 +1,28 @@
-"""Static metadata of HDR video: the screen it was graded on, and how bright it gets."""
+"""Static HDR metadata: the mastering display and the content light level."""
 
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Self
+from typing import Self, cast
 
 import av
-from av.sidedata.sidedata import SideDataContainer
+from av.buffer import Buffer
 from av.sidedata.sidedata import Type as SideData
 from av.video.reformatter import ColorTrc
 
 TRANSFERS = {int(ColorTrc.SMPTE2084): "PQ", int(ColorTrc.ARIB_STD_B67): "HLG"}
 _DYNAMIC = (SideData.DYNAMIC_HDR_PLUS, SideData.DOVI_METADATA, SideData.DOVI_RPU_BUFFER)
-_DISPLAY = struct.Struct("=20i2i")  # AVMasteringDisplayMetadata: 10 fractions, and which of them are there
+_DISPLAY = struct.Struct("=20i2i")  # AVMasteringDisplayMetadata: 10 fractions and two flags
 _LIGHT = struct.Struct("=2I")  # AVContentLightMetadata
 
 
 @dataclass(frozen=True)
 class Mastering:
-    """As SMPTE ST 2086 and CTA-861.3 have it; None for what a file does not say.
+    """Metadata by SMPTE ST 2086 and CTA-861.3; None for what the file does not store.
 
-    display: x and y of red, green, blue and white, then the least and the greatest luminance in cd/m2.
-    light: of the brightest pixel and of the brightest frame on average, in cd/m2.
+    display: x and y of red, green, blue and white, then the lowest and highest luminance in cd/m2.
+    light: MaxCLL and MaxFALL in cd/m2.
     """
 
     display: tuple[Fraction, ...] | None = None
@@ -29,7 +30,7 @@ class Mastering:
 
     @classmethod
     def of(cls, frame: av.VideoFrame) -> Self | None:
-        """What comes with a decoded frame; None where nothing does."""
+        """From the side data of a decoded frame; None if there is none."""
         display, light = None, None
         found = frame_data(frame, SideData.MASTERING_DISPLAY_METADATA)
         if found:
@@ -42,7 +43,7 @@ class Mastering:
         return cls(display, light) if display or light else None
 
     def x265_params(self) -> list[str]:
-        """Settings for the one encoder here that writes it."""
+        """Parameters for x265, the only encoder here that writes this metadata."""
         found = []
         if self.display:
             *points, darkest, brightest = self.display
@@ -56,11 +57,12 @@ class Mastering:
 
 
 def has_dynamic_metadata(frame: av.VideoFrame) -> bool:
-    """Whether a frame comes with metadata for itself alone: HDR10+ or Dolby Vision."""
+    """Whether a frame has dynamic metadata: HDR10+ or Dolby Vision."""
     return any(frame_data(frame, kind) for kind in _DYNAMIC)
 
 
 def frame_data(frame: av.VideoFrame, kind: SideData) -> bytes:
-    """Data of that kind that comes with a decoded frame; b"" where there is none."""
-    container: SideDataContainer = frame.side_data  # type: ignore[assignment]  # PyAV's stubs call it a dict
-    return next((bytes(data) for data in container if data.type == kind), b"")
+    """Side data of a decoded frame; b"" if there is none of this kind."""
+    found = cast("Mapping[SideData, Buffer]", frame.side_data)  # which PyAV's stubs call a dict with other keys
+    data = found.get(kind)
+    return b"" if data is None else bytes(data)

@@ -1,4 +1,4 @@
-"""The last step of a video: its finished picture and the source's other streams in one file."""
+"""The final mux: the finished picture and the source's other streams in one file."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
@@ -14,13 +14,13 @@ from stablevsr.media.tags import Tags
 from stablevsr.media.timeline import Timeline
 from stablevsr.media.tracks import Choice
 
-_FAST_START = "+faststart"  # the index in front: players on the web begin before the whole file is there
+_FAST_START = "+faststart"  # index in front, so that playback can start before the download ends
 _FREE_NAMES = "+use_metadata_tags"
 
 
 @dataclass(frozen=True)
 class PacketTimes:
-    """When one packet of the picture is shown and decoded and for how long, in units of time_base seconds."""
+    """Presentation time, decoding time and duration of a picture packet, in units of time_base seconds."""
 
     shown: int
     decoded: int
@@ -30,7 +30,7 @@ class PacketTimes:
 
 @dataclass(frozen=True)
 class Companions:
-    """What goes beside the picture: the streams chosen from the file at `source`, and what it says of itself."""
+    """What accompanies the picture: streams chosen from the file at `source`, and its metadata."""
 
     source: Path
     timeline: Timeline
@@ -39,18 +39,17 @@ class Companions:
 
 
 def muxer_options(form: str, tags: Tags | None = None, covers: bool = False) -> dict[str, str]:
-    """Options of FFmpeg's writer for the container `form`.
+    """FFmpeg's muxer options for the container `form`.
 
-    `covers`: whether a picture on the cover is to be kept, which MP4 cannot do beside free names of tags.
+    `covers`: whether cover art is kept, which MP4 does not allow together with free-form tag names.
     """
-    options = {"fflags": "+bitexact"}  # no random numbers: the same run gives the same file
+    options = {"fflags": "+bitexact"}  # no random IDs: the same run gives the same file
     if form in ("mp4", "mov"):
         free = _FREE_NAMES if tags and tags.need_free_names and not covers else ""
-        # The default time scale of 1000 would round a late start of a stream to milliseconds.
+        # The default time scale of 1000 would round the late start of a stream to milliseconds.
         options |= {"movie_timescale": "90000", "movflags": _FAST_START + free}
     elif form == "avi":
-        # FFmpeg moves the whole file later when audio starts before 0 (AAC always does), which AVI would round to a
-        # frame.
+        # FFmpeg shifts the whole file when audio starts before 0 (AAC always does), which AVI would round to a frame.
         options |= {"avoid_negative_ts": "disabled"}
     return options
 
@@ -65,9 +64,8 @@ def join(
 ) -> list[str]:
     """Write `picture` (a file with one stream, whose packets have `times`) and `companions` to `target`.
 
-    `until`: seconds of the source after which nothing is taken from it, for a rehearsal. Returns sentences about what
-    of the companions is damaged. Raises TrackError for a stream that cannot be written, av.FFmpegError or OSError for
-    the file as a whole.
+    `until`: seconds of the source after which nothing more is copied, for a rehearsal. Returns messages about damaged
+    streams. Raises TrackError for a stream that cannot be written, av.FFmpegError or OSError for the file as a whole.
     """
     covers = any(choice.how == "cover" for choice in companions.streams)
     options = muxer_options(form, companions.tags, covers)
@@ -125,7 +123,7 @@ def _add_picture(output: av.container.OutputContainer, template: av.VideoStream,
     copy.time_base = base
     if template.average_rate:
         copy.codec_context.framerate = template.average_rate
-    if output.format.name in ("mp4", "mov", "avi"):  # Matroska's reader makes a tag up
+    if output.format.name in ("mp4", "mov", "avi"):  # Matroska has no tags; FFmpeg's demuxer makes one up
         copy.codec_context.codec_tag = template.codec_context.codec_tag
     return copy
 
@@ -133,7 +131,7 @@ def _add_picture(output: av.container.OutputContainer, template: av.VideoStream,
 def _timed(
     finished: av.container.InputContainer, stream: av.VideoStream, times: list[PacketTimes]
 ) -> Iterator[av.Packet]:
-    # Containers round times and leave out some; those of the encoder are better.
+    # Containers round times and drop some; the encoder's are exact.
     packets = (packet for packet in finished.demux(stream) if packet.size)
     for packet, time in zip(packets, times, strict=True):
         packet.pts, packet.dts, packet.duration, packet.time_base = (

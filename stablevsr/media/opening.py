@@ -1,4 +1,4 @@
-"""Choosing the reader and the writer that fit a path."""
+"""Chooses the reader or the writer for a path."""
 
 from itertools import islice
 from pathlib import Path
@@ -15,11 +15,10 @@ from stablevsr.media.video_writer import VideoWriter
 
 
 def open_reader(path: str | Path, allow_truncated: bool = False, allow_hdr: bool = False) -> Reader:
-    """Open a folder of images, a single image (a clip of one frame), an animated one or, for any other file, a video.
+    """Open a folder of images, a single image (a clip of one frame), an animation or, for any other file, a video.
 
-    `allow_truncated`: read a video that ends early as far as it goes, with a notice; `allow_hdr`: read HDR video as
-    if it were not, with a notice.
-    Raises UserError when `path` is missing or is not what it should be; the message names it.
+    `allow_truncated`: read what there is of a video that is cut short or damaged, with a notice; `allow_hdr`: read HDR
+    video as if it were SDR, with a notice. Raises UserError, naming `path`, if it is missing or cannot be read.
     """
     path = Path(path)
     if path.is_file() and is_animated(path):
@@ -43,14 +42,15 @@ def open_writer(
     part: Path | None = None,
     encoding: Encoding | None = None,
 ) -> Writer:
-    """Open the output for frames of `height` x `width` pixels made from `source`; `path` decides the kind.
+    """Open an output for frames of `height` x `width` pixels made from `source`; the suffix of `path` decides the kind.
 
     A video suffix gives a video with the source's timing and audio (height and width must be even), an image suffix
-    one image, anything without a suffix a folder of PNG files. It is written to `part`, by default a hidden name beside
-    `path`, and must be on the same file system; what a killed process left there is removed. `encoding`
-    chooses codec and quality of a video. Raises UserError for what
-    `check_output` refuses, an image for a source of more than one frame or larger than its format allows, and for
-    whatever of a video its container, encoder or the source's other streams make impossible (they are rehearsed).
+    one image, no suffix a folder of PNG files. The output is written to `part`, by default a hidden name beside `path`
+    (it must be on the same file system); leftovers of a killed process are removed. `encoding` chooses the codec and
+    quality of a video.
+
+    Raises UserError for what `check_output` refuses; for an image if the source has several frames or the result is
+    larger than the format allows; for a video if a rehearsal shows that container or encoder cannot take it.
     """
     check_output(path, source.path, force)
     kind = output_kind(path)

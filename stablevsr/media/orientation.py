@@ -1,4 +1,4 @@
-"""The eight ways a stored picture can lie, and how to put it upright."""
+"""The eight orientations of a stored picture, and how to undo them."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -16,7 +16,7 @@ class Orientation:
 
     @classmethod
     def from_exif(cls, tag: object) -> Self:
-        """From EXIF tag 274; an unknown value counts as upright, as viewers do."""
+        """From EXIF tag 274; unknown values count as upright, as in viewers."""
         return cls(*_EXIF.get(tag, ())) if isinstance(tag, int) else cls()
 
     @classmethod
@@ -28,7 +28,7 @@ class Orientation:
         return cls(False, a < 0, d < 0)
 
     def apply(self, image: np.ndarray) -> np.ndarray:
-        """Put `image` (h, w, ...) upright: (w, h, ...) when transposed; a view where possible."""
+        """Return `image` (h, w, ...) upright, as (w, h, ...) if transposed; a view."""
         if self.transpose:
             image = image.swapaxes(0, 1)
         return image[:: -1 if self.flip_y else 1, :: -1 if self.flip_x else 1]

@@ -11,9 +11,9 @@ from stablevsr.media.frame import Frame, Reader
 
 
 class PartReader(Reader):
-    """Frames `first` up to, but without, `last` of another reader (counted from 0), their times beginning at 0.
+    """Frames `first` to `last` (exclusive, from 0) of another reader, with times that start at 0.
 
-    Raises UserError for a part that is empty: by its numbers, by what the source says of itself, or once read.
+    Raises UserError if the part is empty; where the source does not know its length, only when it is read.
     """
 
     def __init__(self, source: Reader, first: int, last: int | None) -> None:
@@ -35,7 +35,7 @@ class PartReader(Reader):
             self.notices.append(f"{source.path}: only a part is taken, without its audio.")
 
     def frame_times(self) -> Iterator[Fraction] | None:
-        """Those of the part, in seconds, the first of which is 0; None where the source does not say."""
+        """Presentation times in seconds, the first of which is 0; None if the source does not know them."""
         times = self._source.frame_times()
         if times is None:
             return None
@@ -44,9 +44,9 @@ class PartReader(Reader):
 
     def _frames(self) -> Generator[Frame, None, None]:
         start, found = None, False
-        frames = iter(self._source)
-        with closing(frames):
-            for frame in islice(frames, self._first, self._last):
+        count = None if self._last is None else self._last - self._first
+        with closing(self._source.frames_from(self._first)) as frames:
+            for frame in islice(frames, count):
                 if frame.pts is not None:
                     start = frame.pts if start is None else start
                     frame = replace(frame, pts=frame.pts - start)

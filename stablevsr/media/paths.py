@@ -1,4 +1,4 @@
-"""What a path stands for, in which order names are read, and whether an output may be written."""
+"""What kind of input or output a path is, the order of names, and whether an output may be written."""
 
 import os
 import re
@@ -8,7 +8,7 @@ from typing import Literal
 from stablevsr.errors import UserError
 from stablevsr.media.animation_reader import is_animated
 
-VIDEO_FORMATS = {  # suffix -> FFmpeg's name of the container, given explicitly because temporaries have no suffix
+VIDEO_FORMATS = {  # suffix -> FFmpeg's name of the container; explicit because temporaries have no suffix
     ".mp4": "mp4",
     ".m4v": "mp4",
     ".mov": "mov",
@@ -22,16 +22,16 @@ Kind = Literal["video", "image", "folder"]
 
 
 def natural_key(name: str) -> tuple:
-    """Sort key that reads runs of digits as numbers: frame9 comes before frame10."""
-    parts = re.split(r"(\d+)", name)  # text, digits, text, ...: equal positions always hold equal types
+    """Sort key that compares runs of digits as numbers: frame9 comes before frame10."""
+    parts = re.split(r"(\d+)", name)  # text, digits, text, ...: equal positions hold equal types
     return [int(part) if i % 2 else part.casefold() for i, part in enumerate(parts)], name
 
 
 def output_for(source: Path, folder: Path) -> Path:
-    """Where in `folder` the result of one of several inputs goes: its own name, in a format that can be written."""
+    """The output in `folder` for one of several inputs: the same name, in a format that can be written."""
     suffix = source.suffix.lower()
     if source.is_dir():
-        return folder / source.resolve().name.replace(".", "_")  # a suffix would say that it is a file
+        return folder / source.resolve().name.replace(".", "_")  # a suffix would make it a file
     if suffix in VIDEO_FORMATS:
         return folder / source.name
     is_still = suffix in IMAGE_SUFFIXES and not is_animated(source)
@@ -39,9 +39,9 @@ def output_for(source: Path, folder: Path) -> Path:
 
 
 def output_kind(path: str | Path) -> Kind:
-    """What would be written to `path`: a video, one image, or a folder of PNG files.
+    """The kind of output at `path`: a video, one image, or a folder of PNG files.
 
-    Raises UserError for a suffix that is neither a video's nor an image's.
+    Raises UserError for an unknown suffix.
     """
     suffix = Path(path).suffix.lower()
     if os.fspath(path).endswith(os.sep) or Path(path).is_dir() or not suffix:
@@ -60,8 +60,8 @@ def output_kind(path: str | Path) -> Kind:
 def check_output(path: str | Path, input_path: str | Path, force: bool) -> None:
     """Raise UserError unless `path` may be written for the clip at `input_path`; touches nothing.
 
-    Refused: an unknown suffix, the input itself or a folder around it (through links too), a missing or unwritable
-    parent folder and, without `force`, a file that exists or a folder that is not empty.
+    Refused are unknown suffixes, the input itself or a folder around it (also through links), a missing or unwritable
+    parent folder and, without `force`, an existing file or a folder that is not empty.
     """
     if not os.fspath(path):
         raise UserError("The output has an empty name; give a video, an image or a folder.")

@@ -20,7 +20,7 @@ from stablevsr.media.joining import PacketTimes, concatenate, muxer_options
 
 SEGMENT = 100  # frames
 
-_X265_SAFE_WIDTH = 64  # of narrower pictures its vector code writes past the end of its memory
+_X265_SAFE_WIDTH = 64  # its SIMD code overruns the buffers of narrower pictures
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,8 @@ class PictureFormat:
     """How frames are encoded.
 
     form: FFmpeg's name of the container.
+    options: of the encoder.
+    rate: average frames per second.
     time_base: seconds per unit of all times.
     aspect: width over height of one pixel.
     """
@@ -53,9 +55,9 @@ def _options(how: PictureFormat) -> dict[str, str]:
 
 
 class PictureFile:
-    """A video without sound, the number of its frames in `count`, and the exact times of its packets in `times`.
+    """A video without sound being written; `count` is its frames, `times` holds the exact times of its packets.
 
-    Raises UserError when the encoder is missing, av.FFmpegError for what it or the container refuses.
+    Raises UserError if the encoder is missing, av.FFmpegError for what encoder or container refuse.
     """
 
     def __init__(self, path: Path, how: PictureFormat) -> None:
@@ -68,14 +70,14 @@ class PictureFile:
         self._container = av.open(str(path), "w", format=how.form, container_options=muxer_options(how.form))
         try:
             self._stream = self._add_stream()
-            self._container.start_encoding()  # an encoder that cannot do this fails now
+            self._container.start_encoding()  # makes the encoder fail now if it cannot do this
         except BaseException:
             self.close()
             raise
 
     def _add_stream(self) -> av.VideoStream:
         how = self._how
-        os.environ.setdefault("SVT_LOG", "1")  # errors only: SVT-AV1 prints its settings past FFmpeg's log
+        os.environ.setdefault("SVT_LOG", "1")  # errors only; SVT-AV1 bypasses FFmpeg's log
         stream = self._container.add_stream(
             how.codec.encoder,
             rate=how.rate,
@@ -88,11 +90,11 @@ class PictureFile:
         context = stream.codec_context
         context.pix_fmt = how.codec.pix_fmt
         context.sample_aspect_ratio = how.aspect
-        context.flags |= Flags.frame_duration  # else the last frame of a variable rate would lose its length
+        context.flags |= Flags.frame_duration  # else the last frame of a variable rate loses its duration
         if how.form == "avi":
-            context.max_b_frames = 0  # AVI cannot store an order of decoding
+            context.max_b_frames = 0  # AVI has no decoding order
         if how.codec.encoder == "libx265" and how.form in ("mp4", "mov"):
-            context.codec_tag = "hvc1"  # Apple's players show nothing for the default, hev1
+            context.codec_tag = "hvc1"  # Apple's players do not show the default, hev1
         how.colours.label(context)
         return stream
 
@@ -105,20 +107,20 @@ class PictureFile:
         self.count += 1
 
     def finish(self) -> None:
-        """Write what the encoder holds back, and the file's end."""
+        """Flush the encoder and complete the file."""
         self._mux(None)
         self._container.close()
 
     def close(self) -> None:
-        """Let go of a file that is not to be used."""
-        with suppress(av.FFmpegError):  # writes the end of a file that is about to be deleted
+        """Close the file, which may be incomplete."""
+        with suppress(av.FFmpegError):  # raised when the trailer of a discarded file cannot be written
             self._container.close()
 
     def _mux(self, picture: av.VideoFrame | None) -> None:
         for packet in self._stream.encode(picture):
             if picture is None and self.count < 3:
-                # x265 learns from the third frame how far decoding runs ahead; without one, its decoding times are
-                # uninitialised memory. No frame of so short a clip is out of order, whatever the encoder.
+                # x265 derives its decoding delay from the third frame; with fewer, its decoding times are
+                # uninitialized memory. No encoder reorders so short a clip.
                 packet.dts = packet.pts
             assert packet.pts is not None
             assert packet.dts is not None

@@ -1,4 +1,4 @@
-"""ICC profiles of stills: kept where a file holds them, else the pixels converted to sRGB."""
+"""ICC profiles of stills: kept if the format can hold them, else the pixels are converted to sRGB."""
 
 import io
 import struct
@@ -10,25 +10,25 @@ import numpy as np
 from PIL import Image, ImageCms
 
 _TIFF_TAG, _TIFF_UNDEFINED = 34675, 7
-_SPACE = slice(16, 20)  # of a profile: the kind of numbers that it explains
+_SPACE = slice(16, 20)  # the color space field of a profile
 
 
 def read_profile(path: Path) -> bytes | None:
-    """The profile in an image file, None where there is none. May raise what Pillow raises for damaged files."""
-    # Nothing is decoded here, so a large picture is no danger.
+    """The ICC profile of an image file, None if there is none. Raises what Pillow raises for damaged files."""
+    # Nothing is decoded here, so large images do no harm.
     with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning), Image.open(path) as image:
         return image.info.get("icc_profile")
 
 
 def is_gray(profile: bytes) -> bool:
-    """Whether a profile explains gray, which it cannot do any more for the RGB that is made of it here."""
+    """Whether a profile is for gray, and so does not fit the RGB that gray images become here."""
     return profile[_SPACE] == b"GRAY"
 
 
 def to_srgb(image: np.ndarray, profile: bytes) -> np.ndarray:
-    """(h, w, 3), uint8 or uint16 with the precision of 8 bits, from a profile's colours to those of sRGB.
+    """Convert (h, w, 3), uint8 or uint16 (at 8-bit precision), from a profile's colors to sRGB.
 
-    The image itself where the profile makes no sense for it.
+    Returns the image unchanged if the profile does not apply to it.
     """
     deep = image.dtype == np.uint16
     pixels = ((image.astype(np.uint32) + 128) // 257).astype(np.uint8) if deep else image
@@ -44,7 +44,7 @@ def to_srgb(image: np.ndarray, profile: bytes) -> np.ndarray:
 
 
 def with_png_profile(file: bytes, profile: bytes) -> bytes:
-    """A PNG with the chunk that holds a profile, behind the header."""
+    """Insert a profile into a PNG file, after the header."""
     body = b"ICC profile\0\0" + zlib.compress(profile)
     chunk = struct.pack(">I", len(body)) + b"iCCP" + body + struct.pack(">I", zlib.crc32(b"iCCP" + body))
     end_of_header = 8 + 25  # signature; length, name, 13 bytes and checksum
@@ -52,7 +52,7 @@ def with_png_profile(file: bytes, profile: bytes) -> bytes:
 
 
 def with_tiff_profile(file: bytes, profile: bytes) -> bytes:
-    """A little-endian TIFF with one picture, its directory written anew at the end with the profile in it."""
+    """Insert a profile into a little-endian TIFF file of one picture; its directory is rewritten at the end."""
     (start,) = struct.unpack_from("<I", file, 4)
     (count,) = struct.unpack_from("<H", file, start)
     entries = [file[start + 2 + 12 * i : start + 14 + 12 * i] for i in range(count)]

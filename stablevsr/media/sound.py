@@ -1,4 +1,4 @@
-"""Sound decoded and encoded again, for containers that cannot hold it as it is."""
+"""Re-encodes sound for containers that cannot hold it as it is."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -7,21 +7,19 @@ from fractions import Fraction
 import av
 import numpy as np
 
-# What the users of a container expect. Matroska holds nearly everything, so what comes here is rare there. Not MP3 for
-# AVI, which stores no start: its encoder begins 50 ms before the sound, that of AC-3 5 ms.
+# The usual codec of each container; Matroska holds nearly everything, so it is rarely needed there. AVI stores no start
+# time, so AC-3 rather than MP3: its encoder delay is 5 ms, not 50.
 ENCODERS = {"mp4": "aac", "mov": "aac", "webm": "libopus", "avi": "ac3", "matroska": "aac"}
-_LOSSLESS = {"matroska": "flac"}  # for sound that was lossless before
-# The layouts that every encoder of several channels knows, Vorbis's: of 1 to 8 channels.
+_LOSSLESS = {"matroska": "flac"}  # for lossless sources
+# Vorbis's layouts for 1 to 8 channels, which every multichannel encoder knows.
 _LAYOUTS = ("mono", "stereo", "3.0", "quad", "5.0", "5.1", "6.1", "7.1")
-_BITS_PER_CHANNEL = 96_000  # a second; hardly any loss, for AAC and Opus
-TOLERANCE = Fraction(
-    1, 50
-)  # seconds that sound may be off before it is moved: less than an ear finds against a picture
+_BITS_PER_CHANNEL = 96_000  # per second; near transparent for AAC and Opus
+TOLERANCE = Fraction(1, 50)  # seconds of drift before sound is corrected; less is not noticed beside a picture
 
 
 @dataclass(frozen=True)
 class SoundFormat:
-    """How sound is encoded: FFmpeg's encoder, samples a second, channel layout and sample format."""
+    """How sound is encoded: FFmpeg's encoder, sampling rate in Hz, channel layout and sample format."""
 
     encoder: str
     rate: int
@@ -29,14 +27,14 @@ class SoundFormat:
     sample_format: str
 
     def add_to(self, output: av.container.OutputContainer) -> av.AudioStream:
-        """A stream of this kind in `output`."""
+        """Add a stream of this format to `output`."""
         stream = output.add_stream(self.encoder, rate=self.rate, layout=self.layout)
         assert isinstance(stream, av.AudioStream)
         self._describe(stream.codec_context)
         return stream
 
     def works(self) -> bool:
-        """Whether the encoder takes it."""
+        """Whether the encoder accepts this format."""
         context = av.CodecContext.create(self.encoder, "w")
         assert isinstance(context, av.AudioCodecContext)
         context.rate, context.layout, context.time_base = self.rate, self.layout, Fraction(1, self.rate)
@@ -54,18 +52,18 @@ class SoundFormat:
 
 
 def default_layout(stream: av.AudioStream) -> str | None:
-    """The usual layout for the number of channels, where a stream does not say how they lie; else None."""
+    """The usual layout for the number of channels if a stream does not specify one; else None."""
     layout = stream.codec_context.layout
-    # Without an order FFmpeg can name no channel of it.
+    # FFmpeg names a layout without an order by its number of channels only.
     if not 1 <= layout.nb_channels <= len(_LAYOUTS) or not layout.name.endswith("channels"):
         return None
     return _LAYOUTS[layout.nb_channels - 1]
 
 
 def sound_format(stream: av.AudioStream, form: str) -> SoundFormat | None:
-    """How to encode `stream` for the container `form` (FFmpeg's name) with its channels kept where that can be.
+    """Choose how to encode `stream` for the container `form` (FFmpeg's name), keeping its channels if possible.
 
-    None where FFmpeg cannot decode it, or has no encoder for it.
+    None if FFmpeg cannot decode it or lacks the encoder.
     """
     name = ENCODERS.get(form)
     if stream.codec_context is None or name is None or not stream.codec_context.layout.nb_channels:
@@ -88,7 +86,7 @@ def sound_format(stream: av.AudioStream, form: str) -> SoundFormat | None:
 
 
 def can_decode(stream: av.AudioStream, packets: list[av.Packet]) -> bool:
-    """Whether one of the first packets of `stream` can be decoded; True where there are none to try."""
+    """Whether any of the first packets of `stream` can be decoded; True if there are none."""
     for packet in packets:
         try:
             packet.decode()
@@ -99,17 +97,17 @@ def can_decode(stream: av.AudioStream, packets: list[av.Packet]) -> bool:
 
 
 def _nearest(rate: int, allowed: list[int] | None) -> int:
-    """The rate itself where it is allowed, else the next higher one, else the highest."""
+    """The rate itself if allowed, else the next higher one, else the highest."""
     if not allowed or rate in allowed:
         return rate
     return min((r for r in allowed if r > rate), default=max(allowed))
 
 
 class SoundTrack:
-    """Packets of one stream decoded, put on their place in time and encoded again.
+    """Decodes the packets of one stream, aligns them in time and encodes them again.
 
-    Holes become silence and overlaps are cut, so every sample is heard when it was. `origin`: where the sound has to
-    begin, in seconds, for containers that cannot store a late start; None begins where the source does.
+    Gaps become silence and overlaps are cut, so that every sample keeps its time. `origin`: the second at which the
+    sound has to start, for containers that cannot store a late start; None keeps the start of the source.
     """
 
     def __init__(
@@ -122,17 +120,17 @@ class SoundTrack:
         self.damaged, self._heard = 0, False
 
     def feed(self, packet: av.Packet) -> list[av.Packet]:
-        """Encoded packets that are ready; a packet that cannot be decoded becomes silence, counted in `damaged`."""
+        """Return encoded packets; one that cannot be decoded becomes silence and is counted in `damaged`."""
         try:
             frames = self._decoder.decode(packet)
         except av.FFmpegError:
-            self.damaged += self._heard  # a recording may well begin inside a packet
+            self.damaged += self._heard  # recordings may start inside a packet
             return []
         self._heard = self._heard or bool(frames)
         return self._encode(frames)
 
     def finish(self) -> list[av.Packet]:
-        """What decoder, resampler and encoder still hold."""
+        """Flush decoder, resampler and encoder."""
         try:
             rest = self._decoder.decode(None)
         except av.FFmpegError:
@@ -150,7 +148,7 @@ class SoundTrack:
 
     def _placed(self, frame: av.AudioFrame) -> Iterator[av.AudioFrame]:
         samples = frame.to_ndarray()
-        width = 1 if frame.format.is_planar else len(frame.layout.channels)  # of a sample in the array
+        width = 1 if frame.format.is_planar else len(frame.layout.channels)  # columns per sample
         start = self._position or 0
         if frame.pts is not None and frame.time_base is not None:
             start = round(frame.pts * frame.time_base * self._rate)

@@ -1,4 +1,4 @@
-"""One image file: what its header says, and its pixels as RGB of 8 or 16 bits a channel."""
+"""Reads one image file: its header, and its pixels as RGB of 8 or 16 bits a channel."""
 
 import io
 import struct
@@ -16,8 +16,8 @@ from stablevsr.media.profiles import is_gray, read_profile, to_srgb
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-MAX_PIXELS = 178_956_970  # what Pillow is ready to decode
-_MODES_8 = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")  # Pillow's names of the pixel types that can be read
+MAX_PIXELS = 178_956_970  # Pillow's limit
+_MODES_8 = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")  # Pillow's names of the supported pixel types
 _MODES_16 = ("I;16", "I;16B", "I;16L", "I;16N")
 
 
@@ -26,9 +26,9 @@ class StillHeader:
     """What is known of an image before its pixels are decoded.
 
     height, width: size of the upright picture.
-    alpha: whether there is transparency.
+    alpha: whether there is an alpha channel or a transparent color.
     pages: pictures in the file, of which the first is read.
-    deep: FFmpeg's demuxer when samples have 16 bits (Pillow would cut 16-bit colour down to 8), else None.
+    deep: FFmpeg's demuxer for samples of 16 bits (Pillow reduces 16-bit color to 8), else None.
     """
 
     height: int
@@ -40,7 +40,7 @@ class StillHeader:
 
 
 def read_header(path: Path) -> StillHeader:
-    """Read the header of an image file; cheap. Raises UserError when it is damaged or its pixels cannot be used."""
+    """Read the header of an image file; cheap. Raises UserError if it is damaged or its pixel type is not supported."""
     try:
         with path.open("rb") as file:
             magic = file.read(8)
@@ -49,7 +49,7 @@ def read_header(path: Path) -> StillHeader:
             header = _pillow_header(path, tiff=magic.startswith(_TIFF_MAGIC))
     except UserError:
         raise
-    except Exception as error:  # the decoders raise many types for damaged files
+    except Exception as error:  # decoders raise many types for damaged files
         raise _unreadable(path) from error
     if header.height * header.width > MAX_PIXELS:
         raise UserError(
@@ -60,9 +60,9 @@ def read_header(path: Path) -> StillHeader:
 
 
 def read_image(path: Path, header: StillHeader) -> np.ndarray:
-    """Decode an image file to (h, w, 3) RGB or, with alpha, (h, w, 4), upright: uint16 when it is deep, else uint8.
+    """Decode an image file to upright (h, w, 3) RGB or, with alpha, (h, w, 4): uint16 if it is deep, else uint8.
 
-    Raises UserError when it is damaged.
+    Raises UserError if it is damaged.
     """
     try:
         if header.deep:
@@ -75,7 +75,7 @@ def read_image(path: Path, header: StillHeader) -> np.ndarray:
 
 
 def read_with_profile(path: Path, header: StillHeader) -> tuple[np.ndarray, bytes | None]:
-    """As `read_image`, and the ICC profile that explains the numbers; gray that has one is converted to sRGB."""
+    """Like `read_image`, and the ICC profile; gray images with a profile are converted to sRGB instead."""
     image = read_image(path, header)
     try:
         profile = read_profile(path)
@@ -88,8 +88,8 @@ def read_with_profile(path: Path, header: StillHeader) -> tuple[np.ndarray, byte
 
 
 def _png_header(path: Path, file: BinaryIO) -> StillHeader:
-    # Pillow decodes all pixels of a PNG when asked for EXIF, far too slow for a long folder; the chunks are easy.
-    # Walking to the last one also finds a file that was cut short.
+    # Pillow decodes all pixels of a PNG to read its EXIF data, too slow for a long folder, while chunks are simple.
+    # Walking to the last one also detects truncated files.
     width, height, depth, colour = struct.unpack(">8xIIBB7x", file.read(25))
     names = set()
     while b"IEND" not in names:
@@ -100,7 +100,7 @@ def _png_header(path: Path, file: BinaryIO) -> StillHeader:
     if b"eXIf" in names:
         orientation = _exif_orientation(iio.immeta(path, plugin="pillow", index=0, exclude_applied=False))
     alpha = colour in (4, 6) or b"tRNS" in names
-    pages = 2 if b"acTL" in names else 1  # animated: how many does not matter
+    pages = 2 if b"acTL" in names else 1  # animated; the number does not matter
     return _header(height, width, orientation, alpha, "png_pipe" if depth == 16 else None, pages)
 
 
@@ -118,7 +118,7 @@ def _pillow_header(path: Path, tiff: bool) -> StillHeader:
     orientation = _exif_orientation(metadata)
     if not tiff:
         return _header(height, width, orientation, alpha, None, pages)
-    # Pillow turns a TIFF upright by itself, already in the size it reports; FFmpeg, for 16 bits, does not.
+    # Pillow turns TIFFs upright itself, and reports that size; FFmpeg, used for 16 bits, does not.
     if 16 in np.atleast_1d(metadata.get("BitsPerSample", 1)):
         return StillHeader(height, width, orientation, alpha, "tiff_pipe", pages)
     return StillHeader(height, width, Orientation(), alpha, None, pages)
@@ -127,7 +127,7 @@ def _pillow_header(path: Path, tiff: bool) -> StillHeader:
 def _header(
     height: int, width: int, orientation: Orientation, alpha: bool, deep: str | None, pages: int
 ) -> StillHeader:
-    """From the size as stored."""
+    """Build a header from the stored size."""
     if orientation.transpose:
         height, width = width, height
     return StillHeader(height, width, orientation, alpha, deep, pages)
@@ -138,7 +138,7 @@ def _exif_orientation(metadata: dict) -> Orientation:
 
 
 def _read_deep(path: Path, demuxer: str, pix_fmt: str) -> np.ndarray:
-    # From memory, because FFmpeg would take a "%d" in the name for a pattern.
+    # From memory, because FFmpeg would read "%d" in the name as a pattern.
     with av.open(io.BytesIO(path.read_bytes()), "r", format=demuxer) as container:
         return next(container.decode(video=0)).to_ndarray(format=pix_fmt)
 

@@ -1,4 +1,4 @@
-"""A folder of images, or one image, read as a clip."""
+"""Reads a folder of images, or one image, as a clip."""
 
 import re
 from collections import Counter
@@ -15,14 +15,14 @@ from stablevsr.media.frame import Frame, Reader
 from stablevsr.media.paths import IMAGE_SUFFIXES, natural_key
 from stablevsr.media.still import StillHeader, read_header, read_with_profile
 
-STILL_RATE = Fraction(25)  # images carry no rate; FFmpeg assumes 25 for them too
+STILL_RATE = Fraction(25)  # images have no rate; FFmpeg assumes 25 as well
 
 
 class FolderReader(Reader):
     """The images of a folder in natural order of their names, or a single image file, at 25 frames per second.
 
-    Hidden files are ignored; sub-folders and files without an image suffix are skipped with a notice. Raises UserError
-    when no image is left, an image cannot be read, or two images differ in size.
+    Hidden files are ignored; subfolders and files without an image suffix are skipped with a notice. Raises UserError
+    if there is no image, an image cannot be read, or two images differ in size.
     """
 
     frame_rate = STILL_RATE
@@ -44,9 +44,12 @@ class FolderReader(Reader):
                 self.notices.append(f"{file.name} holds several pictures, only the first is read.")
 
     def _frames(self) -> Generator[Frame, None, None]:
-        for (file, header), name in zip(self._stills, self._names, strict=True):
+        return self._frames_from(0)
+
+    def _frames_from(self, first: int) -> Generator[Frame, None, None]:
+        for (file, header), name in zip(self._stills[first:], self._names[first:], strict=True):
             image, profile = read_with_profile(file, header)
-            if image.shape[:2] != (self.height, self.width):  # the file was changed after the folder was opened
+            if image.shape[:2] != (self.height, self.width):  # changed after the folder was opened
                 raise _size_error(file, image.shape[0], image.shape[1], *self._stills[0])
             if self.is_deep and not header.deep:
                 image = image.astype(np.uint16) * 257
@@ -87,7 +90,7 @@ def _size_error(file: Path, height: int, width: int, first: Path, expected: Stil
 
 
 def _gaps(stems: list[str]) -> list[str]:
-    """What to say of numbered names that jump, as in f1, f2, f5."""
+    """Messages about gaps in numbered names, as in f1, f2, f5."""
     found = []
     numbered = [re.fullmatch(r"(.*?)(\d+)(\D*)", stem) for stem in stems]
     for before, after in pairwise(numbered):
@@ -99,6 +102,6 @@ def _gaps(stems: list[str]) -> list[str]:
 
 
 def _output_names(files: list[Path]) -> list[str]:
-    """Stems; where two files share one (a.jpg and a.png), their full names, so that no output overwrites another."""
+    """Stems, or full names if two files share a stem (a.jpg and a.png), so that no output overwrites another."""
     counts = Counter(file.stem.casefold() for file in files)
     return [file.stem if counts[file.stem.casefold()] == 1 else file.name for file in files]

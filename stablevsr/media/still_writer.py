@@ -1,4 +1,4 @@
-"""Frames written as a folder of PNG files, or as one image."""
+"""Writes frames as a folder of PNG files or as one image."""
 
 import errno
 import io
@@ -16,27 +16,27 @@ from stablevsr.errors import UserError
 from stablevsr.media.frame import Frame, Reader, Writer
 from stablevsr.media.profiles import to_srgb, with_png_profile, with_tiff_profile
 
-_OPTIONS: dict[str, dict[str, Any]] = {  # the best each lossy format can do
+_OPTIONS: dict[str, dict[str, Any]] = {  # the best quality of each lossy format
     ".jpg": {"quality": 95, "subsampling": 0},
     ".jpeg": {"quality": 95, "subsampling": 0},
     ".webp": {"lossless": True},
 }
-_DEEP = {  # FFmpeg's encoders for 16 bits a channel, which Pillow does not write in colour, and their order of bytes
+_DEEP = {  # FFmpeg's encoders and byte order for 16 bits a channel; Pillow writes those only in gray
     ".png": ("png", "be"),
     ".tif": ("tiff", "le"),
     ".tiff": ("tiff", "le"),
 }
-_WITH_PROFILE = {  # and how it gets into what FFmpeg encodes, which leaves it out
+_WITH_PROFILE = {  # adds the profile that FFmpeg's encoders leave out
     "png": with_png_profile,
     "tiff": with_tiff_profile,
 }
 _WITHOUT_PROFILE = (".bmp",)
-_LONGEST_SIDE = {".webp": 16383, ".jpg": 65500, ".jpeg": 65500}  # pixels
+_MAX_SIDE = {".webp": 16383, ".jpg": 65500, ".jpeg": 65500}  # pixels
 _WITH_ALPHA = (".png", ".tif", ".tiff", ".webp")
 
 
 class FolderWriter(Writer):
-    """A folder of PNG files named after the source's images, or frame_000001.png and so on for video."""
+    """A folder of PNG files, named after the source's images or, for video, frame_000001.png and so on."""
 
     takes_alpha = True
 
@@ -75,12 +75,12 @@ class FolderWriter(Writer):
 
 
 class ImageWriter(Writer):
-    """One image in the format its suffix says; a second frame is refused with UserError."""
+    """One image in the format of its suffix; a second frame raises UserError."""
 
     def __init__(self, path: Path, source: Reader, height: int, width: int, part: Path | None = None) -> None:
         super().__init__(path, height, width, part)
         suffix = path.suffix.lower()
-        longest = _LONGEST_SIDE.get(suffix)
+        longest = _MAX_SIDE.get(suffix)
         if longest and max(height, width) > longest:
             raise UserError(
                 f"{path} would be {width}x{height}, but {suffix} holds at most {longest} pixels a side; "
@@ -97,7 +97,7 @@ class ImageWriter(Writer):
             _save(self._part, self.path.suffix.lower(), image, frame.profile)
 
     def _finish(self) -> None:
-        pass  # written and flushed with its only frame
+        pass  # done with the only frame
 
 
 def _save(file: Path, suffix: str, image: np.ndarray, profile: bytes | None) -> None:

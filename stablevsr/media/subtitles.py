@@ -1,4 +1,4 @@
-"""Text subtitles from one way of writing them to another."""
+"""Converts text subtitles between formats."""
 
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -8,21 +8,21 @@ from av.subtitles.codeccontext import SubtitleCodecContext
 from av.subtitles.stream import SubtitleStream
 from av.subtitles.subtitle import AssSubtitle, SubtitleSet
 
-# What each container's users expect; AVI has none.
+# The usual format of each container; AVI has none.
 ENCODERS = {"mp4": "mov_text", "mov": "mov_text", "webm": "webvtt", "matroska": "subrip"}
 _MILLISECOND = Fraction(1, 1000)
-_UNSET = 2**32 - 1  # FFmpeg's end of a subtitle that stays until the next one
+_UNSET = 2**32 - 1  # FFmpeg's end time of a subtitle that stays until the next one
 
 
 def can_convert(stream: av.stream.Stream, form: str) -> bool:
-    """Whether the subtitles are text (and not pictures) and the container `form` holds some kind of text."""
+    """Whether the subtitles are text, not pictures, and the container `form` takes text subtitles."""
     context = stream.codec_context
     return context is not None and context.codec.text_sub and form in ENCODERS
 
 
 @dataclass(frozen=True)
 class _Cue:
-    """Lines of ASS that are shown together; times in milliseconds."""
+    """ASS lines that are shown together; times in milliseconds."""
 
     start: int
     duration: int
@@ -30,9 +30,9 @@ class _Cue:
 
 
 class TextTrack:
-    """Packets of one stream of text, decoded to ASS and encoded again.
+    """Decodes the packets of one text stream to ASS and encodes them again.
 
-    Where a container shows one thing at a time, lines of one time are joined, and longer ones end where the next begin.
+    For formats that show one cue at a time, cues with the same start are joined and each ends where the next starts.
     """
 
     def __init__(self, source: av.stream.Stream, output: av.container.OutputContainer, form: str) -> None:
@@ -49,7 +49,7 @@ class TextTrack:
         self.damaged = 0
 
     def feed(self, packet: av.Packet) -> list[av.Packet]:
-        """The same words in packets that are ready; none for an empty one, which only ends the words before it."""
+        """Return encoded packets; an empty input, which only ends the previous cue, gives none."""
         try:
             found = self._decoder.decode2(packet)
         except av.FFmpegError:
@@ -65,7 +65,7 @@ class TextTrack:
         return self._in_turn(cue) if self._one_at_a_time else [self._encoded(cue)]
 
     def finish(self) -> list[av.Packet]:
-        """What is held back to see what comes next."""
+        """Return the cue that was held back."""
         held, self._held = self._held, None
         return [self._encoded(held)] if held else []
 
@@ -87,5 +87,5 @@ class TextTrack:
 
 
 def _joined(lines: list[bytes]) -> bytes:
-    """Several lines of ASS as one: the fields of the first, the texts of all."""
+    """Join ASS lines: the fields of the first, the texts of all."""
     return b"\\N".join([lines[0], *(line.split(b",", 8)[-1] for line in lines[1:])])

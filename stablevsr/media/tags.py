@@ -1,4 +1,4 @@
-"""What a file says of itself (title, when and where it was filmed, camera, time code), for another container."""
+"""Metadata (title, date, place, camera, time code) carried over to another container."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 _OF_THE_FILE = ("encoder", "major_brand", "minor_version", "compatible_brands", "duration", "timecode", "software")
 _OF_THE_STREAM = ("language", "title", "creation_time", "handler_name")
-# What the MP4 and MOV writers store in their own boxes; anything else needs Apple's list of free names.
+# Tags with boxes of their own in MP4 and MOV; others need Apple's free-form keys.
 _IN_BOXES = (
     "title", "artist", "album_artist", "composer", "album", "date", "comment", "genre", "copyright", "grouping",
     "lyrics", "description", "synopsis", "show", "episode_id", "network", "keywords", "episode_sort",
@@ -21,7 +21,7 @@ _IN_BOXES = (
 
 @dataclass(frozen=True)
 class Tags:
-    """Of a whole file; `timecode` belongs to its picture."""
+    """Metadata and chapters of a file; `timecode` belongs to its picture."""
 
     metadata: dict[str, str]
     chapters: "list[Chapter]"
@@ -29,10 +29,10 @@ class Tags:
 
     @classmethod
     def of(cls, container: av.container.InputContainer) -> "Tags":
-        """All that is true of the copy as well."""
+        """The metadata that also applies to the copy."""
         tags = container.metadata
         timecodes = [tags.get("timecode"), *(stream.metadata.get("timecode") for stream in container.streams)]
-        # "location-eng" is what FFmpeg makes of a location in English, beside the location.
+        # FFmpeg adds "location-eng" beside a location in English.
         again = [key for key in tags if "-" in key and key.split("-")[0] in tags]
         kept = {key: value for key, value in tags.items() if key.lower() not in _OF_THE_FILE and key not in again}
         if "creation_time" in kept:  # FFmpeg 9 joins the dates of several boxes
@@ -41,11 +41,11 @@ class Tags:
 
     @property
     def need_free_names(self) -> bool:
-        """Whether MP4 and MOV must store them under free names, or lose some."""
+        """Whether MP4 and MOV can keep them all only under free-form keys."""
         return any(key.lower().split("-")[0] not in _IN_BOXES for key in self.metadata)
 
 
 def describe(copy: av.stream.Stream, stream: av.stream.Stream) -> None:
-    """What is said of one stream."""
+    """Copy the disposition and tags of one stream."""
     copy.disposition = stream.disposition
     copy.metadata.update({key: value for key, value in stream.metadata.items() if key.lower() in _OF_THE_STREAM})

@@ -1,4 +1,4 @@
-"""One clock for files whose own clock starts anywhere, and restarts where recordings were joined."""
+"""A continuous clock for files whose own starts anywhere, or restarts where recordings were joined."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -12,23 +12,23 @@ from av.format import Flags
 from stablevsr.errors import UserError
 from stablevsr.media.demuxing import base_of, has_flag, open_input, picture_streams
 
-SLIP = Fraction(1, 50)  # seconds; decoding times never run back, so this may be another recording
-BACK = Fraction(1, 5)  # seconds; and this is one
-AHEAD = 10  # seconds; the ffmpeg program takes a longer hole for another recording as well
-# Which jumps begin a recording; the first set on which picture and sound agree is used.
+SLIP = Fraction(1, 50)  # seconds back; decoding times never decrease, so this may be another recording
+BACK = Fraction(1, 5)  # seconds back; this is another recording
+AHEAD = 10  # seconds ahead; the ffmpeg program, too, treats a longer gap as another recording
+# Which jumps start a recording: the first set on which picture and sound agree.
 _READINGS = (("slip", "back", "ahead"), ("back", "ahead"), ("back",))
-_SLACK = Fraction(1, 2)  # seconds by which the sound of a recording may begin before or end after its picture
+_SLACK = Fraction(1, 2)  # seconds by which the sound of a recording may start before its picture or end after it
 
 
 class _Jumps:
-    """Follows the times of one stream and finds where they jump."""
+    """Finds jumps in the times of one stream."""
 
     def __init__(self) -> None:
         self._last: Fraction | None = None
         self._expected = Fraction(0)
 
     def of(self, decoded: Fraction, duration: Fraction) -> str:
-        """ "slip", "back", "ahead" or "" for the next packet of the stream, decoded at that second."""
+        """Classify the step to the next packet, decoded at that second: "slip", "back", "ahead" or ""."""
         last, expected = self._last, self._expected
         self._last, self._expected = decoded, decoded + duration
         if last is None:
@@ -42,12 +42,12 @@ class _Jumps:
 
 @dataclass
 class _Piece:
-    """Successive packets of one stream, without a jump in its times or in those of the picture.
+    """A run of packets of one stream, between jumps in its times or in those of the picture.
 
-    first: number of the first packet in its stream.
-    seam: how many jumps of the picture came before it in the file.
-    jump: of the stream's own times, before the first packet; "" where only those of the picture jumped.
-    start, end: when it is shown or heard, in seconds on the file's clock.
+    first: index of the first packet in its stream.
+    seam: how many jumps of the picture precede it in the file.
+    jump: the jump of the stream's own times before the first packet; "" if only those of the picture jumped.
+    start, end: presentation time in seconds on the file's clock.
     """
 
     first: int
@@ -57,16 +57,16 @@ class _Piece:
     end: Fraction
 
     def joined(self, other: "_Piece") -> "_Piece":
-        """Both as one."""
+        """Both pieces as one."""
         start, end = min(self.start, other.start), max(self.end, other.end)
         return _Piece(self.first, self.seam, self.jump, start, end)
 
 
 @dataclass
 class _StreamScan:
-    """The pieces of one stream, found packet by packet.
+    """Splits one stream into pieces, packet by packet.
 
-    usual: seconds that a packet lasts which does not say so, or says what FFmpeg has made of a hole after it.
+    usual: seconds for packets without a duration, or with one that FFmpeg derived from a gap after them.
     """
 
     usual: Fraction
@@ -75,7 +75,7 @@ class _StreamScan:
     _count: int = 0
 
     def add(self, packet: av.Packet, seam: int | None) -> None:
-        """`seam`: as in `_Piece`; None for the picture itself, which counts its own."""
+        """Append a packet. `seam`: as in `_Piece`; None for the picture itself, which counts its own."""
         self._count += 1
         time = packet.pts if packet.pts is not None else packet.dts
         if time is None:
@@ -99,10 +99,10 @@ class _StreamScan:
 
 @dataclass(frozen=True)
 class _Recordings:
-    """What a picture is made of, if jumps of the `kinds` begin a recording.
+    """The recordings that a picture consists of, if jumps of the given `kinds` start one.
 
     spans: start and end of each on the file's clock.
-    of_seam: the recording that begins with each jump of the picture, or goes on there.
+    of_seam: for each jump of the picture, the recording that starts or continues there.
     """
 
     kinds: tuple[str, ...]
@@ -122,13 +122,13 @@ class _Recordings:
         return cls(kinds, spans, of_seam)
 
     def switches(self, pieces: list[_Piece]) -> list[tuple[int, int]] | None:
-        """(number of a packet, recording that begins with it) for a stream of sound; None where they do not fit."""
+        """Return (packet index, recording that starts there) for a sound stream; None if they do not match."""
         runs = list(self._runs(pieces))
         homes = [self._homes(run) for run in runs]
         next_homes = [own[0] for own in homes[1:]] + [len(self.spans)]
         found: list[tuple[int, int]] = []
         for run, own, following in zip(runs, homes, next_homes, strict=True):
-            # A jump that the picture does not have leaves nothing to say where the sound goes on.
+            # After a jump that the picture does not have, the place of the sound is unknown.
             jumps_alone = following <= own[-1] or own != sorted(own)
             goes_on_alone = following > own[-1] + 1 and not self._ends_in_time(run[-1], own[-1])
             if jumps_alone or goes_on_alone or not (len(run) == 1 or all(map(self._fits, run, own))):
@@ -142,7 +142,7 @@ class _Recordings:
         return piece.end <= self.spans[recording][1] + _SLACK
 
     def _runs(self, pieces: list[_Piece]) -> Iterator[list[_Piece]]:
-        """Pieces between the stream's own jumps, those of one recording joined."""
+        """Group pieces between the stream's own jumps; those in one recording are joined."""
         number = 0
         numbers = [number := number + (piece.jump in self.kinds) for piece in pieces]
         for _, numbered in groupby(zip(numbers, pieces, strict=True), lambda pair: pair[0]):
@@ -155,10 +155,10 @@ class _Recordings:
             yield run
 
     def _homes(self, run: list[_Piece]) -> list[int]:
-        """The recording of each piece of a run.
+        """Return the recording of each piece of a run.
 
-        A run that lies in one recording belongs to it. Of others, a short end reaches past a seam because sound and
-        picture are not written at quite the same time; or the sound began anew where its times happen to go on.
+        A run inside one recording belongs to it. If it crosses a seam, either sound and picture were not interleaved
+        exactly, and a short end reaches past the seam; or the sound restarted where its times happen to continue.
         """
         where = [self.of_seam[piece.seam] for piece in run]
         longest = max(range(len(run)), key=lambda i: run[i].end - run[i].start)
@@ -170,12 +170,12 @@ class _Recordings:
 
 
 class Timeline:
-    """What to add to the times of a file so that they begin at 0 and run on over every seam.
+    """Offsets for the times of a file so that they start at 0 and continue across every seam.
 
-    Only MPEG streams and their like are scanned, each packet once; other containers are taken as they are, unless
-    they begin very late. Every recording keeps its own distance between picture and sound, and its first frame follows
-    the last one before it, whether or not it has sound. Raises UserError where the times of the sound jump and those
-    of the picture do not.
+    Only containers whose clock may jump (MPEG streams) are scanned, once through all packets; others are left alone
+    unless they start very late. Every recording keeps its offset between picture and sound, and its first frame
+    follows the last frame of the one before. Raises UserError if the times of the sound jump where those of the
+    picture do not.
     """
 
     def __init__(self, path: Path) -> None:
@@ -187,22 +187,22 @@ class Timeline:
                 self._scan(container, path)
             else:
                 starts = [s.start_time * base_of(s) for s in container.streams if s.start_time is not None]
-                # A short wait is meant; an hour is what a cut from a longer recording has kept.
+                # A short delay is intended; an hour is left over from cutting a longer recording.
                 if starts and min(starts) > AHEAD:
                     self._offsets = [-min(starts)]
 
     @property
     def seams(self) -> int:
-        """How many times the clock restarts."""
+        """Number of times the clock restarts."""
         return len(self._offsets) - 1
 
     @property
     def start(self) -> Fraction:
-        """What is added to the times before the first seam, in seconds."""
+        """Seconds added to the times before the first seam."""
         return self._offsets[0]
 
     def clock(self, index: int) -> "StreamClock":
-        """For one pass over the stream of that index."""
+        """A clock for one pass over the stream with that index."""
         return StreamClock(self._offsets, self._ends, self._switches.get(index, []))
 
     def _scan(self, container: av.container.InputContainer, path: Path) -> None:
@@ -239,7 +239,7 @@ class Timeline:
 def _scanned(
     container: av.container.InputContainer, picture: av.VideoStream, sounds: list[av.AudioStream]
 ) -> dict[int, list[_Piece]]:
-    """The pieces of each stream, the picture first; streams of sound without a packet are left out."""
+    """Return the pieces of each stream, the picture first, without sound streams that have no packets."""
     scans = {picture.index: _StreamScan(1 / picture.average_rate if picture.average_rate else Fraction(0))}
     scans |= {stream.index: _StreamScan(Fraction(0)) for stream in sounds}
     shown = scans[picture.index]
@@ -249,23 +249,23 @@ def _scanned(
                 seam = None if packet.stream_index == picture.index else max(0, len(shown.pieces) - 1)
                 scans[packet.stream_index].add(packet, seam)
     except av.FFmpegError:
-        pass  # a damaged end; reading the frames will tell
+        pass  # damaged; reading the frames reports it
     return {i: scan.pieces for i, scan in scans.items() if scan.pieces or scan is shown}
 
 
 class StreamClock:
-    """Moves the packets of one stream, given in the order of the file, each of them once.
+    """Shifts the packets of one stream, which have to come in file order, each of them once.
 
-    FFmpeg gives the last picture before a jump ahead the time of the first one after it; that is set right as well.
+    FFmpeg gives the last picture before a jump ahead the time of the first one after it; that is corrected as well.
     """
 
     def __init__(self, offsets: list[Fraction], ends: list[Fraction], switches: list[tuple[int, int]]) -> None:
         self._offsets, self._ends, self._switches = offsets, ends, dict(switches)
         self._count, self._recording = 0, 0
-        self._last, self._step = 0, 0  # decoding time of the packet before, and its distance to the one before that
+        self._last, self._step = 0, 0  # decoding time of the previous packet, and the step to it
 
     def move(self, packet: av.Packet) -> bool:
-        """Add to the packet's times what its recording needs; False where it comes after the end of its picture."""
+        """Shift a packet by the offset of its recording; False if it is past the end of the recording's picture."""
         if packet.size:
             self._recording = self._switches.get(self._count, self._recording)
             self._count += 1

@@ -1,4 +1,4 @@
-"""What becomes of each stream of a source in another container: copied, encoded again, attached, or left out."""
+"""Decides for each stream of a source whether the output copies, re-encodes, attaches or drops it."""
 
 import io
 from collections import defaultdict
@@ -17,21 +17,21 @@ from stablevsr.media.subtitles import ENCODERS as TEXT_ENCODERS
 from stablevsr.media.subtitles import can_convert
 from stablevsr.media.timeline import Timeline
 
-_SAMPLE = 400  # packets that are read to learn what a container takes
-_TRIED = 4  # packets of each stream that are tried
-_MOST_HIDDEN = Fraction(1, 10)  # seconds that decoders need to start up; more was cut off by somebody
+_SAMPLE = 400  # packets read for trying what a container takes
+_TRIED = 4  # packets tried of each stream
+_MAX_PADDING = Fraction(1, 10)  # seconds that decoders need to start; more was cut off by an editor
 _IMAGE_NAMES = {"mjpeg": ("cover.jpg", "image/jpeg"), "png": ("cover.png", "image/png")}
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What becomes of one stream.
+    """How the output takes one stream.
 
     index: of the stream in the source.
-    how: copied as it is; sound or text encoded again; a cover as a stream of one picture; a file that is attached.
-    sound: how sound is encoded again.
-    origin: where that sound has to begin, in seconds; None where the source's does.
-    attachment: name, type and content of an attached file.
+    how: copied; re-encoded sound or text; a cover, as a stream of one picture; an attached file.
+    sound: the format of re-encoded sound.
+    origin: the second at which that sound has to start; None keeps the start of the source.
+    attachment: name, MIME type and content of an attached file.
     """
 
     index: int
@@ -43,14 +43,14 @@ class Choice:
 
 @dataclass
 class Choices:
-    """For all streams of a source but its picture; `notices` tells what is changed or left out."""
+    """Choices for all streams but the picture; `notices` reports what is changed or dropped."""
 
     streams: list[Choice] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
 
 
 def choose(source: Path, form: str, target: Path, timeline: Timeline) -> Choices:
-    """Try what the container `form` (FFmpeg's name; the file will be `target`) takes of the file at `source`."""
+    """Try which streams of `source` the container `form` (FFmpeg's name) takes; the file will be `target`."""
     with open_input(source) as container:
         return _Chooser(container, source, form, target, timeline).choices
 
@@ -83,7 +83,7 @@ class _Chooser:
             self._add_attachment(stream)
         elif stream.type in ("data", "unknown") and not _is_kept_otherwise(stream, self._container):
             self._leave_out(f"a stream of data ({_data_name(stream)})")
-        # Other videos are told of by the reader.
+        # The reader reports other videos.
 
     def _add_sound(self, stream: av.AudioStream) -> None:
         trouble, origin = self._trouble(stream)
@@ -106,17 +106,17 @@ class _Chooser:
             )
 
     def _trouble(self, stream: av.AudioStream) -> tuple[str | None, Fraction | None]:
-        """What the container cannot hold of a sound, None where it can be copied; where it has to begin if anywhere."""
+        """Return why a sound cannot be copied, None if it can; and the second at which it has to start, if any."""
         name = codec_name(stream)
         if stream.codec_context is None:  # FFmpeg has no decoder
             return f"{name} audio", None
         start = (stream.start_time or 0) * (stream.time_base or 0) + self._timeline.start
-        # Where a picture starts late the AVI writer fills the hole, but not where a sound does.
+        # The AVI muxer fills the gap before a late picture, but not before late sound.
         if self._form == "avi" and abs(start) > TOLERANCE:
             return f"{name} audio that begins at another time than the picture", Fraction(0)
-        # PyAV before 19 does not know, and writes nothing of it.
+        # PyAV before 19 neither reads nor writes it.
         hidden = getattr(stream.codec_context, "initial_padding", 0)
-        if self._form in ("matroska", "webm") and hidden > _MOST_HIDDEN * stream.codec_context.sample_rate:
+        if self._form in ("matroska", "webm") and hidden > _MAX_PADDING * stream.codec_context.sample_rate:
             return f"{name} audio of which the beginning was cut off", None
         return (None if self._takes(stream) else f"{name} audio"), None
 
@@ -160,7 +160,7 @@ class _Chooser:
         self.choices.notices.append(f"{self._suffix} cannot hold {what} of {self._source.name}, so it is left out.")
 
     def _takes(self, stream: av.stream.Stream) -> bool:
-        """Whether a file of this kind can be written with the first packets of this stream and nothing else."""
+        """Whether a file in this container can be written with just the first packets of this stream."""
         if stream.codec_context is None:
             return False
         packets, file = self._first[stream.index] if stream.type == "audio" else [], io.BytesIO()
@@ -176,20 +176,20 @@ class _Chooser:
 
 
 def add_copy(output: av.container.OutputContainer, stream: av.stream.Stream) -> av.stream.Stream:
-    """A stream in `output` for the packets of `stream` as they are. Raises ValueError where it cannot hold them."""
+    """Add a stream to `output` for the unchanged packets of `stream`. Raises ValueError if it cannot hold them."""
     copy = output.add_stream_from_template(stream, opaque=True)
     layout = default_layout(stream) if isinstance(stream, av.AudioStream) else None
-    if layout and isinstance(copy, av.AudioStream):  # containers that have to say how the channels lie refuse nothing
+    if layout and isinstance(copy, av.AudioStream):  # some containers insist on a layout
         copy.codec_context.layout = layout
     return copy
 
 
 def _lasts_as_long(file: io.BytesIO, packets: list[av.Packet]) -> bool:
-    """Whether packets read from `file` end when those that were written do: AVI stores rates, not times."""
+    """Whether packets read back from `file` last as long as those written: AVI stores rates, not times."""
     file.seek(0)
     with av.open(file, "r") as written:
         spans = [_length(packets), _length([packet for packet in written.demux(audio=0) if packet.size])]
-    return abs(spans[0] - spans[1]) <= spans[0] / 2  # the unit may be a packet
+    return abs(spans[0] - spans[1]) <= spans[0] / 2  # the granularity may be a packet
 
 
 def _length(packets: list[av.Packet]) -> Fraction:
@@ -198,7 +198,7 @@ def _length(packets: list[av.Packet]) -> Fraction:
 
 
 def _cloned(packet: av.Packet, stream: av.stream.Stream) -> av.Packet:
-    # Writing changes a packet's times.
+    # Muxing changes the times of a packet.
     clone = av.Packet(bytes(packet))
     clone.pts, clone.dts, clone.duration, clone.time_base = packet.pts, packet.dts, packet.duration, packet.time_base
     clone.is_keyframe, clone.stream = packet.is_keyframe, stream
@@ -208,24 +208,24 @@ def _cloned(packet: av.Packet, stream: av.stream.Stream) -> av.Packet:
 
 
 def _first_packets(container: av.container.InputContainer) -> dict[int, list[av.Packet]]:
-    """The first packets of each stream, as far as they come soon."""
+    """The first packets of each stream, if they come early in the file."""
     found: dict[int, list[av.Packet]] = defaultdict(list)
     latest: dict[int, Fraction] = {}
     try:
         for packet in islice(container.demux(), _SAMPLE):
             index, time = packet.stream_index, packet.dts if packet.dts is not None else packet.pts
-            seconds = (time or 0) * packet.time_base  # a picture on the cover has no time
-            rises = index not in latest or seconds > latest[index]  # what does not is mended when it is copied
+            seconds = (time or 0) * packet.time_base  # cover art has no time
+            rises = index not in latest or seconds > latest[index]  # others are corrected when copied
             if packet.size and rises and len(found[index]) < _TRIED:
                 found[index].append(packet)
                 latest[index] = seconds
     except av.FFmpegError:
-        pass  # damaged; reading will tell
+        pass  # damaged; reading reports it
     return found
 
 
 def _is_kept_otherwise(stream: av.stream.Stream, container: av.container.InputContainer) -> bool:
-    """Time codes travel as metadata, titles of chapters with the chapters."""
+    """Time codes are kept as metadata, chapter titles with the chapters."""
     return "timecode" in stream.metadata or (bool(container.chapters()) and codec_name(stream) == "bin_data")
 
 

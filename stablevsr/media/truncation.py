@@ -1,4 +1,4 @@
-"""Whether a video file is whole: FFmpeg plays what it finds of one that is not, and does not mind."""
+"""Detects truncated and damaged video files, which FFmpeg plays as far as it can without an error."""
 
 import os
 import re
@@ -11,7 +11,7 @@ EBML, SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 
 
 def missing_bytes(path: Path) -> int:
-    """How many bytes are missing at the end of an MP4, MOV, Matroska, WebM or AVI file; 0 for what cannot be known."""
+    """Bytes missing at the end of an MP4, MOV, Matroska, WebM or AVI file; 0 if that cannot be known."""
     length = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(12)
@@ -27,9 +27,9 @@ def missing_bytes(path: Path) -> int:
 
 
 def damaged_at(path: Path) -> int | None:
-    """Where the chain of chunks of an AVI file breaks, in bytes; None where it does not, and for other containers.
+    """The byte at which the chain of chunks of an AVI file breaks; None if it does not, and for other containers.
 
-    FFmpeg looks for the next chunk that makes sense, so pictures get lost without a word.
+    FFmpeg skips to the next valid chunk, so that frames get lost silently.
     """
     length = path.stat().st_size
     with path.open("rb") as file:
@@ -40,19 +40,19 @@ def damaged_at(path: Path) -> int | None:
 
 
 def _broken_chunk(file: BinaryIO, length: int) -> int | None:
-    position, end = 0, 0  # of the RIFF chunk; files above 1 GB have several
+    position, end = 0, 0  # of the RIFF chunk; files over 1 GB have several
     while position + 8 <= length:
         file.seek(position)
         kind, size = file.read(4), int.from_bytes(file.read(4), "little")
         if position >= end:
-            if kind != b"RIFF" or size == 0:  # appended by somebody, or never finished
+            if kind != b"RIFF" or size == 0:  # appended data, or never finalized
                 return None
             end = min(length, position + 8 + size)
         if kind in (b"RIFF", b"LIST"):
-            position += 12  # to what is inside
+            position += 12  # to the content
         elif not (kind.isascii() and kind.decode("ascii").isprintable()):
             file.seek(position)
-            return None if _only_zeros(file) else position  # room that a recorder kept ready
+            return None if _only_zeros(file) else position  # preallocated space
         elif position + 8 + size > end:
             return position
         else:
@@ -61,7 +61,7 @@ def _broken_chunk(file: BinaryIO, length: int) -> int | None:
 
 
 def _next_chunk(file: BinaryIO, end: int) -> int:
-    """Where the chunk after one that ends there begins: at an even number, though some programs do without."""
+    """Start of the chunk after one with this end: at an even byte, though some programs do not pad."""
     if end % 2 == 0:
         return end
     file.seek(end)
@@ -74,12 +74,12 @@ def _only_zeros(file: BinaryIO) -> bool:
 
 
 def _end_of_boxes(file: BinaryIO, length: int) -> int:
-    """ISO base media: boxes of size, type, content, one behind the other."""
+    """ISO base media: a sequence of boxes of size, type and content."""
     position = 0
     while position + 8 <= length:
         file.seek(position)
         size, kind = int.from_bytes(file.read(4)), file.read(4)
-        if kind not in BOXES:  # something else was appended
+        if kind not in BOXES:  # appended data
             break
         if size == 1:
             size = int.from_bytes(file.read(8))
@@ -90,7 +90,7 @@ def _end_of_boxes(file: BinaryIO, length: int) -> int:
 
 
 def _end_of_segment(file: BinaryIO) -> int:
-    """EBML: a header element, then the segment that holds everything else."""
+    """EBML: a header element, then the segment with everything else."""
     file.seek(4)
     file.seek(_vint(file) or 0, os.SEEK_CUR)
     if file.read(4) != SEGMENT:
@@ -100,7 +100,7 @@ def _end_of_segment(file: BinaryIO) -> int:
 
 
 def _vint(file: BinaryIO) -> int | None:
-    """A number whose leading zero bits tell its length; None when it is all ones, which means unknown."""
+    """A variable-length integer, its length given by its leading zero bits; None for all ones, which means unknown."""
     first = file.read(1)
     if not first or not first[0]:
         return None
@@ -111,12 +111,12 @@ def _vint(file: BinaryIO) -> int | None:
 
 
 def _end_of_riff(file: BinaryIO, length: int) -> int:
-    """RIFF chunks; files above 1 GB have several."""
+    """RIFF chunks; files over 1 GB have several."""
     position = 0
     while position + 8 <= length:
         file.seek(position)
         kind, size = file.read(4), int.from_bytes(file.read(4), "little")
-        if kind != b"RIFF" or size == 0:  # 0: never finished
+        if kind != b"RIFF" or size == 0:  # 0: never finalized
             break
         position += 8 + size + size % 2
     return position

@@ -1,15 +1,16 @@
-"""A video file read as a clip, one decoded frame in memory at a time."""
+"""Reads a video file as a clip, one decoded frame at a time."""
 
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import av
 import numpy as np
 from av.container import Flags
 from av.sidedata.sidedata import Type as SideData
+from av.video.frame import PictureType
 
 from stablevsr.errors import UserError
 from stablevsr.media.colour import Colours, bits, is_transparent, to_rgb
@@ -18,23 +19,24 @@ from stablevsr.media.demuxing import HELP, base_of, codec_name, open_input, pict
 from stablevsr.media.frame import Frame, Reader
 from stablevsr.media.hdr import TRANSFERS, frame_data, has_dynamic_metadata
 from stablevsr.media.orientation import Orientation
+from stablevsr.media.seeking import Entry, can_seek, entry_to
 from stablevsr.media.still import MAX_PIXELS
 from stablevsr.media.timeline import Timeline
 from stablevsr.media.truncation import damaged_at, missing_bytes
 
 _UNKNOWN_RATE, _HIGHEST_RATE = Fraction(25), 1000  # frames a second
-_LOOKED_AT = 32  # packets that show whether times are wrong
-_LEAD = 2000  # packets among which a key frame is looked for
+_INSPECTED = 32  # packets that reveal wrong times
+_LEAD = 2000  # packets searched for the first key frame
 
 
 class VideoReader(Reader):
-    """The picture of a file (`demuxing.picture_streams` chooses the stream): upright, deinterlaced, converted to RGB.
+    """The picture of a video (the stream chosen by `demuxing.picture_streams`): upright, deinterlaced, in RGB.
 
-    Times begin at 0 and run on where MPEG streams count from elsewhere or start again (`timeline`). What comes before
-    the first key frame is left out, with a notice: it cannot be decoded.
+    Times start at 0 and continue where the clock of MPEG streams restarts (`timeline`). Frames before the first key
+    frame cannot be decoded and are dropped with a notice.
 
-    Opening decodes the first frame to learn the size; each pass then opens the file afresh. Raises UserError when the
-    file is not a video, a frame cannot be decoded, or the picture's size changes on the way.
+    Opening decodes the first frame to learn the size; every pass opens the file again. Raises UserError if the file is
+    not a video, a frame cannot be decoded, or the size changes midway.
     """
 
     def __init__(self, path: Path, allow_truncated: bool = False, allow_hdr: bool = False) -> None:
@@ -57,7 +59,7 @@ class VideoReader(Reader):
         with self._open() as (container, stream):
             self._shown_as_decoded = self._has_wrong_times(container, stream)
         with self._open() as (container, stream):
-            first = next(self._decode(container, stream), None)
+            first = next(self._decode(self._packets(container, stream)), None)
             if first is None:
                 raise UserError(f"{path} has a video stream without a single frame; {HELP}.")
             if first.color_trc in TRANSFERS and not allow_hdr:
@@ -89,27 +91,27 @@ class VideoReader(Reader):
             self.sample_aspect_ratio = 1 / self.sample_aspect_ratio
 
     def frame_times(self) -> Iterator[Fraction] | None:
-        """When the frames are shown, in seconds, from the packets alone; None where a packet does not say."""
+        """Presentation times in seconds, from the packets alone; None if one has none."""
         with self._open() as (container, stream):
             try:
                 times = [
                     packet.pts for packet in self._packets(container, stream) if packet.size and not packet.is_discard
                 ]
             except av.FFmpegError:
-                return None  # a damaged file; reading its frames will tell
+                return None  # damaged; reading the frames reports it
             base = base_of(stream)
         known = [time for time in times if time is not None]
         return iter([time * base for time in sorted(known)]) if len(known) == len(times) else None
 
     def _has_wrong_times(self, container: av.container.InputContainer, stream: av.VideoStream) -> bool:
-        """Whether frames are out of order, yet the file gives their times of decoding as those of showing."""
-        packets = [packet for packet in islice(self._packets(container, stream), _LOOKED_AT) if packet.size]
+        """Whether frames are reordered, yet the file stores their decoding times as presentation times."""
+        packets = [packet for packet in islice(self._packets(container, stream), _INSPECTED) if packet.size]
         if not stream.codec_context.has_b_frames or any(packet.pts != packet.dts for packet in packets):
             return False
         try:
             times = [frame.pts for packet in packets for frame in packet.decode()]
         except av.FFmpegError:
-            return False  # decoding from the start will tell
+            return False  # decoding from the start reports it
         known = [time for time in times if time is not None]
         return len(known) == len(times) and known != sorted(known)
 
@@ -146,18 +148,64 @@ class VideoReader(Reader):
             start = (stream.start_time or 0) + round(self.timeline.start / base_of(stream))
             step = max(1, round(1 / (self.frame_rate * self.time_base)))
             clock = _Clock(start, step, self._shown_as_decoded)
-            frames = self._of_one_size(self._decode(container, stream))
+            frames = self._of_one_size(self._decode(self._packets(container, stream)))
             for number, decoded in enumerate(deinterlaced(frames, stream, self.path), 1):
                 image = self._convert(decoded, number)
                 time = clock.time_of(decoded, number == 1)
                 yield Frame(image, pts=time, time_base=self.time_base, duration=decoded.duration or None)
 
+    def _frames_from(self, first: int) -> Generator[Frame, None, None]:
+        entry = self._entry_to(first)
+        if entry:
+            with self._open() as (container, stream):
+                frames = self._sought(container, stream, entry)
+                if frames:
+                    for number, decoded in enumerate(frames, first + 1):
+                        image = self._convert(decoded, number)
+                        yield Frame(image, pts=decoded.pts, time_base=self.time_base, duration=decoded.duration or None)
+                    return
+        yield from super()._frames_from(first)
+
+    def _entry_to(self, first: int) -> Entry | None:
+        if self._skipped or self._shown_as_decoded:
+            return None
+        with self._open() as (container, stream):
+            if not can_seek(container, stream):
+                return None
+            try:
+                return entry_to(self._packets(container, stream), first)
+            except av.FFmpegError:
+                return None  # damaged; decoding from the start will tell where
+
+    def _sought(
+        self, container: av.container.InputContainer, stream: av.VideoStream, entry: Entry
+    ) -> Iterator[av.VideoFrame] | None:
+        """The decoded frames from the wanted one on; None if seeking does not lead to a key frame before it."""
+        moved = round(self.timeline.start / base_of(stream))
+        try:
+            container.seek(entry.key - moved, stream=stream)
+            packets = self._packets(container, stream)
+            begin = next(packets)
+            number = None if begin.pts is None else entry.keys.get(begin.pts)
+            if number is None:
+                return None
+            decoded = self._of_one_size(self._decode(chain([begin], packets), number), number)
+            key = next(decoded, None)
+            # With gradual intra refresh, predicted pictures are marked as key frames as well.
+            if key is None or key.pts != begin.pts or key.pict_type != PictureType.I or not key.key_frame:
+                return None
+            frames = deinterlaced(chain([key], decoded), stream, self.path, number)
+            wanted = next((frame for frame in frames if frame.pts is None or frame.pts >= entry.wanted), None)
+        except (av.FFmpegError, UserError, StopIteration):
+            return None  # decoding from the start reports it
+        return chain([wanted], frames) if wanted and wanted.pts == entry.wanted else None
+
     @contextmanager
     def _open(self) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
         with open_input(self.path) as container:
-            # Its guesses put the frames of an AVI in the wrong order.
+            # Generated times put the frames of AVI files in the wrong order.
             container.flags &= ~Flags.gen_pts.value  # type: ignore[operator]  # PyAV's stubs: a flag's value is a flag
-            if container.format.name == "tty":  # FFmpeg plays any text file as a terminal's screen
+            if container.format.name == "tty":  # FFmpeg plays any text file as a terminal screen
                 raise UserError(f"{self.path} is a text file; {HELP}.")
             stream = picture_streams(container, self.path)[0]
             context = stream.codec_context
@@ -169,18 +217,18 @@ class VideoReader(Reader):
             yield container, stream
 
     def _packets(self, container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.Packet]:
-        """From the first key frame on, on one clock; an empty one ends them."""
+        """Packets from the first key frame on, with continuous times; an empty one at the end flushes the decoder."""
         clock = self.timeline.clock(stream.index)
         for number, packet in enumerate(container.demux(stream)):
             if not packet.size and packet.dts is not None:
-                continue  # how Theora says that the frame before stays, which decoders do not understand
+                continue  # Theora: the previous frame stays; decoders reject this
             clock.move(packet)
             if number >= self._skipped:
                 yield packet
 
-    def _decode(self, container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
-        number, first_key = 0, None
-        packets = self._packets(container, stream)
+    def _decode(self, packets: Iterator[av.Packet], number: int = 0) -> Iterator[av.VideoFrame]:
+        """Decode packets that start with a key frame; the file has `number` frames before it."""
+        first_key, begins_inside = None, number or self._skipped
         while True:
             try:
                 packet = next(packets, None)
@@ -191,15 +239,15 @@ class VideoReader(Reader):
                 return
             first_key = packet.pts if first_key is None else first_key
             for frame in frames:
-                if self._skipped and frame.pts is not None and first_key is not None and frame.pts < first_key:
-                    continue  # shown before the first key frame, and made from what came before it
+                if begins_inside and frame.pts is not None and first_key is not None and frame.pts < first_key:
+                    continue  # depends on frames before the key frame
                 number += 1
-                if frame.is_corrupt:  # the decoder has made up what it could not read
+                if frame.is_corrupt:  # the decoder concealed errors
                     raise self._damaged(number)
                 yield frame
 
-    def _of_one_size(self, frames: Iterator[av.VideoFrame]) -> Iterator[av.VideoFrame]:
-        for number, frame in enumerate(frames, 1):
+    def _of_one_size(self, frames: Iterator[av.VideoFrame], skipped: int = 0) -> Iterator[av.VideoFrame]:
+        for number, frame in enumerate(frames, skipped + 1):
             height, width = _upright_size(frame)
             if (height, width) != (self.height, self.width):
                 raise UserError(
@@ -227,31 +275,31 @@ class VideoReader(Reader):
 
 def _frame_rate(stream: av.VideoStream) -> Fraction:
     rates = [rate for rate in (stream.average_rate, stream.guessed_rate) if rate]
-    # What is above is the clock's: FFmpeg says 60000 of DV.
+    # Higher rates are those of the clock: FFmpeg reports 60000 for DV.
     return next((rate for rate in rates if rate <= _HIGHEST_RATE), rates[0] if rates else _UNKNOWN_RATE)
 
 
 def _packets_before_key_frame(container: av.container.InputContainer, stream: av.VideoStream) -> int:
-    """How many packets come before the first key frame; 0 where none is marked as one."""
+    """Number of packets before the first key frame; 0 if none is marked as one."""
     try:
         for number, packet in enumerate(container.demux(stream)):
             if packet.is_keyframe or number == _LEAD:
                 return number % _LEAD
     except av.FFmpegError:
-        pass  # damaged; decoding will tell where
+        pass  # damaged; decoding reports where
     return 0
 
 
 class _Clock:
-    """Says when a frame is shown, also where the file does not: AVI stores times of decoding only, raw H.264 none.
+    """Computes presentation times where the file lacks them: AVI stores decoding times only, raw H.264 none.
 
-    `start` and `step`: time of the first frame and distance of frames, used where nothing better is known;
-    `by_decoding`: whether only times of decoding are to be believed.
+    `start` and `step`: time of the first frame and interval between frames, used when nothing better is known;
+    `by_decoding`: whether only decoding times can be trusted.
     """
 
     def __init__(self, start: int, step: int, by_decoding: bool) -> None:
         self._expected, self._step, self._by_decoding = start, step, by_decoding
-        self._delay: int | None = None  # of the times of decoding; stays None where the file tells those of showing
+        self._delay: int | None = None  # of decoding times; None if the file has presentation times
 
     def time_of(self, frame: av.VideoFrame, first: bool) -> int:
         if first and (frame.pts is None or self._by_decoding) and frame.dts is not None:

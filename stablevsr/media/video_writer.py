@@ -1,4 +1,4 @@
-"""A video file written from RGB frames, with the timing, the sound and the words of the source."""
+"""Writes RGB frames as a video file with the timing, sound and subtitles of the source."""
 
 import os
 from contextlib import suppress
@@ -24,22 +24,22 @@ from stablevsr.media.tags import Tags
 from stablevsr.media.tracks import choose
 from stablevsr.media.video_reader import VideoReader
 
-_REHEARSED_FRAMES = 3  # so that an encoder reorders some
+_REHEARSED_FRAMES = 3  # enough for the encoder to reorder some
 _REHEARSED_SECONDS = 2  # of every stream of the source
 
 
 class VideoWriter(Writer):
-    """H.264 (VP9 in .webm) or what `encoding` says, YUV in limited range, with the timestamps of the frames written.
+    """A video in H.264 (VP9 in .webm) or as `encoding` says, in limited range, with the timestamps of its frames.
 
-    Audio, subtitles, attachments, chapters and metadata of the source come along: the picture is written first, and the
-    rest joins it at the end. What cannot be added then is told in `failures`, and the picture is put in place without.
+    Audio, subtitles, attachments, chapters and metadata of the source are kept. The picture is written first; the rest
+    is muxed in at the end. Whatever fails then is reported in `failures`, and the picture is put in place without it.
 
-    Matroska and WebM cannot hold times before 0: where audio starts there, audio and video move later together.
+    Matroska and WebM have no times before 0: if audio starts earlier, audio and video are delayed together.
 
-    `source` gives the clock, the pixels' aspect ratio and, when it is a video, the audio, read from its file afresh.
-    Opening rehearses all of this with dummy frames and the first seconds of the source, so it raises UserError for what
-    encoder and container refuse: a missing encoder, a variable frame rate in .avi. Audio that neither fits the
-    container nor can be decoded is left out with a notice.
+    `source` gives the time base, the pixel aspect ratio and, if it is a video, the other streams, read from its file
+    again. Opening rehearses the whole with dummy frames and the first seconds of the source, and raises UserError for
+    what encoder or container refuse: a missing encoder, a variable frame rate in .avi. Audio that neither fits the
+    container nor can be decoded is dropped with a notice.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class VideoWriter(Writer):
         self._companions = Companions(source.path, source.timeline, choices.streams, tags)
 
     def _rehearse(self) -> None:
-        """Write a short file of the same kind, and throw it away."""
+        """Write a short file of the same kind and delete it."""
         draft = self._part.with_name(self._part.name + ".rehearsal")
         try:
             times = self._draft_picture(draft)
@@ -158,7 +158,7 @@ class VideoWriter(Writer):
 
     def _write(self, image: np.ndarray, frame: Frame) -> None:
         self._tick = self._next_tick(frame)
-        if frame.profile:  # a video holds none
+        if frame.profile:  # videos have none
             image = to_srgb(image, frame.profile)
         with self._reporting():
             self._open_picture.write(image, self._tick, self._duration(frame))
@@ -170,7 +170,7 @@ class VideoWriter(Writer):
             return tick
         if self._counted:
             raise self._uneven(self._count + 1)
-        return self._tick + 1  # encoders refuse two frames at one time; one tick later nobody can see
+        return self._tick + 1  # encoders refuse equal times; one tick is invisible
 
     def _uneven(self, number: int) -> UserError:
         return UserError(
@@ -185,7 +185,7 @@ class VideoWriter(Writer):
     def _finish(self) -> None:
         picture = self._open_picture
         picture.finish()
-        sync(self._part)  # from here on the picture is safe
+        sync(self._part)  # the picture is safe from here on
         if self._companions:
             self._add(self._companions, picture.times)
 
@@ -195,7 +195,7 @@ class VideoWriter(Writer):
         return self._picture
 
     def _add(self, companions: Companions, times: list[PacketTimes]) -> None:
-        """Replace the picture by a file with everything; keep it where that fails, without what made it fail."""
+        """Replace the picture by a file with all streams; on failure drop the stream at fault, or keep the picture."""
         while True:
             try:
                 failures = self._join(self._part, times, companions)

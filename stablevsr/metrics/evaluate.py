@@ -1,6 +1,7 @@
 """Evaluation of results against the ground truth, frame by frame."""
 
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -133,16 +134,23 @@ def different_counts(result: Reader, truth: Reader) -> str:
 
 
 def clip_pairs(result: Path, truth: Path) -> dict[str, tuple[Path, Path]]:
-    """Pairs of result and truth by name: two clips, or two folders with clips of the same names."""
+    """Pairs of result and truth by name: two clips, or two folders with clips of the same names.
+
+    Names that are not UTF-8 are escaped in the keys ("caf\\xe9"), so that every report can hold them.
+    """
     folders = [_clips_in(path) for path in (result, truth)]
     if not any(folders):
-        return {result.name: (result, truth)}
+        return {_as_text(result.name): (result, truth)}
     mine, theirs = folders
     for here, there, missing in ((result, truth, theirs - mine), (truth, result, mine - theirs)):
         if missing:
             clip = sorted(missing)[0]
             raise InputError(f"{here} lacks the clip {clip}, which {there} has; provide the same clips in both")
-    return {name: (result / name, truth / name) for name in sorted(mine)}
+    return {_as_text(name): (result / name, truth / name) for name in sorted(mine)}
+
+
+def _as_text(name: str) -> str:
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _clips_in(path: Path) -> set[str]:
