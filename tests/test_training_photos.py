@@ -1,6 +1,8 @@
 """Clips made from photographs: their motion, flow and occlusion, and the degradations of their LR frames."""
 
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -12,6 +14,7 @@ import torch.nn.functional as F
 from stablevsr.errors import UserError
 from stablevsr.training import degradations
 from stablevsr.training.data import MixedWindows, ProceduralWindows, Window, downscale
+from stablevsr.training.folders import FolderWindows
 from stablevsr.training.photos import STILL, PhotoClips, PhotoWindows, Plane, project
 from stablevsr.training.rollout import fetch
 
@@ -151,3 +154,21 @@ def test_blur_keeps_the_mean_and_lowers_contrast() -> None:
     assert blurred.mean().item() == pytest.approx(picture.mean().item(), abs=0.01)
     assert blurred.std() < 0.4 * picture.std()
     assert downscale(blurred).shape == (1, 3, 16, 16)
+
+
+def test_tiles_are_cut_from_two_sizes_and_plain_ones_left_out(tmp_path: Path) -> None:
+    """As recipes/small/9-unet.toml takes them."""
+    picture = np.full((1100, 1100, 3), 200, np.uint8)
+    picture[:512] = np.random.default_rng(0).integers(0, 256, (512, 1100, 3), np.uint8)
+    iio.imwrite(tmp_path / "photograph.png", picture)
+    script = Path(__file__).parents[1] / "recipes/photo_tiles.py"
+    command = [sys.executable, str(script), str(tmp_path / "tiles"), str(tmp_path / "photograph.png")]
+    told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert told == f"3 tiles in {tmp_path / 'tiles'}\n"  # the upper two of four, and the one of the smaller size
+    windows = FolderWindows(0, 96, tmp_path / "tiles", (), (), 1)
+    assert windows[0]["hr"].shape == (1, 3, 96, 96)
+    (tmp_path / "photograph.png").write_text("no picture")
+    failed = subprocess.run(command, capture_output=True, text=True)
+    assert failed.returncode == 2
+    assert "expected a picture file" in failed.stderr
+    assert "Traceback" not in failed.stderr
