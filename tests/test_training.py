@@ -32,7 +32,7 @@ from stablevsr.training import losses as losses_module
 from stablevsr.training.loop import NUM_SAMPLES, Trainer, checkpoint_blocks, learning_rate
 from stablevsr.training.recipe import OptimiserRecipe, Recipe, read_recipe
 from stablevsr.training.samples import sample_picture
-from stablevsr.training.stages import STAGES, StageLoss
+from stablevsr.training.stages import STAGES, TRAINED, StageLoss, stage_of
 from stablevsr.training.train import open_windows, starting_model, train
 from stablevsr.weights import read_header
 
@@ -64,7 +64,12 @@ lr = 1e-3
 warmup = 2
 decay = "cosine"
 ema = {ema}
+[rollout]
+steps = 2
+features = 0.0
+temporal = 0.5
 """
+SIDES = {"vae": 16, "unet": 16, "flow": 128, "tcm": 32, "tiny": 16, "rollout": 16, "tcm-rollout": 32}  # of crops
 
 
 @pytest.fixture(autouse=True)
@@ -93,27 +98,26 @@ def losses(folder: Path) -> list[tuple[str, str]]:
         return [(row["step"], row["loss"]) for row in csv.DictReader(file)]
 
 
-@pytest.mark.parametrize(("stage", "crop"), [("vae", 16), ("unet", 16), ("flow", 128), ("tcm", 32), ("tiny", 16)])
+@pytest.mark.parametrize(("stage", "crop"), SIDES.items())
 def test_every_stage_trains_its_part_and_nothing_else(tmp_path: Path, stage: str, crop: int) -> None:
     recipe = write_recipe(tmp_path / "run.toml", stage=stage, crop=crop, steps=2)
     output = train(recipe, CPU)
     after, start = load_file(output), starting_model(read_recipe(recipe), tmp_path)[1].state_dict()
-    assert {name.split(".")[0] for name in after if not torch.equal(after[name], start[name])} == {stage}
+    part = STAGES[stage].part
+    assert {name.split(".")[0] for name in after if not torch.equal(after[name], start[name])} == {part}
     header = build_model(output, device="cpu").provenance
-    assert header[stage] == "trained by run.toml, 2 steps"
+    assert header[part] == "trained by run.toml, 2 steps"
 
 
-@pytest.mark.parametrize(
-    ("stage", "crop", "columns"), [("vae", 16, 2), ("unet", 16, 3), ("flow", 128, 3), ("tcm", 32, 3), ("tiny", 16, 3)]
-)
-def test_sample_pictures_change_nothing(tmp_path: Path, stage: str, crop: int, columns: int) -> None:
+@pytest.mark.parametrize(("stage", "crop"), SIDES.items())
+def test_sample_pictures_change_nothing(tmp_path: Path, stage: str, crop: int) -> None:
     """A picture every second step, of the weights that would be written, and the same training."""
     plain = train(write_recipe(tmp_path / "plain.toml", stage=stage, crop=crop, steps=2), CPU)
     drawn = train(write_recipe(tmp_path / "drawn.toml", "sample_every = 2\n", stage=stage, crop=crop, steps=2), CPU)
     assert_same_weights(plain.parent, drawn.parent)
     assert [path.name for path in (drawn.parent / "samples").iterdir()] == ["0000002.png"]
     picture = torch.from_numpy(iio.imread(drawn.parent / "samples/0000002.png"))
-    assert picture.shape == (NUM_SAMPLES * crop, columns * crop, 3)
+    assert picture.shape == (NUM_SAMPLES * crop, (2 if stage == "vae" else 3) * crop, 3)
     windows = open_windows(read_recipe(tmp_path / "drawn.toml"), STAGES[stage], tmp_path)
     expected = sample_picture(build_model(drawn, device="cpu"), stage, [windows[i] for i in range(NUM_SAMPLES)])
     # Weights of a mapped file lie elsewhere in memory, which kernels may answer with other last bits.
@@ -166,14 +170,14 @@ def test_a_unet_brings_the_context_it_has_learned_with(
 
 def test_the_bundled_file_is_made_of_its_parts(tmp_path: Path) -> None:
     bundle = Path(__file__).parents[1] / "recipes/bundle.py"
-    parts = [word for part in STAGES for word in (f"--{part}", str(bundled_weights()), f"recipes/small/{part}.toml")]
+    parts = [word for part in TRAINED for word in (f"--{part}", str(bundled_weights()), f"recipes/small/{part}.toml")]
     subprocess.run([sys.executable, str(bundle), str(tmp_path / "file.safetensors"), *parts], check=True)
     ours, theirs = load_file(tmp_path / "file.safetensors"), load_file(bundled_weights())
     assert set(ours) == set(theirs)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     model = build_model(tmp_path / "file.safetensors", device="cpu")
     assert model.config == build_model(device="cpu").config
-    assert model.provenance == {part: f"recipes/small/{part}.toml" for part in STAGES}
+    assert model.provenance == {part: f"recipes/small/{part}.toml" for part in TRAINED}
 
 
 def test_a_trained_file_keeps_what_it_did_not_train(tmp_path: Path, golden_weights: Path) -> None:
@@ -325,7 +329,13 @@ def test_a_checkpoint_of_another_recipe_is_refused_by_name(tmp_path: Path) -> No
         (('stage = "vae"', 'stage = "flow"'), "data.crop is 16, stage flow needs a multiple of 8 of at least 128"),
         (("lr = 1e-3", "lr = 1e-3\nclip = -1.0"), "optimiser.clip is -1.0"),
         (("lr = 1e-3", "lr = 1e-3\nbetas = [{a = 1}, 0.9]"), "holds a value of the wrong type"),
-        (("pool = 2", 'kind = "folders"'), "data.root is missing"),
+        (("pool = 2", 'kind = "folders"'), "data.root is missing: name the folder that holds hr/ (and lr/)"),
+        (("pool = 2", 'kind = "photos"'), "data.root is missing: name the folder that holds the photographs"),
+        (("pool = 2", 'kind = "photo"'), "data.kind is 'photo', expected one of procedural, folders, photos"),
+        (("pool = 2", "degraded = 0.5"), "data.degraded is 0.5, which needs data.kind photos"),
+        (("steps = 2\n", "steps = 0\n"), "rollout.steps is 0, expected 1 to 50"),
+        (("steps = 2\n", 'spacing = "even"\n'), "rollout.spacing is 'even', expected one of leading"),
+        (("temporal = 0.5", "latent = 0.0\npicture = 0.0"), "the weights of rollout are all 0"),
         (('preset = "tiny"', ""), "give either preset or init"),
         (('preset = "tiny"', 'preset = "huge"'), "preset is 'huge', expected one of"),
         (("batch = 2", "batch = "), "is not valid TOML"),
@@ -382,7 +392,7 @@ def test_pictures_are_drawn_in_evaluation_mode(tmp_path: Path, monkeypatch: pyte
 
 def make_trainer(folder: Path, more: str = "", **values: object) -> Trainer:
     recipe = read_recipe(write_recipe(folder / "run.toml", more, **values))
-    stage, (_, model) = STAGES[recipe.stage], starting_model(recipe, folder)
+    stage, (_, model) = stage_of(recipe, CPU), starting_model(recipe, folder)
     (folder / "run").mkdir(exist_ok=True)
     return Trainer(recipe, StageLoss(model, stage), open_windows(recipe, stage, folder), folder / "run", CPU)
 
@@ -399,7 +409,7 @@ class NoFloat64(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize(("stage", "crop"), [("vae", 16), ("unet", 16), ("flow", 128), ("tcm", 32), ("tiny", 16)])
+@pytest.mark.parametrize(("stage", "crop"), SIDES.items())
 def test_a_step_needs_no_float64(tmp_path: Path, stage: str, crop: int) -> None:
     """Neither do loss, gradients, optimiser and moving average, nor the batches, which are sent as they are."""
     trainer = make_trainer(tmp_path, stage=stage, crop=crop)

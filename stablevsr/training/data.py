@@ -56,8 +56,28 @@ class Windows(Dataset[Window], ABC):
         return value * 2 - 1 if name in ("hr", "lr") else value
 
 
-class ProceduralWindows(Windows):
-    """Crops of a pool of procedural clips, each rendered when it is first needed.
+class PooledWindows(Windows):
+    """Crops of a pool of clips, each rendered when it is first needed and kept with 8 bits, as pictures are."""
+
+    def __init__(self, seed: int, crop: int, pool: int) -> None:
+        super().__init__(seed, crop)
+        self.pool = pool
+        self.rendered: dict[int, Window] = {}
+
+    @abstractmethod
+    def render(self, index: int) -> Window:
+        """Clip `index` of the pool: `hr` and `lr` as uint8, `flow` and `valid` if wanted."""
+
+    def clip(self, random: np.random.Generator) -> Window:
+        index = int(random.integers(self.pool))
+        if index not in self.rendered:
+            self.rendered[index] = self.render(index)
+        window = self.rendered[index]
+        return {**window, **{name: window[name].float() / 255 for name in ("hr", "lr")}}
+
+
+class ProceduralWindows(PooledWindows):
+    """Crops of procedural clips.
 
     Args:
         num_frames: 3 for the TCM, 2 for flow, 1 for single pictures.
@@ -67,24 +87,26 @@ class ProceduralWindows(Windows):
     def __init__(
         self, seed: int, crop: int, pool: int, side: int, num_frames: int, speed: float, with_flow: bool
     ) -> None:
-        super().__init__(seed, crop)
-        self.pool, self.side, self.speed = pool, side, speed
+        super().__init__(seed, crop, pool)
+        self.side, self.speed = side, speed
         self.num_frames, self.with_flow = num_frames, with_flow
-        self.rendered: dict[int, Window] = {}
 
-    def clip(self, random: np.random.Generator) -> Window:
-        index = int(random.integers(self.pool))
-        if index not in self.rendered:
-            self.rendered[index] = self._render(index)
-        window = self.rendered[index]
-        return {**window, **{name: window[name].float() / 255 for name in ("hr", "lr")}}
-
-    def _render(self, index: int) -> Window:
+    def render(self, index: int) -> Window:
         clip = render_clip(self.seed, index, self.num_frames, self.side, self.side, self.speed, self.with_flow)
-        # 8 bits, as pictures are; a quarter of the memory too.
         hr = (clip.frames * 255).round()
         lr = (downscale(hr / 255) * 255).round()
         window = {"hr": hr.to(torch.uint8), "lr": lr.to(torch.uint8)}
         if self.with_flow:
             window |= {"flow": clip.forward, "valid": ~clip.forward_occluded}
         return window
+
+
+class MixedWindows(Windows):
+    """Windows of two kinds, of the same frames and crop; `share` of the numbers are the second kind's."""
+
+    def __init__(self, first: Windows, second: Windows, share: float) -> None:
+        super().__init__(first.seed, first.crop)
+        self.first, self.second, self.share = first, second, share
+
+    def clip(self, random: np.random.Generator) -> Window:
+        return (self.second if random.random() < self.share else self.first).clip(random)

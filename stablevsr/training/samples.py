@@ -48,7 +48,23 @@ def tiny_columns(model: StableVSR, window: Window) -> list[Tensor]:
     return [truth, model.vae.decode(latent), model.tiny(latent * model.vae.scaling_factor)]
 
 
-COLUMNS = {"vae": vae_columns, "unet": unet_columns, "tcm": tcm_columns, "flow": flow_columns, "tiny": tiny_columns}
+def rollout_columns(model: StableVSR, window: Window) -> list[Tensor]:
+    """Bicubic, the middle frame of the short run that the model is distilled to, truth."""
+    low_res = window["lr"]
+    middle = slice(len(low_res) // 2, len(low_res) // 2 + 1)
+    sample = sample_video(model, low_res / 2 + 0.5, scene_cuts="off")
+    return [bicubic(low_res[middle]), sample[middle] * 2 - 1, window["hr"][middle]]
+
+
+COLUMNS = {
+    "vae": vae_columns,
+    "unet": unet_columns,
+    "tcm": tcm_columns,
+    "flow": flow_columns,
+    "tiny": tiny_columns,
+    "rollout": rollout_columns,
+    "tcm-rollout": rollout_columns,
+}
 
 
 @torch.no_grad()

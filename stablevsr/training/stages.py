@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from stablevsr.model import StableVSR
 from stablevsr.sampling.pictures import bicubic
 from stablevsr.training.data import Window
+from stablevsr.training.features import load_features
 from stablevsr.training.losses import (
     Draws,
     autoencoder_loss,
@@ -21,6 +23,8 @@ from stablevsr.training.losses import (
     tcm_loss,
     tiny_decoder_loss,
 )
+from stablevsr.training.recipe import Recipe
+from stablevsr.training.rollout import Objective, rollout_loss, tcm_rollout_loss
 
 LATENT_NOISE = 0.03  # of the autoencoder's stage; its latents have unit variance
 
@@ -104,13 +108,30 @@ def tiny_stage(model: StableVSR, window: Window, random: Randomness) -> Tensor:
     return tiny_decoder_loss(model, picture, draws, low_res, _context(model, len(picture)))
 
 
+def rollout_stage(model: StableVSR, window: Window, random: Randomness, objective: Objective) -> Tensor:
+    """The UNet on the first frames, through all steps of a short run."""
+    picture, low_res = window["hr"][:, 0], window["lr"][:, 0]
+    noise = random.normal(len(picture), model.config.vae.latent_channels, *low_res.shape[-2:], device=picture.device)
+    return rollout_loss(model, picture, low_res, noise, _context(model, len(picture)), objective)
+
+
+def tcm_rollout_stage(model: StableVSR, window: Window, random: Randomness, objective: Objective) -> Tensor:
+    """The TCM on whole windows, through all steps of a short run."""
+    picture, low_res = window["hr"], window["lr"]
+    shape = (*picture.shape[:2], model.config.vae.latent_channels, *low_res.shape[-2:])
+    noise = random.normal(*shape, device=picture.device)
+    motion = (window["flow"], window["valid"]) if "flow" in window else None
+    return tcm_rollout_loss(model, picture, low_res, noise, _context(model, len(picture)), objective, motion)
+
+
 class Stage(NamedTuple):
     """How one part of the model is trained."""
 
     part: str
     num_frames: int  # of a window
     needs_flow: bool
-    loss: Callable[[StableVSR, Window, Randomness], Tensor]
+    loss: Callable[..., Tensor]  # of model, window and randomness, and of an objective where `is_rollout`
+    is_rollout: bool = False
 
 
 STAGES = {
@@ -119,7 +140,19 @@ STAGES = {
     "flow": Stage("flow", 2, True, flow_stage),
     "tcm": Stage("tcm", 3, False, tcm_stage),
     "tiny": Stage("tiny", 1, False, tiny_stage),
+    "rollout": Stage("unet", 1, False, rollout_stage, is_rollout=True),
+    "tcm-rollout": Stage("tcm", 3, True, tcm_rollout_stage, is_rollout=True),
 }
+TRAINED = tuple(dict.fromkeys(stage.part for stage in STAGES.values()))  # the parts that some stage trains
+
+
+def stage_of(recipe: Recipe, device: torch.device) -> Stage:
+    """The recipe's stage, with its objective; `UserError` where that needs weights that are not installed."""
+    stage = STAGES[recipe.stage]
+    if not stage.is_rollout:
+        return stage
+    features = load_features("lite0").to(device) if recipe.rollout.features else None
+    return stage._replace(loss=partial(stage.loss, objective=Objective(recipe.rollout, features)))
 
 
 class StageLoss(nn.Module):

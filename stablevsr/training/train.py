@@ -14,11 +14,12 @@ from stablevsr.errors import UserError
 from stablevsr.model import StableVSR, build_model
 from stablevsr.nn.tcm import starting_state
 from stablevsr.runtime import check_dtype, require_compiler
-from stablevsr.training.data import ProceduralWindows, Windows
+from stablevsr.training.data import MixedWindows, ProceduralWindows, Windows
 from stablevsr.training.folders import FolderWindows
 from stablevsr.training.loop import Trainer, checkpoint_blocks, start_processes
-from stablevsr.training.recipe import Recipe, read_recipe
-from stablevsr.training.stages import STAGES, Stage, StageLoss
+from stablevsr.training.photos import PhotoClips, PhotoWindows
+from stablevsr.training.recipe import Recipe, RolloutRecipe, read_recipe
+from stablevsr.training.stages import STAGES, TRAINED, Stage, StageLoss, stage_of
 from stablevsr.weights import Header, check_finite, check_tensors, read, read_header, read_safetensors, write
 
 
@@ -29,13 +30,14 @@ def train(path: Path, device: torch.device) -> Path:
         UserError: for a recipe, data or weights that make no sense.
     """
     recipe = read_recipe(path)
-    stage = STAGES[recipe.stage]
+    part = STAGES[recipe.stage].part
     header, model = starting_model(recipe, path.parent)
-    if recipe.stage in ("flow", "tcm") and model.flow is None:
+    if part in ("flow", "tcm") and model.flow is None:
         raise UserError(f"{recipe.init} holds no flow network, which stage {recipe.stage} needs: convert with --flow")
     if recipe.stage == "tiny" and model.tiny is None:
         raise UserError(f"{recipe.init} holds no tiny decoder: convert with --tiny, or start from preset small")
     device = start_processes(device)
+    stage = stage_of(recipe, device)
     if recipe.dtype == "bf16":
         check_dtype(device, torch.bfloat16)
     folder = path.parent / recipe.output
@@ -89,19 +91,29 @@ def starting_model(recipe: Recipe, base: Path) -> tuple[Header, StableVSR]:
         model = StableVSR(ARCHITECTURES[recipe.preset])
         torch.nn.init.normal_(model.empty_prompt)
         model.tcm.zero()
-        held = [part for part in STAGES if getattr(model, part) is not None]
+        held = [part for part in TRAINED if getattr(model, part) is not None]
         header = Header(model.config, dict.fromkeys(held, "untrained, random"))
     else:
         raise UserError(f"preset is {recipe.preset!r}, expected one of {', '.join(ARCHITECTURES)}")
     for part, file in recipe.parts.items():
-        if part not in STAGES or getattr(model, part) is None:
-            raise UserError(f"parts names {part!r}, expected one of {', '.join(STAGES)}, as the model has")
+        if part not in TRAINED or getattr(model, part) is None:
+            raise UserError(f"parts names {part!r}, expected one of {', '.join(TRAINED)}, as the model has")
         model.load_state_dict(read_part(base / file, part, model), strict=False)
         header.provenance[part] = f"from {Path(file).name}"
     if recipe.tcm_from_unet:
         model.tcm.load_state_dict(starting_state(model.config.tcm, model.unet.state_dict()))
         header.provenance["tcm"] = "untrained: initialised from the unet, zero convolutions"
+    if STAGES[recipe.stage].is_rollout:
+        header = for_rollout(recipe.rollout, header)
+    model.config, model.sampling = header.config, header.sampling
     return header, model.eval()
+
+
+def for_rollout(rollout: RolloutRecipe, header: Header) -> Header:
+    """The header of a model that is distilled to a short run: that run becomes what the weights are made for."""
+    schedule = replace(header.config.schedule, timestep_spacing=rollout.spacing)
+    sampling = replace(header.sampling, steps=rollout.steps, sampler="ddim", eta=0.0)
+    return replace(header, config=replace(header.config, schedule=schedule), sampling=sampling)
 
 
 def read_part(path: Path, part: str, model: StableVSR) -> dict[str, Tensor]:
@@ -124,6 +136,11 @@ def open_windows(recipe: Recipe, stage: Stage, base: Path) -> Windows:
     data = recipe.data
     if data.kind == "folders":
         return FolderWindows(recipe.seed, data.crop, base / data.root, data.include, data.exclude, stage.num_frames)
-    return ProceduralWindows(
+    procedural = ProceduralWindows(
         recipe.seed, data.crop, data.pool, data.side, stage.num_frames, data.speed, stage.needs_flow
     )
+    if data.kind == "procedural":
+        return procedural
+    clips = PhotoClips(stage.num_frames, data.side, data.speed, stage.needs_flow, data.degraded)
+    photos = PhotoWindows(recipe.seed, data.crop, data.pool, clips, base / data.root, data.include, data.exclude)
+    return MixedWindows(photos, procedural, data.procedural) if data.procedural else photos

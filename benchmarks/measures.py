@@ -1,0 +1,71 @@
+"""What `quality.py` measures of a result, and the pictures that it is compared with."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from clips import HeldOutClip
+from PIL import Image
+from torch import Tensor
+
+from stablevsr.metrics.fidelity import psnr, ssim, tof
+from stablevsr.model import StableVSR
+from stablevsr.nn.warp import pixel_grid
+from stablevsr.training.features import FeatureNetwork, feature_distance
+
+METRICS = ("PSNR", "SSIM", "HaarPSI", "GMSD", "features", "tfeatures", "warp", "tOF")
+Row = dict[str, float]
+
+
+def fetch(picture: Tensor, flow: Tensor) -> Tensor:
+    """Pictures (n, 3, h, w) along true flows (n, 2, h, w), bicubic, so that the error is the video's own."""
+    height, width = picture.shape[-2:]
+    size = torch.tensor([width, height])[:, None, None]
+    grid = 2 * (pixel_grid(flow) + flow + 0.5) / size - 1
+    return F.grid_sample(picture, grid.permute(0, 2, 3, 1), mode="bicubic", padding_mode="border", align_corners=False)
+
+
+def warping_error(frames: Tensor, clip: HeldOutClip) -> float:
+    """Mean squared difference along the exact flow, outside of occlusions, x 1000."""
+    seen = ~clip.truth.forward_occluded[:, None]
+    error = (frames[1:] - fetch(frames[:-1], clip.truth.forward)).square() * seen
+    return 1000 * (error.sum() / (3 * seen.sum())).item()
+
+
+def feature_errors(network: FeatureNetwork, frames: Tensor, truth: Tensor) -> Row:
+    """Distance of the features from the truth's, and how wrongly they change from frame to frame (as tLP), x 100."""
+    ours, theirs = network(frames), network(truth)
+
+    def changes(features: list[Tensor]) -> Tensor:
+        return feature_distance([each[1:] for each in features], [each[:-1] for each in features])
+
+    return {
+        "features": 100 * feature_distance(ours, theirs).mean().item(),
+        "tfeatures": 100 * (changes(ours) - changes(theirs)).abs().mean().item(),
+    }
+
+
+def measure(model: StableVSR, network: FeatureNetwork, frames: Tensor, clip: HeldOutClip) -> Row:
+    """All metrics of a result (n, 3, h, w) in [0, 1]; no warping error where the flow is not known."""
+    import piq
+
+    truth = clip.truth.frames
+    frames = (frames * 255).round() / 255  # what a file would hold
+    row = {
+        "PSNR": psnr(frames, truth).clamp(max=100).mean().item(),  # JSON has no infinity
+        "SSIM": ssim(frames, truth).mean().item(),
+        "HaarPSI": piq.haarpsi(frames, truth).item(),
+        "GMSD": piq.gmsd(frames, truth).item(),
+        **feature_errors(network, frames, truth),
+        "tOF": tof(model.flow, frames, truth).mean().item(),
+    }
+    if len(clip.truth.forward):
+        row["warp"] = warping_error(frames, clip)
+    return {metric: row[metric] for metric in METRICS if metric in row}
+
+
+def lanczos(low_res: Tensor) -> Tensor:
+    """Four times as large, as image editors do it: (n, 3, h, w) to (n, 3, 4h, 4w), in [0, 1]."""
+    height, width = low_res.shape[-2:]
+    pictures = (low_res * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    large = [Image.fromarray(each).resize((4 * width, 4 * height), Image.Resampling.LANCZOS) for each in pictures]
+    return torch.from_numpy(np.stack(large)).permute(0, 3, 1, 2).float() / 255

@@ -1,0 +1,94 @@
+"""Mild, sampled degradations: what a camera, an editor and an encoder do to footage before anyone upscales it."""
+
+import io
+from collections.abc import Callable
+
+import av
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from stablevsr.config import SCALE
+from stablevsr.training.scene import Random
+
+BLUR = (0.2, 1.4)  # standard deviation, in HR pixels
+NOISE = (0.002, 0.02)  # standard deviation, in [0, 1]
+JPEG_QUALITY = (60, 96)
+CRF = (18, 31)  # of H.264
+
+Resample = Callable[[Tensor, tuple[int, int]], Tensor]
+
+
+def degrade(frames: Tensor, random: Random) -> Tensor:
+    """HR frames (n, 3, 4h, 4w) in [0, 1] to LR frames (n, 3, h, w) in [0, 1], all of them in the same way.
+
+    Blur or not, one of three resampling kernels, noise or not, and none, JPEG or H.264.
+    """
+    if random.random() < 0.5:
+        frames = gaussian_blur(frames, random.uniform(*BLUR))
+    size = (frames.shape[-2] // SCALE, frames.shape[-1] // SCALE)
+    frames = RESAMPLERS[random.integers(len(RESAMPLERS))](frames, size).clamp(0, 1)
+    if random.random() < 0.4:
+        noise = random.standard_normal(frames.shape, np.float32) * random.uniform(*NOISE)
+        frames = (frames + torch.from_numpy(noise).float()).clamp(0, 1)
+    pictures = (frames * 255).round().byte().permute(0, 2, 3, 1).contiguous().numpy()
+    compression = random.choice(["none", "jpeg", "h264"], p=[0.3, 0.3, 0.4])
+    if compression == "jpeg":
+        pictures = through_jpeg(pictures, int(random.integers(*JPEG_QUALITY)))
+    elif compression == "h264":
+        pictures = through_h264(pictures, int(random.integers(*CRF)))
+    return torch.from_numpy(pictures.copy()).permute(0, 3, 1, 2).float() / 255
+
+
+def _interpolation(mode: str) -> Resample:
+    return lambda frames, size: F.interpolate(frames, size=size, mode=mode, antialias=True, align_corners=False)
+
+
+RESAMPLERS: tuple[Resample, ...] = (
+    _interpolation("bicubic"),
+    _interpolation("bilinear"),
+    lambda frames, size: F.interpolate(frames, size=size, mode="area"),
+)
+
+
+def gaussian_blur(frames: Tensor, sigma: float) -> Tensor:
+    """(n, c, h, w), the border repeated."""
+    radius = max(round(3 * sigma), 1)
+    offsets = torch.arange(-radius, radius + 1, dtype=frames.dtype)
+    kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
+    kernel = (kernel / kernel.sum()).expand(frames.shape[1], 1, -1)
+    padded = F.pad(frames, (radius,) * 4, mode="replicate")
+    rows = F.conv2d(padded, kernel[:, :, None, :], groups=frames.shape[1])
+    return F.conv2d(rows, kernel[:, :, :, None], groups=frames.shape[1])
+
+
+def through_jpeg(pictures: np.ndarray, quality: int) -> np.ndarray:
+    """(n, h, w, 3) uint8 through JPEG with 4:2:0 chroma."""
+
+    def one(picture: np.ndarray) -> np.ndarray:
+        file = io.BytesIO()
+        Image.fromarray(picture).save(file, "JPEG", quality=quality)
+        return np.array(Image.open(file))
+
+    return np.stack([one(picture) for picture in pictures])
+
+
+def through_h264(pictures: np.ndarray, crf: int) -> np.ndarray:
+    """(n, h, w, 3) uint8 through H.264 at a constant rate factor, 4:2:0; odd sides are padded and cut again."""
+    height, width = pictures.shape[1:3]
+    padded = np.pad(pictures, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        # One thread, for slices depend on their number.
+        options = {"crf": str(crf), "preset": "veryfast", "threads": "1"}
+        stream = container.add_stream("libx264", rate=25, options=options)
+        stream.width, stream.height, stream.pix_fmt = padded.shape[2], padded.shape[1], "yuv420p"
+        for picture in padded:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    file.seek(0)
+    with av.open(file) as container:
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    return np.stack(frames)[:, :height, :width]

@@ -1,0 +1,181 @@
+"""Rollout distillation: the few DDIM steps of a run with gradients through all of them, and losses on what comes out.
+
+The network sees in training what it sees in use: latents that it has made itself, from pure noise on, at the very
+timesteps of the run. So few steps suffice (Stream-DiffVSR trains its UNet and its TCM in this way).
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stablevsr.nn.warp import pixel_grid, warp_published
+from stablevsr.sampling.bidirectional import pass_order
+from stablevsr.sampling.flow import estimate_flow
+from stablevsr.sampling.networks import Networks
+from stablevsr.sampling.samplers import ddim_step
+from stablevsr.sampling.schedule import Step, run_steps
+from stablevsr.training.features import feature_distance
+from stablevsr.training.recipe import RolloutRecipe
+
+
+@dataclass(frozen=True)
+class Objective:
+    """How long a run is, and what is asked of its end."""
+
+    recipe: RolloutRecipe
+    features: nn.Module | None  # a `FeatureNetwork`, where the recipe gives features a weight
+
+    def steps(self, model: Networks) -> list[Step]:
+        return run_steps(model.config.schedule, self.recipe.steps)
+
+
+def _denoise(
+    model: Networks, x: Tensor, low_res: Tensor, context: Tensor, step: Step, condition: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """One DDIM step for a batch (n, c, h, w): x0, and x at the next timestep."""
+    network_input = torch.cat([x, low_res], dim=1)
+    timestep = torch.full((len(x),), step.timestep, device=x.device)
+    residuals = None if condition is None else model.tcm(network_input, timestep, context, condition)
+    prediction = model.unet(network_input, timestep, context, None, residuals).float()
+    return ddim_step(x, prediction, torch.zeros_like(x), step, model.config.schedule)  # at eta 0 it draws nothing
+
+
+def roll_out(model: Networks, low_res: Tensor, noise: Tensor, context: Tensor, steps: list[Step]) -> Tensor:
+    """Single pictures through all steps by the UNet alone.
+
+    Args:
+        low_res: (n, 3, h, w) in [-1, 1].
+        noise: (n, latent channels, h, w), unit Gaussian.
+        context: (n, tokens, width).
+
+    Returns:
+        The clean latents (n, latent channels, h, w), scaled.
+    """
+    x0, x = None, noise
+    for step in steps:
+        x0, x = _denoise(model, x, low_res, context, step, None)
+    return x0
+
+
+def roll_out_clips(model: Networks, low_res: Tensor, noise: Tensor, context: Tensor, steps: list[Step]) -> Tensor:
+    """Short clips through the bidirectional loop with the TCM, as `bidirectional_sampling` runs one.
+
+    The gradient runs along the steps of a frame; it does not cross from frame to frame, for the guidance is detached.
+
+    Args:
+        low_res: (n, frames, 3, h, w) in [-1, 1].
+        noise: (n, frames, latent channels, h, w), unit Gaussian.
+        context: (n, tokens, width).
+
+    Returns:
+        The clean latents (n, frames, latent channels, h, w), scaled.
+    """
+    count = low_res.shape[1]
+    flows = _flows(model, low_res)
+    x, estimates, x0 = list(noise.unbind(1)), [noise[:, 0]] * count, None
+    for step in steps:
+        order = pass_order(step.index, count)
+        for position, frame in enumerate(order):
+            condition = None if position == 0 else _guidance(model, x0, flows[frame, order[position - 1]])
+            x0, x[frame] = _denoise(model, x[frame], low_res[:, frame], context, step, condition)
+            estimates[frame] = x0
+    return torch.stack(estimates, dim=1)
+
+
+@torch.no_grad()
+def _flows(model: Networks, low_res: Tensor) -> dict[tuple[int, int], Tensor]:
+    """By target and source, for neighbours of clips (n, frames, 3, h, w): (n, 2, 4h, 4w)."""
+    pairs = [pair for i in range(low_res.shape[1] - 1) for pair in ((i + 1, i), (i, i + 1))]
+    with torch.autocast(low_res.device.type, enabled=False):  # half precision rounds positions by whole pixels
+        return {
+            (target, source): estimate_flow(model.flow, low_res[:, target], low_res[:, source])
+            for target, source in pairs
+        }
+
+
+@torch.no_grad()
+def _guidance(model: Networks, x0: Tensor, flow: Tensor) -> Tensor:
+    """The neighbour's estimate (n, c, h, w), decoded as the model's sampling does it, on the current grid."""
+    picture = model.tiny(x0) if model.sampling.temporal.tiny else model.vae.decode(x0 / model.vae.scaling_factor)
+    with torch.autocast(x0.device.type, enabled=False):
+        return warp_published(picture.float(), flow)
+
+
+def picture_loss(model: Networks, x0: Tensor, picture: Tensor, truth: Tensor, objective: Objective) -> Tensor:
+    """What single pictures should be: latent MSE, L1 and feature distance, weighted by the recipe.
+
+    Args:
+        x0: (n, latent channels, h, w), scaled.
+        picture: (n, 3, 4h, 4w), what it decodes to, about [-1, 1].
+        truth: (n, 3, 4h, 4w) in [-1, 1].
+    """
+    weights = objective.recipe
+    with torch.no_grad():
+        latent = model.vae.encode(truth).mean.float() * model.vae.scaling_factor
+    loss = weights.latent * F.mse_loss(x0, latent) + weights.picture * F.l1_loss(picture, truth) / 2
+    if objective.features is not None:
+        with torch.no_grad():
+            wanted = objective.features(truth / 2 + 0.5)
+        found = objective.features(picture / 2 + 0.5)
+        loss = loss + weights.features * feature_distance(found, wanted).mean()
+    return loss
+
+
+def temporal_loss(picture: Tensor, truth: Tensor, flow: Tensor, valid: Tensor) -> Tensor:
+    """L1 between the change of the result along the true flow and that of the truth, where the flow holds.
+
+    Both changes hold what resampling and light do, so only what flickers is left.
+
+    Args:
+        picture, truth: (n, frames, 3, h, w), about [-1, 1].
+        flow: (n, frames - 1, 2, h, w), which fetches frame i onto the grid of frame i + 1.
+        valid: (n, frames - 1, h, w) booleans.
+    """
+    error = picture - truth  # fetching is linear, so the difference of changes is the change of the difference
+    source, target = error[:, :-1].flatten(0, 1), error[:, 1:].flatten(0, 1)
+    weight = valid.flatten(0, 1)[:, None].to(error.dtype)
+    change = (target - fetch(source, flow.flatten(0, 1))).abs() * weight
+    return change.sum() / (3 * weight.sum()).clamp(min=1) / 2
+
+
+def fetch(picture: Tensor, flow: Tensor) -> Tensor:
+    """Pictures (n, c, h, w) along flows (n, 2, h, w) in pixels, bilinear, exact: not the published warp."""
+    size = torch.tensor([picture.shape[-1], picture.shape[-2]], device=flow.device)[:, None, None]
+    grid = 2 * (pixel_grid(flow) + flow + 0.5) / size - 1
+    return F.grid_sample(picture, grid.permute(0, 2, 3, 1), padding_mode="border", align_corners=False)
+
+
+def rollout_loss(
+    model: Networks, truth: Tensor, low_res: Tensor, noise: Tensor, context: Tensor, objective: Objective
+) -> Tensor:
+    """The UNet's loss on single pictures: (n, 3, 4h, 4w) and (n, 3, h, w) in [-1, 1]; noise (n, c, h, w)."""
+    x0 = roll_out(model, low_res, noise, context, objective.steps(model))
+    picture = model.vae.decode(x0 / model.vae.scaling_factor).float()
+    return picture_loss(model, x0, picture, truth, objective)
+
+
+def tcm_rollout_loss(
+    model: Networks,
+    truth: Tensor,
+    low_res: Tensor,
+    noise: Tensor,
+    context: Tensor,
+    objective: Objective,
+    motion: tuple[Tensor, Tensor] | None,
+) -> Tensor:
+    """The TCM's loss on short clips.
+
+    Args:
+        truth, low_res: (n, frames, 3, ...) in [-1, 1].
+        noise: (n, frames, latent channels, h, w).
+        context: (n, tokens, width).
+        motion: flow and valid of `temporal_loss`, or None where no flow is known.
+    """
+    x0 = roll_out_clips(model, low_res, noise, context, objective.steps(model)).flatten(0, 1)
+    picture = model.vae.decode(x0 / model.vae.scaling_factor).float()
+    loss = picture_loss(model, x0, picture, truth.flatten(0, 1), objective)
+    if motion is not None and objective.recipe.temporal:
+        loss = loss + objective.recipe.temporal * temporal_loss(picture.view_as(truth), truth, *motion)
+    return loss
