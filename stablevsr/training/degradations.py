@@ -89,6 +89,6 @@ def through_h264(pictures: np.ndarray, crf: int) -> np.ndarray:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode())
     file.seek(0)
-    with av.open(file) as container:
-        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    with av.open(file, "r") as written:
+        frames = [frame.to_ndarray(format="rgb24") for frame in written.decode(video=0)]
     return np.stack(frames)[:, :height, :width]

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import imageio.v3 as iio
 import torch
@@ -55,7 +56,7 @@ class Trainer:
         self.optimiser = torch.optim.AdamW(
             self.learner.parameters(),
             recipe.optimiser.lr,
-            betas=tuple(recipe.optimiser.betas),
+            betas=recipe.optimiser.betas,
             weight_decay=recipe.optimiser.weight_decay,
         )
         self.step = 0
@@ -104,7 +105,8 @@ class Trainer:
         for part in range(recipe.accumulate):
             window = self.to_device(next(batches))
             last = part == recipe.accumulate - 1
-            quiet = nullcontext() if last or self.world == 1 else self.loss.no_sync()
+            waits = not last and isinstance(self.loss, DistributedDataParallel)
+            quiet = cast(DistributedDataParallel, self.loss).no_sync() if waits else nullcontext()
             autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.dtype == "bf16")
             # Parts and processes count as one: two processes draw what one does with two gradients a step.
             random = Randomness(recipe.seed, self.step, part * self.world + self.rank)
@@ -177,7 +179,8 @@ class Trainer:
         path.parent.mkdir(exist_ok=True)
         with replacing(path) as part:
             iio.imwrite(part, picture.numpy(), extension=".png")
-        self.log.picture(self.step, picture)
+        if self.log is not None:
+            self.log.picture(self.step, picture)
 
     def save(self) -> None:
         if self.rank == 0:
@@ -246,7 +249,8 @@ def checkpoint_blocks(network: nn.Module) -> None:
     """Keep no activations inside of residual blocks and transformers for the backward pass: compute them again."""
     for module in network.modules():
         if isinstance(module, ResBlock | Transformer):
-            module.forward = partial(checkpoint, module.forward, use_reentrant=False)
+            # In the place of a method: the modules are those of a model that stands.
+            module.forward = partial(checkpoint, module.forward, use_reentrant=False)  # type: ignore[method-assign]
 
 
 def start_processes(device: torch.device) -> torch.device:

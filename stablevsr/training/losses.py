@@ -9,6 +9,7 @@ from torch import Tensor
 
 from stablevsr.config import ScheduleConfig
 from stablevsr.nn.raft import RAFT
+from stablevsr.nn.tiny import TinyDecoder
 from stablevsr.nn.unet import UNet
 from stablevsr.nn.vae import VAE
 from stablevsr.nn.warp import warp_published
@@ -34,6 +35,24 @@ def alpha_bar_at(schedule: ScheduleConfig, timestep: Tensor) -> Tensor:
     return alphas_cumprod(schedule).to(timestep.device)[timestep][:, None, None, None]
 
 
+def autoencoder_of(model: Networks) -> VAE:
+    """The VAE of StableVSR weights; `train` refuses streaming weights, which have another one."""
+    assert isinstance(model.vae, VAE)
+    return model.vae
+
+
+def flow_network_of(model: Networks) -> RAFT:
+    """The flow network, which `train` asks for where a stage needs it."""
+    assert model.flow is not None
+    return model.flow
+
+
+def tiny_decoder_of(model: Networks) -> TinyDecoder:
+    """The tiny decoder, which `train` asks for where a stage needs it."""
+    assert model.tiny is not None
+    return model.tiny
+
+
 def encode_latent(vae: VAE, picture: Tensor, posterior: Tensor) -> Tensor:
     """Sampled posterior times the scaling factor: (n, 3, 4h, 4w) in [-1, 1] to (n, latent channels, h, w)."""
     return vae.encode(picture).sample(posterior) * vae.scaling_factor
@@ -41,9 +60,10 @@ def encode_latent(vae: VAE, picture: Tensor, posterior: Tensor) -> Tensor:
 
 def noised_low_res(model: Networks, low_res: Tensor, draws: Draws) -> Tensor:
     """The LR frames as the UNet sees them: noised, for models that embed the noise level."""
-    if draws.noise_level is None:
+    schedule = model.config.low_res_schedule
+    if draws.noise_level is None or draws.low_res_noise is None or schedule is None:
         return low_res
-    return add_noise(low_res, draws.low_res_noise, alpha_bar_at(model.config.low_res_schedule, draws.noise_level))
+    return add_noise(low_res, draws.low_res_noise, alpha_bar_at(schedule, draws.noise_level))
 
 
 def denoising_target(latent: Tensor, draws: Draws, schedule: ScheduleConfig) -> Tensor:
@@ -73,7 +93,7 @@ def denoiser_loss(
 def clean_estimate_of(model: Networks, picture: Tensor, low_res: Tensor, context: Tensor, draws: Draws) -> Tensor:
     """What the UNet alone makes of a noised picture: the x0 estimate (n, latent channels, h, w), scaled."""
     schedule = model.config.schedule
-    latent = encode_latent(model.vae, picture, draws.posterior)
+    latent = encode_latent(autoencoder_of(model), picture, draws.posterior)
     alpha_bar = alpha_bar_at(schedule, draws.timestep)
     noisy = add_noise(latent, draws.noise, alpha_bar)
     network_input = torch.cat([noisy, noised_low_res(model, low_res, draws)], dim=1)
@@ -98,7 +118,7 @@ def training_guidance(
     x0 = clean_estimate_of(model, neighbour, neighbour_low_res, context, draws)
     picture = model.vae.decode(x0 / model.vae.scaling_factor)
     with torch.autocast(picture.device.type, enabled=False):  # half precision rounds positions by whole pixels
-        return warp_published(picture.float(), estimate_flow(model.flow, low_res, neighbour_low_res))
+        return warp_published(picture.float(), estimate_flow(flow_network_of(model), low_res, neighbour_low_res))
 
 
 def tcm_loss(
@@ -125,7 +145,7 @@ def tcm_loss(
     schedule = model.config.schedule
     guidance = training_guidance(model, neighbour, neighbour_low_res, low_res, context, neighbour_draws)
     with torch.no_grad():
-        latent = encode_latent(model.vae, frame, draws.posterior)
+        latent = encode_latent(autoencoder_of(model), frame, draws.posterior)
     noisy = add_noise(latent, draws.noise, alpha_bar_at(schedule, draws.timestep))
     network_input = torch.cat([noisy, noised_low_res(model, low_res, draws)], dim=1)
     residuals = model.tcm(network_input, draws.timestep, context, guidance, noise_level=draws.noise_level)
@@ -173,7 +193,7 @@ def tiny_decoder_loss(model: Networks, picture: Tensor, draws: Draws, low_res: T
     with torch.no_grad():
         estimate = clean_estimate_of(model, picture, low_res, context, draws)
         wanted = model.vae.decode(estimate / model.vae.scaling_factor).float()
-    error = model.tiny(estimate).float() - wanted
+    error = tiny_decoder_of(model)(estimate).float() - wanted
     return error.abs().mean() + error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
 
 

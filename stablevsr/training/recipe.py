@@ -54,7 +54,7 @@ class OptimiserRecipe:
     """AdamW and what happens around it."""
 
     lr: float = 5e-5
-    betas: tuple[float, ...] = (0.9, 0.999)
+    betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 1e-2
     warmup: int = 0  # steps of linear rise
     decay: str = "constant"  # or "cosine", towards zero at the end

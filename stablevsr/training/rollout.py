@@ -17,6 +17,7 @@ from stablevsr.sampling.networks import Networks
 from stablevsr.sampling.samplers import ddim_step
 from stablevsr.sampling.schedule import Step, run_steps
 from stablevsr.training.features import feature_distance
+from stablevsr.training.losses import autoencoder_of, flow_network_of, tiny_decoder_of
 from stablevsr.training.recipe import RolloutRecipe
 
 
@@ -53,7 +54,7 @@ def roll_out(model: Networks, low_res: Tensor, noise: Tensor, context: Tensor, s
     Returns:
         The clean latents (n, latent channels, h, w), scaled.
     """
-    x0, x = None, noise
+    x0 = x = noise
     for step in steps:
         x0, x = _denoise(model, x, low_res, context, step, None)
     return x0
@@ -74,7 +75,7 @@ def roll_out_clips(model: Networks, low_res: Tensor, noise: Tensor, context: Ten
     """
     count = low_res.shape[1]
     flows = _flows(model, low_res)
-    x, estimates, x0 = list(noise.unbind(1)), [noise[:, 0]] * count, None
+    x, estimates, x0 = list(noise.unbind(1)), [noise[:, 0]] * count, noise[:, 0]
     for step in steps:
         order = pass_order(step.index, count)
         for position, frame in enumerate(order):
@@ -90,7 +91,7 @@ def _flows(model: Networks, low_res: Tensor) -> dict[tuple[int, int], Tensor]:
     pairs = [pair for i in range(low_res.shape[1] - 1) for pair in ((i + 1, i), (i, i + 1))]
     with torch.autocast(low_res.device.type, enabled=False):  # half precision rounds positions by whole pixels
         return {
-            (target, source): estimate_flow(model.flow, low_res[:, target], low_res[:, source])
+            (target, source): estimate_flow(flow_network_of(model), low_res[:, target], low_res[:, source])
             for target, source in pairs
         }
 
@@ -98,7 +99,8 @@ def _flows(model: Networks, low_res: Tensor) -> dict[tuple[int, int], Tensor]:
 @torch.no_grad()
 def _guidance(model: Networks, x0: Tensor, flow: Tensor) -> Tensor:
     """The neighbour's estimate (n, c, h, w), decoded as the model's sampling does it, on the current grid."""
-    picture = model.tiny(x0) if model.sampling.temporal.tiny else model.vae.decode(x0 / model.vae.scaling_factor)
+    vae = autoencoder_of(model)
+    picture = tiny_decoder_of(model)(x0) if model.sampling.temporal.tiny else vae.decode(x0 / vae.scaling_factor)
     with torch.autocast(x0.device.type, enabled=False):
         return warp_published(picture.float(), flow)
 
@@ -113,7 +115,8 @@ def picture_loss(model: Networks, x0: Tensor, picture: Tensor, truth: Tensor, ob
     """
     weights = objective.recipe
     with torch.no_grad():
-        latent = model.vae.encode(truth).mean.float() * model.vae.scaling_factor
+        vae = autoencoder_of(model)
+        latent = vae.encode(truth).mean.float() * vae.scaling_factor
     loss = weights.latent * F.mse_loss(x0, latent) + weights.picture * F.l1_loss(picture, truth) / 2
     if objective.features is not None:
         with torch.no_grad():

@@ -6,54 +6,59 @@ from torchvision.utils import flow_to_image
 
 from stablevsr.engine.memory import sample_video
 from stablevsr.model import StableVSR
-from stablevsr.sampling.config import PRESETS
+from stablevsr.sampling.config import PRESETS, SamplingConfig
 from stablevsr.sampling.flow import estimate_flow
-from stablevsr.sampling.pictures import bicubic
+from stablevsr.sampling.pictures import as_tensor, bicubic
 from stablevsr.training.data import Window
+from stablevsr.training.losses import autoencoder_of, flow_network_of, tiny_decoder_of
 
-SAMPLING_STEPS = 20
+EXACT = PRESETS["exact"].with_fields({"steps": 20})  # with fewer steps, for a glance
 
 
 def vae_columns(model: StableVSR, window: Window) -> list[Tensor]:
     """Truth, and what the autoencoder keeps of it."""
-    truth = window["hr"][:1]
-    return [truth, model.vae.decode(model.vae.encode(truth).mean)]
+    truth, vae = window["hr"][:1], autoencoder_of(model)
+    return [truth, vae.decode(vae.encode(truth).mean)]
 
 
 def unet_columns(model: StableVSR, window: Window) -> list[Tensor]:
     """Bicubic, a sample from the base model, truth."""
     low_res = window["lr"][:1]
-    sample = sample_video(model, low_res / 2 + 0.5, PRESETS["exact"], steps=SAMPLING_STEPS)
+    sample = _sampled(model, low_res / 2 + 0.5, EXACT)
     return [bicubic(low_res), sample * 2 - 1, window["hr"][:1]]
 
 
 def tcm_columns(model: StableVSR, window: Window) -> list[Tensor]:
     """Bicubic, a sample of the whole window, truth; of the middle frame."""
     low_res, middle = window["lr"], slice(1, 2)
-    sample = sample_video(model, low_res / 2 + 0.5, PRESETS["exact"], steps=SAMPLING_STEPS)
+    sample = _sampled(model, low_res / 2 + 0.5, EXACT)
     return [bicubic(low_res[middle]), sample[middle] * 2 - 1, window["hr"][middle]]
 
 
 def flow_columns(model: StableVSR, window: Window) -> list[Tensor]:
     """The frame, the estimated flow, the true one; directions as hues, both scaled by the longer one's longest."""
     source, target = window["lr"][:1], window["lr"][1:2]
-    flows = torch.cat([estimate_flow(model.flow, target, source), window["flow"][:1]])
+    flows = torch.cat([estimate_flow(flow_network_of(model), target, source), window["flow"][:1]])
     return [window["hr"][1:2], *(flow_to_image(flows).to(target) / 127.5 - 1).split(1)]
 
 
 def tiny_columns(model: StableVSR, window: Window) -> list[Tensor]:
     """Truth, and what autoencoder and tiny decoder make of its latent."""
-    truth = window["hr"][:1]
-    latent = model.vae.encode(truth).mean
-    return [truth, model.vae.decode(latent), model.tiny(latent * model.vae.scaling_factor)]
+    truth, vae = window["hr"][:1], autoencoder_of(model)
+    latent = vae.encode(truth).mean
+    return [truth, vae.decode(latent), tiny_decoder_of(model)(latent * vae.scaling_factor)]
 
 
 def rollout_columns(model: StableVSR, window: Window) -> list[Tensor]:
     """Bicubic, the middle frame of the short run that the model is distilled to, truth."""
     low_res = window["lr"]
     middle = slice(len(low_res) // 2, len(low_res) // 2 + 1)
-    sample = sample_video(model, low_res / 2 + 0.5, scene_cuts="off")
+    sample = _sampled(model, low_res / 2 + 0.5, model.sampling.with_fields({"scene_cuts": "off"}))
     return [bicubic(low_res[middle]), sample[middle] * 2 - 1, window["hr"][middle]]
+
+
+def _sampled(model: StableVSR, frames: Tensor, config: SamplingConfig) -> Tensor:
+    return as_tensor(sample_video(model, frames, config))
 
 
 COLUMNS = {

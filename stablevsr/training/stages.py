@@ -16,9 +16,11 @@ from stablevsr.training.features import load_features
 from stablevsr.training.losses import (
     Draws,
     autoencoder_loss,
+    autoencoder_of,
     denoiser_loss,
     encode_latent,
     flow_loss,
+    flow_network_of,
     noised_low_res,
     tcm_loss,
     tiny_decoder_loss,
@@ -64,7 +66,7 @@ def vae_stage(model: StableVSR, window: Window, random: Randomness) -> Tensor:
     picture, low_res = window["hr"][:, 0], window["lr"][:, 0]
     shape = (len(picture), model.config.vae.latent_channels, *low_res.shape[-2:])
     noise = LATENT_NOISE * random.normal(*shape, device=picture.device)
-    return autoencoder_loss(model.vae, picture, noise)
+    return autoencoder_loss(autoencoder_of(model), picture, noise)
 
 
 def unet_stage(model: StableVSR, window: Window, random: Randomness) -> Tensor:
@@ -72,7 +74,7 @@ def unet_stage(model: StableVSR, window: Window, random: Randomness) -> Tensor:
     picture, low_res = window["hr"][:, 0], window["lr"][:, 0]
     draws = _draws(model, low_res, random)
     with torch.no_grad():
-        latent = encode_latent(model.vae, picture, draws.posterior)
+        latent = encode_latent(autoencoder_of(model), picture, draws.posterior)
     condition = noised_low_res(model, low_res, draws)
     return denoiser_loss(model.unet, latent, condition, _context(model, len(picture)), draws, model.config.schedule)
 
@@ -80,7 +82,7 @@ def unet_stage(model: StableVSR, window: Window, random: Randomness) -> Tensor:
 def flow_stage(model: StableVSR, window: Window, random: Randomness) -> Tensor:
     """RAFT on what it will see: LR frames, upscaled by bicubic interpolation."""
     source, target = (bicubic(window["lr"][:, i]) for i in (0, 1))
-    return flow_loss(model.flow, target, source, window["flow"][:, 0], window["valid"][:, 0])
+    return flow_loss(flow_network_of(model), target, source, window["flow"][:, 0], window["valid"][:, 0])
 
 
 def tcm_stage(model: StableVSR, window: Window, random: Randomness) -> Tensor:

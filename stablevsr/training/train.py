@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -61,8 +62,8 @@ def train(path: Path, device: torch.device) -> Path:
         write(output, replace(header, provenance=provenance), {**unchanged(recipe, model, path.parent), **weights})
         if stage.part == "unet":  # it has learned with this context and knows no other
             weights["empty_prompt"] = model.empty_prompt.cpu()
-        with replacing(folder / f"{stage.part}.safetensors") as part:
-            save_file(weights, part)
+        with replacing(folder / f"{stage.part}.safetensors") as unfinished:
+            save_file(weights, unfinished)
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
@@ -84,8 +85,10 @@ def unchanged(recipe: Recipe, model: StableVSR, base: Path) -> dict[str, Tensor]
 def starting_model(recipe: Recipe, base: Path) -> tuple[Header, StableVSR]:
     """The model that a recipe starts from, on the CPU in float32, and the header that goes with it."""
     if recipe.init:
-        model = build_model(base / recipe.init, device="cpu")
+        model = cast(StableVSR, build_model(base / recipe.init, device="cpu"))  # not offloaded
         header = read_header(base / recipe.init)
+        if header.config.is_streaming:
+            raise UserError(f"{recipe.init} holds streaming weights, which are not trained here: use StableVSR weights")
     elif recipe.preset in ARCHITECTURES:
         torch.manual_seed(recipe.seed)
         model = StableVSR(ARCHITECTURES[recipe.preset])
