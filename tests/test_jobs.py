@@ -345,7 +345,7 @@ NOTHING_TO_READ = "nothing may be read before the options are known to be good"
     ("options", "words"),
     [
         ({"steps": 5000}, "got 5000 steps"),
-        ({"eta": 0.5}, "got eta 0.5 with sampler ddpm, which has none"),
+        ({"eta": 0.5}, "got eta 0.5 with sampler ddpm, which takes none"),
         ({"sampler": "euler"}, "got sampler 'euler'"),
         ({"sampler": "ddim", "eta": 2.0}, "got eta 2.0"),
         ({"temporal": TemporalGuidance(tiny=True)}, "hold no tiny decoder"),
