@@ -20,9 +20,10 @@ Plain reads and writes instead of memory maps: a full disk then raises an error 
 
 import errno
 import json
+import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
@@ -39,6 +40,8 @@ try:
     import fcntl
 except ImportError:  # on Windows, where nothing prevents two runs for one output
     fcntl = None  # type: ignore[assignment]  # a module or none
+
+log = logging.getLogger(__name__)
 
 FORMAT = 3  # of the folder; increased when runs of an older one cannot be continued
 FILES = (
@@ -253,13 +256,10 @@ def workspace_path(output: Path) -> Path:
 
 
 @contextmanager
-def open_workspace(output: Path, tell: Callable[[str], None] = lambda sentence: None) -> Iterator[Workspace]:
+def open_workspace(output: Path) -> Iterator[Workspace]:
     """The workspace of the run that writes `output`, new or existing, locked against other processes.
 
     It is removed if the block ends before a run was started in it. Errors of the block pass through unchanged.
-
-    Args:
-        tell: called with a note where the file system cannot lock.
 
     Raises:
         UserError: when another process uses it, and when the folder is not a workspace, is a link, belongs to another
@@ -275,7 +275,7 @@ def open_workspace(output: Path, tell: Callable[[str], None] = lambda sentence: 
             "make room, or choose another output"
         ) from error
     with closing(lock):
-        _lock(lock, output, folder, tell)
+        _lock(lock, output, folder)
         _require_known_files(folder)
         workspace = Workspace(folder)
         try:
@@ -303,7 +303,7 @@ def _make(folder: Path) -> None:
             folder.chmod(0o700)
 
 
-def _lock(lock: TextIO, output: Path, folder: Path, tell: Callable[[str], None]) -> None:
+def _lock(lock: TextIO, output: Path, folder: Path) -> None:
     if fcntl is None:
         lock.close()  # Windows does not delete files that are open
         return
@@ -316,7 +316,7 @@ def _lock(lock: TextIO, output: Path, folder: Path, tell: Callable[[str], None])
     except OSError as error:
         if error.errno not in CANNOT_LOCK:
             raise ResourceError(f"{folder} cannot be locked ({error.strerror}): choose another output") from error
-        tell(f"note: {folder} is on a file system without locks: do not start a second run for the same output")
+        log.warning("%s is on a file system without locks: do not start a second run for the same output", folder)
 
 
 def _require_known_files(folder: Path) -> None:

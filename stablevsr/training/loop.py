@@ -249,8 +249,8 @@ def checkpoint_blocks(network: nn.Module) -> None:
     """Keep no activations inside of residual blocks and transformers for the backward pass: compute them again."""
     for module in network.modules():
         if isinstance(module, ResBlock | Transformer):
-            # In the place of a method: the modules are those of a model that stands.
-            module.forward = partial(checkpoint, module.forward, use_reentrant=False)  # type: ignore[method-assign]
+            whole = partial(checkpoint, module.forward, use_reentrant=False)
+            module.forward = whole  # type: ignore[method-assign]  # of this module only, which is already built
 
 
 def start_processes(device: torch.device) -> torch.device:
