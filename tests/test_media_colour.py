@@ -16,7 +16,7 @@ from PIL import Image, ImageCms
 
 from stablevsr.errors import UserError
 from stablevsr.media import CODECS, Encoding, PartReader, open_reader, open_writer
-from stablevsr.media.hdr import Mastering
+from stablevsr.media.colour import Mastering
 from stablevsr.media.profiles import with_png_profile
 
 PATCHES = [(32, 160, 96), (200, 40, 60), (128, 128, 128), (20, 60, 220), (235, 220, 30)]

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import av
 from av.format import Flags
@@ -13,12 +13,9 @@ from av.stream import Discard
 from stablevsr.media.demuxing import base_of, decoded_at, has_flag, open_input
 from stablevsr.media.sound import SoundTrack
 from stablevsr.media.subtitles import TextTrack
-from stablevsr.media.tags import Tags, describe
+from stablevsr.media.tags import describe
 from stablevsr.media.timeline import Timeline
 from stablevsr.media.tracks import Choice, add_copy
-
-if TYPE_CHECKING:
-    from av.container.core import Chapter  # which is in PyAV's stubs only
 
 _UNNOTICED = Fraction(1, 40)  # seconds of offset between sound and picture that go unnoticed
 
@@ -224,17 +221,3 @@ class Placer:
         packet.pts, packet.dts, packet.time_base = max(shown, decoded), decoded, base
         packet.stream, self._last = self._stream, decoded
         return True
-
-
-def write_tags(tags: Tags, output: av.container.OutputContainer, picture: av.VideoStream, later: Fraction) -> None:
-    """Write a source's metadata to an output that has not been started; chapters move by `later` seconds."""
-    output.metadata.update(tags.metadata)
-    output.set_chapters([_moved(chapter, later) for chapter in tags.chapters])
-    if tags.timecode:
-        picture.metadata["timecode"] = tags.timecode
-
-
-def _moved(chapter: "Chapter", later: Fraction) -> "Chapter":
-    base = chapter["time_base"]
-    ticks = round(later / base) if base else 0
-    return {**chapter, "start": max(0, chapter["start"] + ticks), "end": max(0, chapter["end"] + ticks)}

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import av
 
-from stablevsr.media.copies import StreamCopies, write_tags
+from stablevsr.media.copies import StreamCopies
 from stablevsr.media.demuxing import decoded_at, open_input
-from stablevsr.media.tags import Tags
+from stablevsr.media.tags import Tags, write_tags
 from stablevsr.media.timeline import Timeline
 from stablevsr.media.tracks import Choice
 

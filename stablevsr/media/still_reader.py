@@ -1,19 +1,159 @@
-"""Reads a folder of images, or one image, as a clip."""
+"""Reads a folder of images, or one image, as a clip: headers first, pixels frame by frame."""
 
+import io
 import re
+import struct
 from collections import Counter
 from collections.abc import Generator
+from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
+from typing import BinaryIO
 
+import av
+import imageio.v3 as iio
 import numpy as np
 
 from stablevsr.errors import UserError
 from stablevsr.media.alpha import split_alpha
+from stablevsr.media.display import Orientation
 from stablevsr.media.frame import Frame, Reader
 from stablevsr.media.paths import IMAGE_SUFFIXES, natural_key
-from stablevsr.media.still import StillHeader, read_header, read_with_profile
+from stablevsr.media.profiles import is_gray, read_profile, to_srgb
+
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+MAX_PIXELS = 178_956_970  # Pillow's limit
+_MODES_8 = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")  # Pillow's names of the supported pixel types
+_MODES_16 = ("I;16", "I;16B", "I;16L", "I;16N")
+
+
+@dataclass(frozen=True)
+class StillHeader:
+    """What is known of an image before its pixels are decoded.
+
+    height, width: size of the upright picture.
+    alpha: whether there is an alpha channel or a transparent color.
+    pages: pictures in the file, of which the first is read.
+    deep: FFmpeg's demuxer for samples of 16 bits (Pillow reduces 16-bit color to 8), else None.
+    """
+
+    height: int
+    width: int
+    orientation: Orientation
+    alpha: bool
+    deep: str | None
+    pages: int
+
+
+def read_header(path: Path) -> StillHeader:
+    """Read the header of an image file; cheap. Raises UserError if it is damaged or its pixel type is not supported."""
+    try:
+        with path.open("rb") as file:
+            magic = file.read(8)
+            header = _png_header(path, file) if magic == _PNG_SIGNATURE else None
+        if header is None:
+            header = _pillow_header(path, tiff=magic.startswith(_TIFF_MAGIC))
+    except UserError:
+        raise
+    except Exception as error:  # decoders raise many types for damaged files
+        raise _unreadable(path) from error
+    if header.height * header.width > MAX_PIXELS:
+        raise UserError(
+            f"{path} is {header.width}x{header.height}, but at most {MAX_PIXELS} pixels can be read; "
+            "cut it into parts first."
+        )
+    return header
+
+
+def read_image(path: Path, header: StillHeader) -> np.ndarray:
+    """Decode an image file to upright (h, w, 3) RGB or, with alpha, (h, w, 4): uint16 if it is deep, else uint8.
+
+    Raises UserError if it is damaged.
+    """
+    try:
+        if header.deep:
+            image = _read_deep(path, header.deep, "rgba64le" if header.alpha else "rgb48le")
+        else:
+            image = iio.imread(path, plugin="pillow", mode="RGBA" if header.alpha else "RGB", index=0)
+    except Exception as error:  # as above
+        raise _unreadable(path) from error
+    return np.ascontiguousarray(header.orientation.apply(image))
+
+
+def read_with_profile(path: Path, header: StillHeader) -> tuple[np.ndarray, bytes | None]:
+    """Like `read_image`, and the ICC profile; gray images with a profile are converted to sRGB instead."""
+    image = read_image(path, header)
+    try:
+        profile = read_profile(path)
+    except Exception as error:  # as above
+        raise _unreadable(path) from error
+    if profile is None or not is_gray(profile):
+        return image, profile
+    image[..., :3] = to_srgb(image[..., :3], profile)
+    return image, None
+
+
+def _png_header(path: Path, file: BinaryIO) -> StillHeader:
+    # Pillow decodes all pixels of a PNG to read its EXIF data, too slow for a long folder, while chunks are simple.
+    # Walking to the last one also detects truncated files.
+    width, height, depth, colour = struct.unpack(">8xIIBB7x", file.read(25))
+    names = set()
+    while b"IEND" not in names:
+        length, name = struct.unpack(">I4s", file.read(8))
+        names.add(name)
+        file.seek(length + 4, io.SEEK_CUR)
+    orientation = Orientation()
+    if b"eXIf" in names:
+        orientation = _exif_orientation(iio.immeta(path, plugin="pillow", index=0, exclude_applied=False))
+    alpha = colour in (4, 6) or b"tRNS" in names
+    pages = 2 if b"acTL" in names else 1  # animated; the number does not matter
+    return _header(height, width, orientation, alpha, "png_pipe" if depth == 16 else None, pages)
+
+
+def _pillow_header(path: Path, tiff: bool) -> StillHeader:
+    with iio.imopen(path, "r", plugin="pillow") as image:
+        height, width = image.properties(index=0).shape[:2]
+        pages = image.properties(index=...).n_images or 1  # type: ignore[arg-type]  # imageio's word for all pages
+        metadata = image.metadata(index=0, exclude_applied=False)
+    mode = metadata["mode"]
+    if mode not in _MODES_8 + _MODES_16:
+        raise UserError(
+            f"{path} has pixels of type {mode}, but only RGB, gray and palette images can be read; convert it to RGB."
+        )
+    alpha = "A" in mode or "transparency" in metadata
+    orientation = _exif_orientation(metadata)
+    if not tiff:
+        return _header(height, width, orientation, alpha, None, pages)
+    # Pillow turns TIFFs upright itself, and reports that size; FFmpeg, used for 16 bits, does not.
+    if 16 in np.atleast_1d(metadata.get("BitsPerSample", 1)):
+        return StillHeader(height, width, orientation, alpha, "tiff_pipe", pages)
+    return StillHeader(height, width, Orientation(), alpha, None, pages)
+
+
+def _header(
+    height: int, width: int, orientation: Orientation, alpha: bool, deep: str | None, pages: int
+) -> StillHeader:
+    """Build a header from the stored size."""
+    if orientation.transpose:
+        height, width = width, height
+    return StillHeader(height, width, orientation, alpha, deep, pages)
+
+
+def _exif_orientation(metadata: dict) -> Orientation:
+    return Orientation.from_exif(metadata.get("Orientation"))
+
+
+def _read_deep(path: Path, demuxer: str, pix_fmt: str) -> np.ndarray:
+    # From memory, because FFmpeg would read "%d" in the name as a pattern.
+    with av.open(io.BytesIO(path.read_bytes()), "r", format=demuxer) as container:
+        return next(container.decode(video=0)).to_ndarray(format=pix_fmt)
+
+
+def _unreadable(path: Path) -> UserError:
+    return UserError(f"{path} is named like an image but cannot be decoded as one; replace or remove it.")
+
 
 STILL_RATE = Fraction(25)  # images have no rate; FFmpeg assumes 25 as well
 

@@ -1,6 +1,7 @@
 """Metadata (title, date, place, camera, time code) carried over to another container."""
 
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
 import av
@@ -49,3 +50,17 @@ def describe(copy: av.stream.Stream, stream: av.stream.Stream) -> None:
     """Copy the disposition and tags of one stream."""
     copy.disposition = stream.disposition
     copy.metadata.update({key: value for key, value in stream.metadata.items() if key.lower() in _OF_THE_STREAM})
+
+
+def write_tags(tags: Tags, output: av.container.OutputContainer, picture: av.VideoStream, later: Fraction) -> None:
+    """Write a source's metadata to an output that has not been started; chapters move by `later` seconds."""
+    output.metadata.update(tags.metadata)
+    output.set_chapters([_moved(chapter, later) for chapter in tags.chapters])
+    if tags.timecode:
+        picture.metadata["timecode"] = tags.timecode
+
+
+def _moved(chapter: "Chapter", later: Fraction) -> "Chapter":
+    base = chapter["time_base"]
+    ticks = round(later / base) if base else 0
+    return {**chapter, "start": max(0, chapter["start"] + ticks), "end": max(0, chapter["end"] + ticks)}

@@ -13,14 +13,20 @@ from av.sidedata.sidedata import Type as SideData
 from av.video.frame import PictureType
 
 from stablevsr.errors import UserError
-from stablevsr.media.colour import Colours, bits, is_transparent, to_rgb
-from stablevsr.media.deinterlacing import deinterlaced
+from stablevsr.media.colour import (
+    HDR_TRANSFERS,
+    Colours,
+    bits,
+    frame_data,
+    has_dynamic_metadata,
+    is_transparent,
+    to_rgb,
+)
 from stablevsr.media.demuxing import HELP, base_of, codec_name, open_input, picture_streams
+from stablevsr.media.display import Orientation, deinterlaced
 from stablevsr.media.frame import Frame, Reader
-from stablevsr.media.hdr import TRANSFERS, frame_data, has_dynamic_metadata
-from stablevsr.media.orientation import Orientation
 from stablevsr.media.seeking import Entry, can_seek, entry_to
-from stablevsr.media.still import MAX_PIXELS
+from stablevsr.media.still_reader import MAX_PIXELS
 from stablevsr.media.timeline import Timeline
 from stablevsr.media.truncation import damaged_at, missing_bytes
 
@@ -62,9 +68,9 @@ class VideoReader(Reader):
             first = next(self._decode(self._packets(container, stream)), None)
             if first is None:
                 raise UserError(f"{path} has a video stream without a single frame; {HELP}.")
-            if first.color_trc in TRANSFERS and not allow_hdr:
+            if first.color_trc in HDR_TRANSFERS and not allow_hdr:
                 raise UserError(
-                    f"{path} is HDR video ({TRANSFERS[int(first.color_trc)]}), for which the model is not made; "
+                    f"{path} is HDR video ({HDR_TRANSFERS[int(first.color_trc)]}), for which the model is not made; "
                     "convert it to BT.709 first, or pass --allow-hdr."
                 )
             self.frame_rate = _frame_rate(stream)
@@ -74,10 +80,10 @@ class VideoReader(Reader):
             self.has_audio = bool(container.streams.audio)
             self.is_deep = bits(first) > 8
             self.colours = Colours.of(first)
-            if first.color_trc in TRANSFERS:
+            if first.color_trc in HDR_TRANSFERS:
                 self.notices.append(
                     f"{path}: HDR is read as if it were not; its colours stay right in a video, which is labelled "
-                    f"{TRANSFERS[int(first.color_trc)]} again, but look flat anywhere else."
+                    f"{HDR_TRANSFERS[int(first.color_trc)]} again, but look flat anywhere else."
                 )
             if has_dynamic_metadata(first):
                 self.notices.append(f"{path}: dynamic HDR metadata (HDR10+, Dolby Vision) is dropped.")
