@@ -5,10 +5,7 @@ A model's configuration travels in the metadata of its weights file as JSON (`to
 
 from dataclasses import dataclass, field
 
-from stablevsr.fields import from_dict as from_dict
-from stablevsr.fields import require, require_choice, require_positive, require_size
-from stablevsr.fields import require_types as require_types
-from stablevsr.fields import to_dict as to_dict
+from stablevsr.fields import require, require_choice, require_positive, require_size, require_types
 
 # What --dtype takes, and PyTorch's names for it.
 DTYPE_NAMES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}

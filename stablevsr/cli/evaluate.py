@@ -39,6 +39,6 @@ def run(options: argparse.Namespace) -> int:
     for path, text in ((options.csv, as_csv), (options.json, as_json)):
         if path:
             with replacing(path) as part:
-                part.write_text(text(report), encoding="utf-8", errors="surrogateescape")
+                part.write_text(text(report), encoding="utf-8")
     print(table(report))
     return DONE

@@ -56,9 +56,13 @@ def for_clips_that_are_read() -> argparse.ArgumentParser:
     """The arguments of commands that read videos."""
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument(
-        "--allow-truncated", action="store_true", help="accept a video that is cut short, as far as it goes"
+        "--allow-truncated", action="store_true", help="accept a video that is cut short or damaged, as far as it goes"
     )
-    shared.add_argument("--allow-hdr", action="store_true", help="accept HDR video; its colors will look flat")
+    shared.add_argument(
+        "--allow-hdr",
+        action="store_true",
+        help="accept HDR video: the result is labeled as HDR again; stills look flat",
+    )
     return shared
 
 

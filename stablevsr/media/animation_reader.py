@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from stablevsr.errors import UserError
+from stablevsr.errors import InputError
 from stablevsr.media.frame import Frame, Reader
 
 ANIMATED_SUFFIXES = (".webp", ".png")
@@ -36,7 +36,7 @@ def is_animated(path: Path) -> bool:
 class AnimationReader(Reader):
     """The frames of an animation with their durations, on white where they are transparent.
 
-    Opening decodes every frame once to learn the durations. Raises UserError when one cannot be decoded.
+    Opening decodes every frame once to learn the durations. Raises InputError when one cannot be decoded.
     """
 
     time_base = _MILLISECOND * _TICKS
@@ -71,7 +71,7 @@ class AnimationReader(Reader):
                     image.load()
                     yield image
         except Exception as error:  # as above
-            raise UserError(
+            raise InputError(
                 f"{self.path} is an animation that cannot be decoded; repair it or convert it to a video first."
             ) from error
 

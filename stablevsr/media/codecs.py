@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 from typing import Self
 
-from stablevsr.errors import UserError
+from stablevsr.errors import OptionsError
 
 
 @dataclass(frozen=True)
@@ -60,19 +60,19 @@ class Encoding:
     crf: int | None = None
 
     def choose(self, suffix: str) -> tuple[Codec, dict[str, str]]:
-        """Return the codec for a container and its options. Raises UserError for combinations that do not work."""
+        """Return the codec for a container and its options. Raises OptionsError for combinations that do not work."""
         name = self.codec or ("vp9" if suffix == ".webm" else "h264")
         if name not in CODECS:
-            raise UserError(f"Codec {name} is unknown; use one of {', '.join(CODECS)}.")
+            raise OptionsError(f"Codec {name} is unknown; use one of {', '.join(CODECS)}.")
         codec = CODECS[name]
         if suffix not in codec.containers:
-            raise UserError(f"{suffix} cannot hold {name} video; use {' or '.join(codec.containers)}.")
+            raise OptionsError(f"{suffix} cannot hold {name} video; use {' or '.join(codec.containers)}.")
         if self.crf is not None and codec.crf is None:
             kind = "is lossless" if name == "ffv1" else "has one quality"
-            raise UserError(f"{name} {kind}, so a quality of {self.crf} means nothing; leave it out.")
+            raise OptionsError(f"{name} {kind}, so a quality of {self.crf} means nothing; leave it out.")
         crf = codec.crf if self.crf is None else self.crf
         if crf is None:
             return codec, codec.options
         if not 0 <= crf <= codec.largest_crf:
-            raise UserError(f"Quality {crf} is out of range; {name} takes 0 (best) to {codec.largest_crf}.")
+            raise OptionsError(f"Quality {crf} is out of range; {name} takes 0 (best) to {codec.largest_crf}.")
         return codec, {**codec.options, "crf": str(crf)}

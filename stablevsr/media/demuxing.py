@@ -8,7 +8,7 @@ import av
 from av.format import Flags
 from av.stream import Disposition
 
-from stablevsr.errors import UserError
+from stablevsr.errors import InputError
 
 HELP = "give a video file, an image or a folder of images"
 # Cover art and seek-bar previews, never what the user wants to see.
@@ -21,14 +21,14 @@ _LONG_PROBE = {"probesize": "100000000", "analyzeduration": "600000000", "scan_a
 
 
 def open_input(path: Path) -> av.container.InputContainer:
-    """Open a file for reading. Raises UserError if FFmpeg cannot make sense of it."""
+    """Open a file for reading. Raises InputError if FFmpeg cannot make sense of it."""
     try:
         container = _opened(path, {})
         if any(stream.codec_context and not stream.codec_context.sample_rate for stream in container.streams.audio):
             container.close()
             container = _opened(path, _LONG_PROBE)
     except av.FFmpegError as error:
-        raise UserError(f"{path} cannot be opened as a video ({error.strerror}); {HELP}.") from error
+        raise InputError(f"{path} cannot be opened as a video ({error.strerror}); {HELP}.") from error
     return container
 
 
@@ -45,14 +45,14 @@ def is_cover(stream: av.stream.Stream) -> bool:
 def picture_streams(container: av.container.InputContainer, path: Path) -> list[av.VideoStream]:
     """All real video streams, the one to read first: the default stream, or the largest if several or none are.
 
-    Raises UserError if there is none, or none that FFmpeg can decode.
+    Raises InputError if there is none, or none that FFmpeg can decode.
     """
     streams = [stream for stream in container.streams.video if not is_cover(stream)]
     if not streams:
-        raise UserError(f"{path} has no video stream; {HELP}.")
+        raise InputError(f"{path} has no video stream; {HELP}.")
     known = [stream for stream in streams if stream.codec_context is not None]
     if not known:
-        raise UserError(f"{path} is in a video codec that cannot be decoded; convert it to H.264 first.")
+        raise InputError(f"{path} is in a video codec that cannot be decoded; convert it to H.264 first.")
 
     def rank(stream: av.VideoStream) -> tuple[bool, int]:
         return bool(stream.disposition & Disposition.default), stream.width * stream.height

@@ -14,7 +14,7 @@ import av
 import numpy as np
 
 from stablevsr.atomic import hidden_sibling, put_in_place, remove
-from stablevsr.errors import UserError
+from stablevsr.errors import InputError, ResourceError
 from stablevsr.media.colour import Colours
 
 
@@ -82,7 +82,7 @@ class Reader(ABC):
         self._passes.close()
 
     def __iter__(self) -> Generator[Frame, None, None]:
-        """Yield all frames in display order. Raises UserError if a frame cannot be read."""
+        """Yield all frames in display order. Raises InputError if a frame cannot be read."""
         frames = self._frames()
         self._passes.callback(frames.close)
         return frames
@@ -136,7 +136,7 @@ class Writer(ABC):
         try:
             if kind is None:
                 if self._count == 0:
-                    raise UserError(f"{self.path} was not written because there was no frame to put in it.")
+                    raise InputError(f"{self.path} was not written because there was no frame to put in it.")
                 with self._reporting():
                     self._finish()
                 put_in_place(self._part, self.path)
@@ -147,7 +147,7 @@ class Writer(ABC):
         """Append `image`: (height, width, 3) RGB, or RGBA if `takes_alpha`; uint8, or uint16 if `is_deep`.
 
         It was made from `frame`, whose pts and name it takes over. Raises ValueError for another shape or type,
-        UserError if the output cannot be written.
+        ResourceError if the output cannot be written.
         """
         wanted = np.uint16 if self.is_deep else np.uint8
         shapes = [(*self._size, channels) for channels in ((3, 4) if self.takes_alpha else (3,))]
@@ -185,4 +185,4 @@ class Writer(ABC):
             yield
         except (OSError, av.FFmpegError) as error:
             reason = error.strerror or error
-            raise UserError(f"{self.path} could not be written ({reason}); choose another output.") from error
+            raise ResourceError(f"{self.path} could not be written ({reason}); choose another output.") from error

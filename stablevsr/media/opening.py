@@ -3,7 +3,7 @@
 from itertools import islice
 from pathlib import Path
 
-from stablevsr.errors import UserError
+from stablevsr.errors import InputError, OptionsError
 from stablevsr.media.animation_reader import AnimationReader, is_animated
 from stablevsr.media.codecs import Encoding
 from stablevsr.media.frame import Reader, Writer
@@ -18,7 +18,7 @@ def open_reader(path: str | Path, allow_truncated: bool = False, allow_hdr: bool
     """Open a folder of images, a single image (a clip of one frame), an animation or, for any other file, a video.
 
     `allow_truncated`: read what there is of a video that is cut short or damaged, with a notice; `allow_hdr`: read HDR
-    video as if it were SDR, with a notice. Raises UserError, naming `path`, if it is missing or cannot be read.
+    video as if it were SDR, with a notice. Raises InputError, naming `path`, if it is missing or cannot be read.
     """
     path = Path(path)
     if path.is_file() and is_animated(path):
@@ -28,8 +28,8 @@ def open_reader(path: str | Path, allow_truncated: bool = False, allow_hdr: bool
     if path.is_file():
         return VideoReader(path, allow_truncated, allow_hdr)
     if path.exists():
-        raise UserError(f"Input {path} is neither a file nor a folder; give a video, an image or a folder of images.")
-    raise UserError(f"Input {path} does not exist; give a video, an image or a folder of images.")
+        raise InputError(f"Input {path} is neither a file nor a folder; give a video, an image or a folder of images.")
+    raise InputError(f"Input {path} does not exist; give a video, an image or a folder of images.")
 
 
 def open_writer(
@@ -49,13 +49,13 @@ def open_writer(
     (it must be on the same file system); leftovers of a killed process are removed. `encoding` chooses the codec and
     quality of a video.
 
-    Raises UserError for what `check_output` refuses; for an image if the source has several frames or the result is
+    Raises OptionsError for what `check_output` refuses; for an image if the source has several frames or the result is
     larger than the format allows; for a video if a rehearsal shows that container or encoder cannot take it.
     """
     check_output(path, source.path, force)
     kind = output_kind(path)
     if kind != "video" and encoding not in (None, Encoding()):
-        raise UserError(f"Output {path} is not a video, so there is nothing to encode; leave codec and quality out.")
+        raise OptionsError(f"Output {path} is not a video, so there is nothing to encode; leave codec and quality out.")
     writer: Writer
     target = Path(path).resolve()  # a link is written through, not replaced
     if kind == "folder":
@@ -66,7 +66,7 @@ def open_writer(
         writer = VideoWriter(target, source, height, width, part, encoding)
     else:
         if source.frame_count != 1 and len(list(islice(source, 2))) != 1:
-            raise UserError(
+            raise OptionsError(
                 f"Output {path} is a single image, but {source.path} holds more than one frame; "
                 "give a video name or a folder."
             )

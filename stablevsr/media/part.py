@@ -6,23 +6,25 @@ from dataclasses import replace
 from fractions import Fraction
 from itertools import islice
 
-from stablevsr.errors import UserError
+from stablevsr.errors import OptionsError
 from stablevsr.media.frame import Frame, Reader
 
 
 class PartReader(Reader):
     """Frames `first` to `last` (exclusive, from 0) of another reader, with times that start at 0.
 
-    Raises UserError if the part is empty; where the source does not know its length, only when it is read.
+    Raises OptionsError if the part is empty; where the source does not know its length, only when it is read.
     """
 
     def __init__(self, source: Reader, first: int, last: int | None) -> None:
         super().__init__(source.path)
         count = source.frame_count
         if first < 0 or (last is not None and last <= first):
-            raise UserError(f"Frames {first}:{'' if last is None else last} are none; give first:last, counted from 0.")
+            raise OptionsError(
+                f"Frames {first}:{'' if last is None else last} are none; give first:last, counted from 0."
+            )
         if count is not None and first >= count:
-            raise UserError(f"{source.path} has {count} frames, so there is no frame {first}; give a part inside.")
+            raise OptionsError(f"{source.path} has {count} frames, so there is no frame {first}; give a part inside.")
         self._source, self._first, self._last = source, first, last
         self.part = f"{first}:{'' if last is None else last}"
         self.height, self.width = source.height, source.width
@@ -53,4 +55,4 @@ class PartReader(Reader):
                 yield frame
                 found = True
         if not found:
-            raise UserError(f"{self.path} ends before frame {self._first}; give a part inside.")
+            raise OptionsError(f"{self.path} ends before frame {self._first}; give a part inside.")

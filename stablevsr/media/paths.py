@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Literal
 
-from stablevsr.errors import UserError
+from stablevsr.errors import OptionsError, ResourceError
 from stablevsr.media.animation_reader import is_animated
 
 VIDEO_FORMATS = {  # suffix -> FFmpeg's name of the container; explicit because temporaries have no suffix
@@ -41,7 +41,7 @@ def output_for(source: Path, folder: Path) -> Path:
 def output_kind(path: str | Path) -> Kind:
     """The kind of output at `path`: a video, one image, or a folder of PNG files.
 
-    Raises UserError for an unknown suffix.
+    Raises OptionsError for an unknown suffix.
     """
     suffix = Path(path).suffix.lower()
     if os.fspath(path).endswith(os.sep) or Path(path).is_dir() or not suffix:
@@ -51,32 +51,34 @@ def output_kind(path: str | Path) -> Kind:
     if suffix in IMAGE_SUFFIXES:
         return "image"
     supported = " ".join([*VIDEO_FORMATS, *IMAGE_SUFFIXES])
-    raise UserError(
+    raise OptionsError(
         f"Output {path} ends in {suffix}, which cannot be written; use one of {supported}, "
         "or a name without a suffix for a folder of PNG files."
     )
 
 
 def check_output(path: str | Path, input_path: str | Path, force: bool) -> None:
-    """Raise UserError unless `path` may be written for the clip at `input_path`; touches nothing.
+    """Raise OptionsError, or ResourceError for a missing permission, unless `path` may be written; touches nothing.
 
     Refused are unknown suffixes, the input itself or a folder around it (also through links), a missing or unwritable
     parent folder and, without `force`, an existing file or a folder that is not empty.
     """
     if not os.fspath(path):
-        raise UserError("The output has an empty name; give a video, an image or a folder.")
+        raise OptionsError("The output has an empty name; give a video, an image or a folder.")
     kind = output_kind(path)
     target, source = (Path(os.path.realpath(p)) for p in (path, input_path))  # Path.resolve fails for links in a circle
     if target.is_symlink():
-        raise UserError(f"Output {path} is a link that leads back to itself; remove it or choose another output.")
+        raise OptionsError(f"Output {path} is a link that leads back to itself; remove it or choose another output.")
     if target == source or (target.exists() and source.exists() and target.samefile(source)):
-        raise UserError(f"Output {path} is the input itself; choose another output.")
+        raise OptionsError(f"Output {path} is the input itself; choose another output.")
     if source.is_relative_to(target):
-        raise UserError(f"Output {path} is a folder that holds the input {input_path}; choose another output.")
+        raise OptionsError(f"Output {path} is a folder that holds the input {input_path}; choose another output.")
     if not target.parent.is_dir():
-        raise UserError(f"Output {path} cannot be written because {target.parent} is not a folder; create it first.")
+        raise OptionsError(f"Output {path} cannot be written because {target.parent} is not a folder; create it first.")
     if not os.access(target.parent, os.W_OK | os.X_OK):
-        raise UserError(f"Output {path} cannot be written because you have no permission to write in {target.parent}.")
+        raise ResourceError(
+            f"Output {path} cannot be written because you have no permission to write in {target.parent}."
+        )
     if target.exists():
         _check_existing(path, target, kind, force)
 
@@ -84,20 +86,20 @@ def check_output(path: str | Path, input_path: str | Path, force: bool) -> None:
 def _check_existing(path: str | Path, target: Path, kind: Kind, force: bool) -> None:
     if kind == "folder":
         if not target.is_dir():
-            raise UserError(f"Output {path} is a file, but a folder of PNG files would be written; choose another.")
+            raise OptionsError(f"Output {path} is a file, but a folder of PNG files would be written; choose another.")
         if target.is_mount():
-            raise UserError(f"Output {path} is a mount point, which cannot be replaced; choose a folder inside it.")
+            raise OptionsError(f"Output {path} is a mount point, which cannot be replaced; choose a folder inside it.")
         if Path.cwd().is_relative_to(target):
-            raise UserError(f"Output {path} is the folder you are in; choose a new one.")
+            raise OptionsError(f"Output {path} is the folder you are in; choose a new one.")
         if any(target.iterdir()) and not force:
-            raise UserError(f"Output folder {path} is not empty; choose another or pass --force to replace it.")
+            raise OptionsError(f"Output folder {path} is not empty; choose another or pass --force to replace it.")
         foreign = [entry.name for entry in target.iterdir() if entry.suffix.lower() not in IMAGE_SUFFIXES]
         if foreign:
-            raise UserError(
+            raise OptionsError(
                 f"Output folder {path} holds {sorted(foreign)[0]}, which is no image and would be lost; "
                 "choose another folder."
             )
     elif not target.is_file():
-        raise UserError(f"Output {path} exists and is not an ordinary file; choose another output.")
+        raise OptionsError(f"Output {path} exists and is not an ordinary file; choose another output.")
     elif not force:
-        raise UserError(f"Output {path} exists already; choose another or pass --force to replace it.")
+        raise OptionsError(f"Output {path} exists already; choose another or pass --force to replace it.")

@@ -14,7 +14,7 @@ import numpy as np
 from av.codec.context import Flags
 
 from stablevsr.atomic import replacing, sync
-from stablevsr.errors import UserError
+from stablevsr.errors import ResourceError
 from stablevsr.media.codecs import Codec
 from stablevsr.media.colour import Colours, to_frame
 from stablevsr.media.joining import PacketTimes, concatenate, muxer_options
@@ -71,14 +71,14 @@ def _has_avx512() -> bool:
 class PictureFile:
     """A video without sound being written; `count` is its frames, `times` holds the exact times of its packets.
 
-    Raises UserError if the encoder is missing, av.FFmpegError for what encoder or container refuse.
+    Raises ResourceError if the encoder is missing, av.FFmpegError for what encoder or container refuse.
     """
 
     def __init__(self, path: Path, how: PictureFormat) -> None:
         self._how, self.count = how, 0
         self.times: list[PacketTimes] = []
         if how.codec.encoder not in av.codecs_available:
-            raise UserError(
+            raise ResourceError(
                 f"{path} needs the encoder {how.codec.encoder}, which this PyAV lacks; install PyAV from PyPI."
             )
         self._container = av.open(str(path), "w", format=how.form, container_options=muxer_options(how.form))

@@ -16,10 +16,10 @@ import av
 import numpy as np
 from av.video.reformatter import ColorRange
 
-from stablevsr.errors import IncompleteOutput, UserError
+from stablevsr.errors import IncompleteOutput, InputError, OptionsError
 from stablevsr.media.colour import matrix_for, to_frame, to_rgb
 from stablevsr.media.frame import Frame, Reader
-from stablevsr.media.still import MAX_PIXELS
+from stablevsr.media.still_reader import MAX_PIXELS
 
 PIPE = Path("-")  # what stands for standard input and output on the command line
 _MAGIC = b"YUV4MPEG2"
@@ -44,7 +44,7 @@ class PipeReader(Reader):
         stream: unbuffered, so that a frame is there as soon as its last byte is; None is standard input.
 
     Raises:
-        UserError: when opened, for what is no yuv4mpegpipe and for pixel formats that are not read.
+        InputError: when opened, for what is no yuv4mpegpipe and for pixel formats that are not read.
         IncompleteOutput: when read, for a stream that is cut in the middle of a frame, or that begins anew.
     """
 
@@ -52,16 +52,16 @@ class PipeReader(Reader):
         super().__init__(PIPE)
         if stream is None:
             if sys.stdin.isatty():
-                raise UserError(f"standard input is a terminal, expected video from a pipe: {_HOW} | ...")
+                raise OptionsError(f"standard input is a terminal, expected video from a pipe: {_HOW} | ...")
             stream = os.fdopen(os.dup(sys.stdin.fileno()), "rb", buffering=0)
         self._stream = stream
         self._passes.callback(stream.close)
         words = _words(self._line(), _MAGIC)
         if words is None:
-            raise UserError(f"standard input holds no yuv4mpegpipe video: {_HOW}")
+            raise InputError(f"standard input holds no yuv4mpegpipe video: {_HOW}")
         self.width, self.height = _number(words, "W"), _number(words, "H")
         if self.width * self.height > MAX_PIXELS:
-            raise UserError(
+            raise InputError(
                 f"standard input is {self.width}x{self.height}, but at most {MAX_PIXELS} pixels can be read: "
                 "make it smaller first"
             )
@@ -130,7 +130,9 @@ class PipeWriter:
     def __init__(self, source: Reader, height: int, width: int, stream: BinaryIO | None = None) -> None:
         if stream is None:
             if sys.stdout.isatty():
-                raise UserError("standard output is a terminal, which shows no video: add | ffplay -, or give a file")
+                raise OptionsError(
+                    "standard output is a terminal, which shows no video: add | ffplay -, or give a file"
+                )
             stream = sys.stdout.buffer
         self._stream = stream
         self.is_deep = source.is_deep
@@ -192,7 +194,7 @@ def _words(line: bytes, first: bytes) -> dict[str, str] | None:
 def _number(words: dict[str, str], name: str) -> int:
     text = words.get(name, "")
     if not text.isdecimal() or int(text) == 0:
-        raise UserError(f"the header of standard input gives {name}{text or ' not at all'}, expected a size: {_HOW}")
+        raise InputError(f"the header of standard input gives {name}{text or ' not at all'}, expected a size: {_HOW}")
     return int(text)
 
 
@@ -205,7 +207,7 @@ def _ratio(text: str) -> Fraction | None:
 
 def _pixel_format(name: str) -> str:
     if name not in PIXEL_FORMATS:
-        raise UserError(
+        raise InputError(
             f"standard input has the pixel format {name}, which is not read: add -pix_fmt yuv420p to the ffmpeg that "
             "writes it"
         )

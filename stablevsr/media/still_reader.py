@@ -15,7 +15,7 @@ import av
 import imageio.v3 as iio
 import numpy as np
 
-from stablevsr.errors import UserError
+from stablevsr.errors import InputError
 from stablevsr.media.alpha import split_alpha
 from stablevsr.media.display import Orientation
 from stablevsr.media.frame import Frame, Reader
@@ -48,19 +48,19 @@ class StillHeader:
 
 
 def read_header(path: Path) -> StillHeader:
-    """Read the header of an image file; cheap. Raises UserError if it is damaged or its pixel type is not supported."""
+    """Read the header of an image file; cheap. Raises InputError if it is damaged or of another pixel type."""
     try:
         with path.open("rb") as file:
             magic = file.read(8)
             header = _png_header(path, file) if magic == _PNG_SIGNATURE else None
         if header is None:
             header = _pillow_header(path, tiff=magic.startswith(_TIFF_MAGIC))
-    except UserError:
+    except InputError:
         raise
     except Exception as error:  # decoders raise many types for damaged files
         raise _unreadable(path) from error
     if header.height * header.width > MAX_PIXELS:
-        raise UserError(
+        raise InputError(
             f"{path} is {header.width}x{header.height}, but at most {MAX_PIXELS} pixels can be read; "
             "cut it into parts first."
         )
@@ -70,7 +70,7 @@ def read_header(path: Path) -> StillHeader:
 def read_image(path: Path, header: StillHeader) -> np.ndarray:
     """Decode an image file to upright (h, w, 3) RGB or, with alpha, (h, w, 4): uint16 if it is deep, else uint8.
 
-    Raises UserError if it is damaged.
+    Raises InputError if it is damaged.
     """
     try:
         if header.deep:
@@ -119,7 +119,7 @@ def _pillow_header(path: Path, tiff: bool) -> StillHeader:
         metadata = image.metadata(index=0, exclude_applied=False)
     mode = metadata["mode"]
     if mode not in _MODES_8 + _MODES_16:
-        raise UserError(
+        raise InputError(
             f"{path} has pixels of type {mode}, but only RGB, gray and palette images can be read; convert it to RGB."
         )
     alpha = "A" in mode or "transparency" in metadata
@@ -151,8 +151,8 @@ def _read_deep(path: Path, demuxer: str, pix_fmt: str) -> np.ndarray:
         return next(container.decode(video=0)).to_ndarray(format=pix_fmt)
 
 
-def _unreadable(path: Path) -> UserError:
-    return UserError(f"{path} is named like an image but cannot be decoded as one; replace or remove it.")
+def _unreadable(path: Path) -> InputError:
+    return InputError(f"{path} is named like an image but cannot be decoded as one; replace or remove it.")
 
 
 STILL_RATE = Fraction(25)  # images have no rate; FFmpeg assumes 25 as well
@@ -161,7 +161,7 @@ STILL_RATE = Fraction(25)  # images have no rate; FFmpeg assumes 25 as well
 class FolderReader(Reader):
     """The images of a folder in natural order of their names, or a single image file, at 25 frames per second.
 
-    Hidden files are ignored; subfolders and files without an image suffix are skipped with a notice. Raises UserError
+    Hidden files are ignored; subfolders and files without an image suffix are skipped with a notice. Raises InputError
     if there is no image, an image cannot be read, or two images differ in size.
     """
 
@@ -200,7 +200,7 @@ class FolderReader(Reader):
         try:
             entries = sorted(self.path.iterdir(), key=lambda entry: natural_key(entry.name))
         except OSError as error:
-            raise UserError(f"Folder {self.path} cannot be read ({error.strerror}); check its permissions.") from error
+            raise InputError(f"Folder {self.path} cannot be read ({error.strerror}); check its permissions.") from error
         files = []
         for entry in entries:
             if entry.name.startswith("."):
@@ -212,7 +212,9 @@ class FolderReader(Reader):
             else:
                 files.append(entry)
         if not files:
-            raise UserError(f"Folder {self.path} holds no image; put files ending in {' '.join(IMAGE_SUFFIXES)} there.")
+            raise InputError(
+                f"Folder {self.path} holds no image; put files ending in {' '.join(IMAGE_SUFFIXES)} there."
+            )
         return files
 
     def _check_sizes(self) -> None:
@@ -222,8 +224,8 @@ class FolderReader(Reader):
                 raise _size_error(file, header.height, header.width, first, expected)
 
 
-def _size_error(file: Path, height: int, width: int, first: Path, expected: StillHeader) -> UserError:
-    return UserError(
+def _size_error(file: Path, height: int, width: int, first: Path, expected: StillHeader) -> InputError:
+    return InputError(
         f"{file} is {width}x{height} but {first} is {expected.width}x{expected.height}; "
         "all images of a folder must have one size."
     )

@@ -12,7 +12,7 @@ import imageio.v3 as iio
 import numpy as np
 
 from stablevsr.atomic import hidden_sibling, remove, sync
-from stablevsr.errors import UserError
+from stablevsr.errors import OptionsError
 from stablevsr.media.frame import Frame, Reader, Writer
 from stablevsr.media.profiles import to_srgb, with_png_profile, with_tiff_profile
 
@@ -75,14 +75,14 @@ class FolderWriter(Writer):
 
 
 class ImageWriter(Writer):
-    """One image in the format of its suffix; a second frame raises UserError."""
+    """One image in the format of its suffix; a second frame raises OptionsError."""
 
     def __init__(self, path: Path, source: Reader, height: int, width: int, part: Path | None = None) -> None:
         super().__init__(path, height, width, part)
         suffix = path.suffix.lower()
         longest = _MAX_SIDE.get(suffix)
         if longest and max(height, width) > longest:
-            raise UserError(
+            raise OptionsError(
                 f"{path} would be {width}x{height}, but {suffix} holds at most {longest} pixels a side; "
                 "write a .png or .tif."
             )
@@ -92,7 +92,7 @@ class ImageWriter(Writer):
 
     def _write(self, image: np.ndarray, frame: Frame) -> None:
         if self._count:
-            raise UserError(f"{self.path} is a single image, but there is more than one frame; write to a folder.")
+            raise OptionsError(f"{self.path} is a single image, but there is more than one frame; write to a folder.")
         with self._reporting():
             _save(self._part, self.path.suffix.lower(), image, frame.profile)
 

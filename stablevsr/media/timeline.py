@@ -9,7 +9,7 @@ from pathlib import Path
 import av
 from av.format import Flags
 
-from stablevsr.errors import UserError
+from stablevsr.errors import InputError
 from stablevsr.media.demuxing import base_of, has_flag, open_input, picture_streams
 
 SLIP = Fraction(1, 50)  # seconds back; decoding times never decrease, so this may be another recording
@@ -174,7 +174,7 @@ class Timeline:
 
     Only containers whose clock may jump (MPEG streams) are scanned, once through all packets; others are left alone
     unless they start very late. Every recording keeps its offset between picture and sound, and its first frame
-    follows the last frame of the one before. Raises UserError if the times of the sound jump where those of the
+    follows the last frame of the one before. Raises InputError if the times of the sound jump where those of the
     picture do not.
     """
 
@@ -219,7 +219,7 @@ class Timeline:
             if len(switches) == len(found):
                 break
         else:
-            raise UserError(
+            raise InputError(
                 f"{path} is joined from several recordings, and the times of its sound restart elsewhere than "
                 "those of its picture; join them with ffmpeg's concat first."
             )

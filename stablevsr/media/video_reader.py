@@ -12,7 +12,7 @@ from av.container import Flags
 from av.sidedata.sidedata import Type as SideData
 from av.video.frame import PictureType
 
-from stablevsr.errors import UserError
+from stablevsr.errors import InputError, UserError
 from stablevsr.media.colour import (
     HDR_TRANSFERS,
     Colours,
@@ -67,9 +67,9 @@ class VideoReader(Reader):
         with self._open() as (container, stream):
             first = next(self._decode(self._packets(container, stream)), None)
             if first is None:
-                raise UserError(f"{path} has a video stream without a single frame; {HELP}.")
+                raise InputError(f"{path} has a video stream without a single frame; {HELP}.")
             if first.color_trc in HDR_TRANSFERS and not allow_hdr:
-                raise UserError(
+                raise InputError(
                     f"{path} is HDR video ({HDR_TRANSFERS[int(first.color_trc)]}), for which the model is not made; "
                     "convert it to BT.709 first, or pass --allow-hdr."
                 )
@@ -133,7 +133,7 @@ class VideoReader(Reader):
     def _check_whole(self, allow_truncated: bool) -> None:
         missing = missing_bytes(self.path)
         if missing and not allow_truncated:
-            raise UserError(
+            raise InputError(
                 f"{self.path} is cut short: {missing} bytes are missing at its end; "
                 "get the whole file, or pass --allow-truncated for what is there."
             )
@@ -142,7 +142,7 @@ class VideoReader(Reader):
             return
         position = damaged_at(self.path)
         if position is not None and not allow_truncated:
-            raise UserError(
+            raise InputError(
                 f"{self.path} is damaged at byte {position}, so frames or sound are lost there; "
                 "repair it first, or pass --allow-truncated for the rest."
             )
@@ -212,11 +212,11 @@ class VideoReader(Reader):
             # Generated times put the frames of AVI files in the wrong order.
             container.flags &= ~Flags.gen_pts.value  # type: ignore[operator]  # PyAV's stubs: a flag's value is a flag
             if container.format.name == "tty":  # FFmpeg plays any text file as a terminal screen
-                raise UserError(f"{self.path} is a text file; {HELP}.")
+                raise InputError(f"{self.path} is a text file; {HELP}.")
             stream = picture_streams(container, self.path)[0]
             context = stream.codec_context
             if context.width * context.height > MAX_PIXELS:
-                raise UserError(
+                raise InputError(
                     f"{self.path} is {context.width}x{context.height}, but at most {MAX_PIXELS} pixels can be read; "
                     "make it smaller first."
                 )
@@ -256,15 +256,15 @@ class VideoReader(Reader):
         for number, frame in enumerate(frames, skipped + 1):
             height, width = _upright_size(frame)
             if (height, width) != (self.height, self.width):
-                raise UserError(
+                raise InputError(
                     f"Frame {number} of {self.path} is {width}x{height}, but the video began at "
                     f"{self.width}x{self.height}; cut it where the size changes."
                 )
             yield frame
 
-    def _damaged(self, number: int) -> UserError:
+    def _damaged(self, number: int) -> InputError:
         others = f", or pass --frames 0:{number - 1} for those before it" if number > 1 else ""
-        return UserError(
+        return InputError(
             f"Frame {number} of {self.path} cannot be decoded; the file is damaged there, so repair it first{others}."
         )
 
@@ -272,7 +272,7 @@ class VideoReader(Reader):
         try:
             image = to_rgb(decoded, self.is_deep)
         except av.FFmpegError as error:
-            raise UserError(
+            raise InputError(
                 f"Frame {number} of {self.path} has colours that cannot be converted to RGB "
                 f"({decoded.format.name}, matrix {decoded.colorspace}); convert the video to BT.709 first."
             ) from error

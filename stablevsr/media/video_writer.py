@@ -10,7 +10,7 @@ import av
 import numpy as np
 
 from stablevsr.atomic import remove, sync
-from stablevsr.errors import UserError
+from stablevsr.errors import OptionsError, UserError
 from stablevsr.media.codecs import Encoding
 from stablevsr.media.colour import Colours
 from stablevsr.media.copies import TrackError
@@ -136,7 +136,7 @@ class VideoWriter(Writer):
             if self._companions:
                 self._join(draft, times, self._companions, until=Fraction(_REHEARSED_SECONDS))
         except TrackError as error:
-            raise UserError(
+            raise OptionsError(
                 f"{self.path} cannot hold stream {error.index} of {self._source} ({error}); write a .mkv "
                 "file, or take that stream out first."
             ) from error
@@ -172,8 +172,8 @@ class VideoWriter(Writer):
             raise self._uneven(self._count + 1)
         return self._tick + 1  # encoders refuse equal times; one tick is invisible
 
-    def _uneven(self, number: int) -> UserError:
-        return UserError(
+    def _uneven(self, number: int) -> OptionsError:
+        return OptionsError(
             f"{self.path} cannot be written because .avi has a constant frame rate and the frames "
             f"do not (frame {number}); use .mkv."
         )

@@ -4,8 +4,8 @@ import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from stablevsr.config import from_dict, require_types
 from stablevsr.errors import UserError
+from stablevsr.fields import from_dict, require_types
 
 STAGES = ("vae", "unet", "flow", "tcm", "tiny", "rollout", "tcm-rollout")
 
