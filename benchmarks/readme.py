@@ -1,18 +1,14 @@
 #!/usr/bin/env python3
-"""Write the README's tables, between their markers, and its plot from the JSON in benchmarks/results.
+"""Write the README's tables, between their markers, from the JSON in benchmarks/results."""
 
-The plot needs `pip install '.[bench]'`; `--tables` skips it.
-"""
-
-import argparse
 import json
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results"
-PLOT = RESULTS / "steps_small.svg"
 Report = dict[str, dict]
 
 
@@ -33,7 +29,7 @@ def shares_table(report: Report, kind: str = "photographs") -> str:
     """The share of clips on which each variant beats bicubic interpolation."""
     shares = report[kind]["share of clips better than bicubic"]
     columns = list(next(iter(shares.values())))
-    head = ["share of clips on which, against bicubic,", *columns]
+    head = [f"{kind}: share of clips on which, against bicubic,", *columns]
     return table(head, [[name, *(f"{row[column]:.0%}" for column in columns)] for name, row in shares.items()])
 
 
@@ -50,11 +46,24 @@ def speed_table(report: Report) -> str:
     return table(head, lines)
 
 
+def streaming_table(report: Report) -> str:
+    """Seconds per frame of a stream, beside the published loops."""
+    head = ["", "seconds a frame", "latency, s", "times as fast", "times as fast as 50 steps", "largest difference"]
+    lines = []
+    for name, row in report["rows"].items():
+        speeds = [f"{row[key]:.2f}" for key in ("times as fast as the published loop", "times as fast as 50 steps")]
+        error = "" if row["error"] is None else f"{row['error']:.0e}"
+        lines.append([name, f"{row['seconds a frame']:.3g}", f"{row['latency, seconds']:.3g}", *speeds, error])
+    return table(head, lines)
+
+
 # Name of the marker -> (result file, function that makes the table).
 TABLES: dict[str, tuple[str, Callable[[Report], str]]] = {
     "quality": ("quality_small.json", means_table),
+    "footage": ("quality_small.json", partial(means_table, kind="footage")),
     "shares": ("quality_small.json", shares_table),
-    "shortcuts": ("shortcuts_small.json", means_table),
+    "shares_footage": ("quality_small.json", partial(shares_table, kind="footage")),
+    "streaming": ("streaming_small_cpu.json", streaming_table),
     "speed": ("speed_small_cpu.json", speed_table),
 }
 
@@ -71,39 +80,9 @@ def with_tables(text: str) -> str:
     return re.sub(r"(?P<begin><!-- table: (?P<name>\w+) -->)\n.*?(?P<end><!-- end -->)", made, text, flags=re.S)
 
 
-def plot_steps(report: Report) -> None:
-    """Steps against quality, a curve for each sampler."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "stablevsr"  # the same bits each time
-    from matplotlib import pyplot
-
-    mean = report["photographs"]["mean"]
-    figure, axes = pyplot.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
-    for axis, metric in zip(axes, ("HaarPSI", "GMSD", "warp"), strict=True):
-        curves: dict[str, list[tuple[int, float]]] = {}
-        for name, row in mean.items():
-            if found := re.fullmatch(r"two-way(?:, (\S+))?, (\d+) steps", name):
-                curves.setdefault(found[1] or "ddpm", []).append((int(found[2]), row[metric]))
-        for sampler, points in curves.items():
-            axis.plot(*zip(*sorted(points), strict=True), marker="o", label=sampler)
-        axis.axhline(mean["bicubic"][metric], color="gray", linestyle=":", label="bicubic")
-        axis.set_title(metric + (", higher is better" if metric == "HaarPSI" else ", lower is better"))
-        axis.set_xlabel("steps")
-    axes[0].legend()
-    figure.savefig(PLOT, metadata={"Date": None})
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tables", action="store_true", help="do not redraw the plot")
-    options = parser.parse_args()
     readme = ROOT / "README.md"
     readme.write_text(with_tables(readme.read_text()))
-    steps = RESULTS / "steps_small.json"
-    if steps.exists() and not options.tables:
-        plot_steps(json.loads(steps.read_text()))
 
 
 if __name__ == "__main__":

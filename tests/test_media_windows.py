@@ -151,7 +151,7 @@ def test_an_old_result_that_is_open_stays(tmp_path, windows):
     with open_reader(source) as reader, (tmp_path / "out.mp4").open("rb"):
         frame = next(iter(reader))
         writer = open_writer(tmp_path / "out.mp4", reader, height=32, width=48, force=True)
-        with pytest.raises(UserError, match="close whatever is using it"), writer:
+        with pytest.raises(UserError, match="close the program that uses it"), writer:
             writer.write(frame.image, frame)
     assert windows == [("replace", "out.mp4")]
     assert (tmp_path / "out.mp4").read_bytes() == old
