@@ -59,10 +59,10 @@ def streaming_table(report: Report) -> str:
 
 # Name of the marker -> (result file, function that makes the table).
 TABLES: dict[str, tuple[str, Callable[[Report], str]]] = {
-    "quality": ("quality_small.json", means_table),
-    "footage": ("quality_small.json", partial(means_table, kind="footage")),
-    "shares": ("quality_small.json", shares_table),
-    "shares_footage": ("quality_small.json", partial(shares_table, kind="footage")),
+    "quality": ("quality_photos.json", means_table),
+    "footage": ("quality_photos.json", partial(means_table, kind="footage")),
+    "shares": ("quality_photos.json", shares_table),
+    "shares_footage": ("quality_photos.json", partial(shares_table, kind="footage")),
     "streaming": ("streaming_small_cpu.json", streaming_table),
     "speed": ("speed_small_cpu.json", speed_table),
 }
