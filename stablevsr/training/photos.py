@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from stablevsr.errors import UserError
+from stablevsr.errors import InputError
 from stablevsr.media import natural_key
 from stablevsr.training.data import PooledWindows, Window, downscale
 from stablevsr.training.degradations import degrade
@@ -207,14 +207,14 @@ def _sample(picture: Tensor, grid: Array) -> Tensor:
 
 def _photographs(root: Path, include: tuple[str, ...], exclude: tuple[str, ...]) -> list[Path]:
     if not root.is_dir():
-        raise UserError(f"data folder {root} does not exist, expected a folder of photographs")
+        raise InputError(f"data folder {root} does not exist, expected a folder of photographs")
     there = {path.stem: path for path in root.iterdir() if path.suffix.lower() in SUFFIXES}
     missing = sorted(set(include) - set(there))
     if missing:
-        raise UserError(f"data folder {root} has no picture {missing[0]}, which the recipe includes")
+        raise InputError(f"data folder {root} has no picture {missing[0]}, which the recipe includes")
     names = include or [name for name in there if name not in exclude]
     if not names:
-        raise UserError(f"data folder {root} holds no picture that the recipe takes, expected {', '.join(SUFFIXES)}")
+        raise InputError(f"data folder {root} holds no picture that the recipe takes, expected {', '.join(SUFFIXES)}")
     return [there[name] for name in sorted(names, key=natural_key)]
 
 
@@ -224,8 +224,8 @@ def _read(path: Path, side: int) -> Tensor:
         with Image.open(path) as picture:
             pixels = torch.from_numpy(np.array(picture.convert("RGB")))
     except Exception as error:  # the decoders raise many types for damaged files
-        raise UserError(f"photograph {path} cannot be read ({error})") from error
+        raise InputError(f"photograph {path} cannot be read ({error})") from error
     height, width = pixels.shape[:2]
     if min(height, width) < MARGIN * side:
-        raise UserError(f"{path} is {width}x{height}, expected sides of at least {MARGIN * side:.0f}: use larger ones")
+        raise InputError(f"{path} is {width}x{height}, expected sides of at least {MARGIN * side:.0f}: use larger ones")
     return pixels

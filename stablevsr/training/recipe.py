@@ -4,7 +4,7 @@ import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from stablevsr.errors import UserError
+from stablevsr.errors import OptionsError, UserError
 from stablevsr.fields import from_dict, require_types
 
 STAGES = ("vae", "unet", "flow", "tcm", "tiny", "rollout", "tcm-rollout")
@@ -12,7 +12,7 @@ STAGES = ("vae", "unet", "flow", "tcm", "tiny", "rollout", "tcm-rollout")
 
 def _require(ok: bool, message: str) -> None:
     if not ok:
-        raise UserError(message)
+        raise OptionsError(message)
 
 
 @dataclass(frozen=True)
@@ -145,15 +145,15 @@ def read_recipe(path: Path) -> Recipe:
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise UserError(f"recipe {path} does not exist") from error
+        raise OptionsError(f"recipe {path} does not exist") from error
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UserError(f"recipe {path} is not valid TOML ({error})") from error
+        raise OptionsError(f"recipe {path} is not valid TOML ({error})") from error
     missing = [key for key in ("stage", "steps", "output") if key not in values]
     if missing:
-        raise UserError(f"recipe {path} lacks {', '.join(missing)}")
+        raise OptionsError(f"recipe {path} lacks {', '.join(missing)}")
     try:
         return from_dict(Recipe, values)
     except (TypeError, ValueError) as error:
-        raise UserError(f"recipe {path} holds a value of the wrong type ({error})") from error
+        raise OptionsError(f"recipe {path} holds a value of the wrong type ({error})") from error
     except UserError as error:
-        raise UserError(f"recipe {path}: {error}") from error
+        raise OptionsError(f"recipe {path}: {error}") from error

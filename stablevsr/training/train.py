@@ -11,7 +11,7 @@ from torch import Tensor
 
 from stablevsr.architectures import ARCHITECTURES
 from stablevsr.atomic import replacing
-from stablevsr.errors import UserError
+from stablevsr.errors import OptionsError, ResourceError, WeightsError
 from stablevsr.model import StableVSR, build_model
 from stablevsr.nn.tcm import starting_state
 from stablevsr.runtime import check_dtype, require_compiler
@@ -34,9 +34,9 @@ def train(path: Path, device: torch.device) -> Path:
     part = STAGES[recipe.stage].part
     header, model = starting_model(recipe, path.parent)
     if part in ("flow", "tcm") and model.flow is None:
-        raise UserError(f"{recipe.init} holds no flow network, which stage {recipe.stage} needs: convert with --flow")
+        raise WeightsError(f"{recipe.init} has no flow network, which stage {recipe.stage} needs: convert with --flow")
     if recipe.stage == "tiny" and model.tiny is None:
-        raise UserError(f"{recipe.init} holds no tiny decoder: convert with --tiny, or start from preset small")
+        raise WeightsError(f"{recipe.init} holds no tiny decoder: convert with --tiny, or start from preset small")
     device = start_processes(device)
     stage = stage_of(recipe, device)
     if recipe.dtype == "bf16":
@@ -45,7 +45,7 @@ def train(path: Path, device: torch.device) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"output folder {folder} cannot be made ({error.strerror}): choose another") from error
+        raise ResourceError(f"output folder {folder} cannot be made ({error.strerror}): choose another") from error
     loss = StageLoss(model.to(device), stage)
     loss.learner.train()
     if recipe.gradient_checkpointing:
@@ -88,7 +88,9 @@ def starting_model(recipe: Recipe, base: Path) -> tuple[Header, StableVSR]:
         model = cast(StableVSR, build_model(base / recipe.init, device="cpu"))  # not offloaded
         header = read_header(base / recipe.init)
         if header.config.is_streaming:
-            raise UserError(f"{recipe.init} holds streaming weights, which are not trained here: use StableVSR weights")
+            raise WeightsError(
+                f"{recipe.init} has streaming weights, which are not trained here: use StableVSR weights"
+            )
     elif recipe.preset in ARCHITECTURES:
         torch.manual_seed(recipe.seed)
         model = StableVSR(ARCHITECTURES[recipe.preset])
@@ -97,10 +99,10 @@ def starting_model(recipe: Recipe, base: Path) -> tuple[Header, StableVSR]:
         held = [part for part in TRAINED if getattr(model, part) is not None]
         header = Header(model.config, dict.fromkeys(held, "untrained, random"))
     else:
-        raise UserError(f"preset is {recipe.preset!r}, expected one of {', '.join(ARCHITECTURES)}")
+        raise OptionsError(f"preset is {recipe.preset!r}, expected one of {', '.join(ARCHITECTURES)}")
     for part, file in recipe.parts.items():
         if part not in TRAINED or getattr(model, part) is None:
-            raise UserError(f"parts names {part!r}, expected one of {', '.join(TRAINED)}, as the model has")
+            raise OptionsError(f"parts names {part!r}, expected one of {', '.join(TRAINED)}, as the model has")
         model.load_state_dict(read_part(base / file, part, model), strict=False)
         header.provenance[part] = f"from {Path(file).name}"
     if recipe.tcm_from_unet:
