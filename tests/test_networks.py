@@ -26,6 +26,7 @@ from stablevsr.config import (
 )
 from stablevsr.convert.keys import diffusers_tiny, rename_all
 from stablevsr.errors import UserError
+from stablevsr.nn import layers
 from stablevsr.nn.attention import CHUNK, attend, attend_in_chunks
 from stablevsr.nn.layers import double_and_convolve
 from stablevsr.nn.raft import RAFT, CorrelationPyramid, OnDemandCorrelation
@@ -591,6 +592,30 @@ def test_doubling_in_one_convolution_equals_the_two_steps(layout: torch.memory_f
     x = torch.randn(2, 5, 6, 9, dtype=torch.float64)
     expected = conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
     torch.testing.assert_close(double_and_convolve(x, conv), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("change", ["in place", "assigned", "dtype", "none"])
+def test_the_kernel_that_is_kept_follows_its_weights(change: str) -> None:
+    """On a CPU without gradients the fused kernel is computed once, until the weights change."""
+    torch.manual_seed(0)
+    conv, x = nn.Conv2d(8, 8, 3, padding=1).requires_grad_(False), torch.randn(1, 8, 5, 4)
+    with torch.no_grad():
+        first = double_and_convolve(x, conv)
+        kept = layers._kernels[conv].kernel
+        if change == "in place":
+            conv.weight.mul_(2)
+        elif change == "assigned":
+            conv.load_state_dict({"weight": torch.randn(8, 8, 3, 3), "bias": conv.bias}, assign=True)
+        elif change == "dtype":
+            conv.half().float()
+        found = double_and_convolve(x, conv)
+        assert (layers._kernels[conv].kernel is kept) == (change == "none")
+        layers._kernels.clear()
+        assert torch.equal(found, double_and_convolve(x, conv))
+    assert torch.equal(first, found) == (change == "none")
+    conv.requires_grad_(True)
+    double_and_convolve(x, conv).sum().backward()
+    assert conv.weight.grad is not None
 
 
 @both_precisions

@@ -1,6 +1,8 @@
 """Building blocks shared by the UNet, the TCM and the VAE."""
 
 import math
+from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -68,12 +70,41 @@ def double_and_convolve(x: Tensor, conv: nn.Conv2d) -> Tensor:
     Every output depends on only 2x2 distinct inputs, so a 4x4 transposed convolution computes the same up to rounding,
     with 16 multiplications per input instead of 36.
     """
-    # The kernel at each of the four positions of an upsampled pixel. Summed in float32: half precision would round
+    return F.conv_transpose2d(x, _doubled_kernel(conv), conv.bias, stride=2, padding=1)
+
+
+def _doubled_kernel(conv: nn.Conv2d) -> Tensor:
+    """The 4x4 kernel. Kept for the next call on a CPU, where summing it takes longer than convolving a small frame."""
+    weight = conv.weight
+    if weight.device.type != "cpu" or weight.is_inference() or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return _double(weight)
+    known = _kernels.get(conv)
+    if known is not None and known.weight.data_ptr() == weight.data_ptr() and known.version == weight._version:
+        return known.kernel
+    kernel = _double(weight)
+    if weight.is_contiguous():  # not channels_last: then its order is the one that convolutions want
+        kernel = kernel.contiguous()
+    _kernels[conv] = _Doubled(weight.detach(), weight._version, kernel)
+    return kernel
+
+
+class _Doubled(NamedTuple):
+    """A kernel, and the state of the weights that it was made of."""
+
+    weight: Tensor  # held, so that no other weights can be at the same place in memory
+    version: int
+    kernel: Tensor
+
+
+_kernels: WeakKeyDictionary[nn.Conv2d, _Doubled] = WeakKeyDictionary()
+
+
+def _double(weight: Tensor) -> Tensor:
+    # The sum of the kernel at each of the four positions of an upsampled pixel. In float32: half precision would round
     # the sums, which the two separate steps never form.
-    wide = conv.weight.to(torch.promote_types(conv.weight.dtype, torch.float32))
+    wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
     kernels = [F.pad(wide, (right, 1 - right, down, 1 - down)) for down in (0, 1) for right in (0, 1)]
-    weight = sum(kernels[1:], kernels[0]).to(conv.weight.dtype).transpose(0, 1).flip(-1, -2)
-    return F.conv_transpose2d(x, weight, conv.bias, stride=2, padding=1)
+    return sum(kernels[1:], kernels[0]).to(weight.dtype).transpose(0, 1).flip(-1, -2)
 
 
 class Upsample(nn.Module):
