@@ -326,7 +326,10 @@ def test_a_checkpoint_of_another_recipe_is_refused_by_name(tmp_path: Path) -> No
         (("batch = 2", 'batch = "two"'), "batch is 'two'"),
         (("steps = 4", ""), "lacks steps"),
         (("crop = 16", "crop = 15"), "data.crop is 15"),
-        (('stage = "vae"', 'stage = "flow"'), "data.crop is 16, expected a multiple of 8 of at least 128 for stage flow"),
+        (
+            ('stage = "vae"', 'stage = "flow"'),
+            "data.crop is 16, expected a multiple of 8 of at least 128 for stage flow",
+        ),
         (("lr = 1e-3", "lr = 1e-3\nclip = -1.0"), "optimiser.clip is -1.0"),
         (("lr = 1e-3", "lr = 1e-3\nbetas = [{a = 1}, 0.9]"), "has a value of the wrong type"),
         (("pool = 2", 'kind = "folders"'), "data.root is missing: name the folder that holds hr/ (and lr/)"),
@@ -338,6 +341,14 @@ def test_a_checkpoint_of_another_recipe_is_refused_by_name(tmp_path: Path) -> No
         (("temporal = 0.5", "latent = 0.0\npicture = 0.0"), "rollout.latent, picture and features are all 0"),
         (('preset = "tiny"', ""), "got neither of preset and init, expected one"),
         (('preset = "tiny"', 'preset = "huge"'), "preset is 'huge', expected one of"),
+        (
+            ('preset = "tiny"', 'preset = "tiny"\ninit = "none.safetensors"'),
+            "got both of preset and init, expected one",
+        ),
+        (
+            ("temporal = 0.5", "temporal = 0.5\n[parts]\nclock = 'none.safetensors'"),
+            "parts has 'clock', expected a part of the model",
+        ),
         (("batch = 2", "batch = "), "is not valid TOML"),
         (('preset = "tiny"', 'init = "none.safetensors"'), "none.safetensors does not exist"),
     ],
@@ -350,6 +361,17 @@ def test_bad_recipes_are_one_sentence(tmp_path: Path, change: tuple[str, str], m
     assert len(told) == 1
     assert message in told[0]
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("stage", "part", "name"), [("tcm", "flow", "flow network"), ("tiny", "tiny", "tiny decoder")])
+def test_a_preset_without_the_network_that_a_stage_needs_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, part: str, name: str
+) -> None:
+    monkeypatch.setitem(ARCHITECTURES, "tiny", replace(TINY, **{part: None}))
+    with pytest.raises(
+        UserError, match=f"^preset tiny has no {name}, which stage {stage} needs: convert with --{part}"
+    ):
+        train(write_recipe(tmp_path / "run.toml", stage=stage), CPU)
 
 
 def test_shipped_recipes_and_the_readme_example_are_valid(tmp_path: Path) -> None:

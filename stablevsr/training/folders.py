@@ -37,11 +37,11 @@ class FolderWindows(Windows):
         hr, lr = root / "hr", root / "lr"
         if not hr.is_dir():
             raise InputError(f"data folder {root} has no folder hr, expected hr/CLIP/FRAME.png: check data.root")
-        there = sorted(entry.name for entry in hr.iterdir() if entry.is_dir())
-        missing = sorted(set(include) - set(there))
+        present = sorted(entry.name for entry in hr.iterdir() if entry.is_dir())
+        missing = sorted(set(include) - set(present))
         if missing:
             raise InputError(f"data folder {hr} has no clip {missing[0]}: check data.include")
-        for name in include or [name for name in there if name not in exclude]:
+        for name in include or [name for name in present if name not in exclude]:
             high, low = _frames(hr / name), _frames(lr / name) if lr.is_dir() else []
             if lr.is_dir() and len(low) != len(high):
                 raise InputError(

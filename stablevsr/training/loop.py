@@ -110,12 +110,12 @@ class Trainer:
         for part in range(recipe.accumulate):
             window = self.to_device(next(batches))
             last = part == recipe.accumulate - 1
-            waits = not last and isinstance(self.loss, DistributedDataParallel)
-            quiet = cast(DistributedDataParallel, self.loss).no_sync() if waits else nullcontext()
+            skip_sync = not last and isinstance(self.loss, DistributedDataParallel)
+            sync = cast(DistributedDataParallel, self.loss).no_sync() if skip_sync else nullcontext()
             autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.dtype == "bf16")
             # Accumulation and processes share one index: two processes draw the same noise as one that accumulates two.
             random = Randomness(recipe.seed, self.step, part * self.world + self.rank)
-            with quiet:
+            with sync:
                 with autocast:
                     loss = self.loss(window, random) / recipe.accumulate
                 loss.backward()
@@ -176,13 +176,13 @@ class Trainer:
     def draw_samples(self) -> None:
         """Write OUTPUT/samples/STEP.png: results on the first windows with the weights that would be written."""
         windows = [{k: v.to(self.device) for k, v in self.windows[number].items()} for number in range(NUM_SAMPLES)]
-        kept = {name: value.clone() for name, value in self.learner.state_dict().items()}
-        trains = self.learner.training
+        current = {name: value.clone() for name, value in self.learner.state_dict().items()}
+        was_training = self.learner.training
         self.learner.load_state_dict(self.kept_weights())
         self.learner.eval()  # RAFT large has batch norm
         picture = sample_picture(self.stage_loss.model, self.recipe.stage, windows)
-        self.learner.train(trains)
-        self.learner.load_state_dict(kept)
+        self.learner.train(was_training)
+        self.learner.load_state_dict(current)
         path = self.folder / "samples" / f"{self.step:07}.png"
         path.parent.mkdir(exist_ok=True)
         with replacing(path) as part:

@@ -193,8 +193,8 @@ def tiny_decoder_loss(model: Networks, picture: Tensor, draws: Draws, low_res: T
     """
     with torch.no_grad():
         estimate = clean_estimate_of(model, picture, low_res, context, draws)
-        wanted = model.vae.decode(estimate / model.vae.scaling_factor).float()
-    error = tiny_decoder_of(model)(estimate).float() - wanted
+        target = model.vae.decode(estimate / model.vae.scaling_factor).float()
+    error = tiny_decoder_of(model)(estimate).float() - target
     return error.abs().mean() + error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
 
 

@@ -94,7 +94,7 @@ class PhotoWindows(PooledWindows):
         super().__init__(seed, crop, pool)
         self.clips, self.side = clips, clips.side
         self.files = _photographs(root, include, exclude)
-        self._kept: OrderedDict[int, Tensor] = OrderedDict()
+        self._cache: OrderedDict[int, Tensor] = OrderedDict()
 
     def render(self, index: int) -> Window:
         random = np.random.Generator(np.random.Philox(key=self.seed, counter=[0, 0, index, 3]))
@@ -123,8 +123,8 @@ class PhotoWindows(PooledWindows):
     def _turn(self, random: Random, photograph: int) -> Array:
         """(2, 2): a random reduction that the photograph is large enough for, and a random number of quarter turns."""
         shorter = min(self._photograph(photograph).shape[:2])
-        most = max(min(REDUCTION[1], shorter / (MARGIN * self.side)), 1.0)
-        reduction = np.exp(random.uniform(np.log(min(REDUCTION[0], most)), np.log(most)))
+        limit = max(min(REDUCTION[1], shorter / (MARGIN * self.side)), 1.0)
+        reduction = np.exp(random.uniform(np.log(min(REDUCTION[0], limit)), np.log(limit)))
         return reduction * np.linalg.matrix_power(np.array([[0, -1], [1, 0]]), int(random.integers(4)))
 
     def _window(self, planes: list[Plane], photographs: list[int], random: Random) -> Window:
@@ -166,12 +166,12 @@ class PhotoWindows(PooledWindows):
 
     def _photograph(self, number: int) -> Tensor:
         """(h, w, 3) uint8, from a least-recently-used cache."""
-        if number not in self._kept:
-            self._kept[number] = _read(self.files[number], self.side)
-            if len(self._kept) > KEPT:
-                self._kept.popitem(last=False)
-        self._kept.move_to_end(number)
-        return self._kept[number]
+        if number not in self._cache:
+            self._cache[number] = _read(self.files[number], self.side)
+            if len(self._cache) > KEPT:
+                self._cache.popitem(last=False)
+        self._cache.move_to_end(number)
+        return self._cache[number]
 
 
 def project(matrix: Array, points: Array) -> Array:
@@ -191,12 +191,12 @@ def _flow(planes: list[Plane], side: int, target: float, source: float) -> tuple
     """As `Scene.flow`: (side, side, 2) in pixels, and booleans (side, side), true where occluded in `source`."""
     points = pixel_centres(side, side, 1)
     owner = _owner(planes, points, target)
-    there = np.empty_like(points)
+    warped = np.empty_like(points)
     for number in np.unique(owner):
         step = planes[number].matrix(source) @ np.linalg.inv(planes[number].matrix(target))
-        there[owner == number] = project(step, points[owner == number])
-    outside = (np.abs(there) > (side - 1) / 2).any(-1)
-    return there - points, outside | (_owner(planes, there, source) != owner)
+        warped[owner == number] = project(step, points[owner == number])
+    outside = (np.abs(warped) > (side - 1) / 2).any(-1)
+    return warped - points, outside | (_owner(planes, warped, source) != owner)
 
 
 def _sample(picture: Tensor, grid: Array) -> Tensor:
@@ -208,17 +208,17 @@ def _sample(picture: Tensor, grid: Array) -> Tensor:
 def _photographs(root: Path, include: tuple[str, ...], exclude: tuple[str, ...]) -> list[Path]:
     if not root.is_dir():
         raise InputError(f"data folder {root} does not exist, expected a folder of photographs: check data.root")
-    there = {path.stem: path for path in root.iterdir() if path.suffix.lower() in SUFFIXES}
-    missing = sorted(set(include) - set(there))
+    found = {path.stem: path for path in root.iterdir() if path.suffix.lower() in SUFFIXES}
+    missing = sorted(set(include) - set(found))
     if missing:
         raise InputError(f"data folder {root} has no photograph {missing[0]}: check data.include")
-    names = include or [name for name in there if name not in exclude]
+    names = include or [name for name in found if name not in exclude]
     if not names:
         raise InputError(
             f"data folder {root} has no selected photograph, expected {', '.join(SUFFIXES)}: "
             "check data.include and data.exclude"
         )
-    return [there[name] for name in sorted(names, key=natural_key)]
+    return [found[name] for name in sorted(names, key=natural_key)]
 
 
 def _read(path: Path, side: int) -> Tensor:

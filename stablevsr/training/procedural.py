@@ -99,13 +99,13 @@ class Scene:
         """
         points = pixel_centres(height, width, 1)
         owner = self.top_layer(points, target)
-        there = np.empty_like(points)
+        warped = np.empty_like(points)
         for number in np.unique(owner):
             layer = self.layers[number]
             step = layer.matrix(self.camera, source) @ np.linalg.inv(layer.matrix(self.camera, target))
-            there[owner == number] = transform(step, points[owner == number])
-        outside = (np.abs(there) > [(width - 1) / 2, (height - 1) / 2]).any(-1)
-        return there - points, outside | (self.top_layer(there, source) != owner)
+            warped[owner == number] = transform(step, points[owner == number])
+        outside = (np.abs(warped) > [(width - 1) / 2, (height - 1) / 2]).any(-1)
+        return warped - points, outside | (self.top_layer(warped, source) != owner)
 
 
 def pixel_centres(height: int, width: int, per_pixel: int) -> Array:

@@ -120,9 +120,9 @@ def picture_loss(model: Networks, x0: Tensor, picture: Tensor, truth: Tensor, ob
     loss = weights.latent * F.mse_loss(x0, latent) + weights.picture * F.l1_loss(picture, truth) / 2
     if objective.features is not None:
         with torch.no_grad():
-            wanted = objective.features(truth / 2 + 0.5)
-        found = objective.features(picture / 2 + 0.5)
-        loss = loss + weights.features * feature_distance(found, wanted).mean()
+            target = objective.features(truth / 2 + 0.5)
+        ours = objective.features(picture / 2 + 0.5)
+        loss = loss + weights.features * feature_distance(ours, target).mean()
     return loss
 
 
