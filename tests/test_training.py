@@ -369,7 +369,7 @@ def test_a_preset_without_the_network_that_a_stage_needs_is_named(
 ) -> None:
     monkeypatch.setitem(ARCHITECTURES, "tiny", replace(TINY, **{part: None}))
     with pytest.raises(
-        UserError, match=f"^preset tiny has no {name}, which stage {stage} needs: convert with --{part}"
+        UserError, match=f"^preset tiny has no {name}, which stage {stage} needs: use weights converted with --{part}"
     ):
         train(write_recipe(tmp_path / "run.toml", stage=stage), CPU)
 

@@ -144,7 +144,7 @@ def test_bad_folders_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has no selected clip of at least 3 frames"):
         windows()
     write_clip(tmp_path / "hr/a", 4, (32, 40))
-    with pytest.raises(UserError, match="has no clip b: check data.include"):
+    with pytest.raises(UserError, match=r"has no clip b: check data\.include"):
         windows("b")
     with pytest.raises(UserError, match=r"is 40x32, expected sides of at least 64: lower data.crop"):
         windows(crop=64)[0]

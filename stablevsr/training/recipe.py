@@ -57,7 +57,7 @@ class OptimiserRecipe:
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 1e-2
     warmup: int = 0  # steps of linear warm-up
-    decay: str = "constant"  # or "cosine", to zero at the last step
+    decay: str = "constant"  # or "cosine": half-cosine decay towards zero
     clip: float = 1.0  # maximum gradient norm; 0: no clipping
     ema: float = 0.0  # decay of the moving average of the weights, which is what is saved; 0: none
 

@@ -35,10 +35,12 @@ def train(path: Path, device: torch.device) -> Path:
     header, model = starting_model(recipe, path.parent)
     source = recipe.init or f"preset {recipe.preset}"
     if part in ("flow", "tcm") and model.flow is None:
-        raise WeightsError(f"{source} has no flow network, which stage {recipe.stage} needs: convert with --flow")
+        raise WeightsError(
+            f"{source} has no flow network, which stage {recipe.stage} needs: use weights converted with --flow"
+        )
     if recipe.stage == "tiny" and model.tiny is None:
         raise WeightsError(
-            f"{source} has no tiny decoder, which stage tiny needs: convert with --tiny or use preset small"
+            f"{source} has no tiny decoder, which stage tiny needs: use weights converted with --tiny, or preset small"
         )
     device = start_processes(device)
     stage = stage_of(recipe, device)
