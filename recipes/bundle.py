@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Make the small model's weights file of what the recipes' runs left, in half precision, with where each part is from.
+"""Bundle the parts trained by the recipes into one weights file, in half precision, with the provenance of each part.
 
     python recipes/bundle.py stablevsr/assets/small.safetensors \\
         --unet runs/small/unet/unet.safetensors recipes/small/5-unet.toml --tcm ...
@@ -18,18 +18,18 @@ from stablevsr.model import PARTS, StableVSR
 from stablevsr.training.train import read_part
 from stablevsr.weights import Header, write
 
-# The run that the UNet and the TCM were distilled to: DDIM at t = 999, 749, 499, 249.
+# The sampler that UNet and TCM are distilled to: DDIM at t = 999, 749, 499, 249.
 SAMPLING = SamplingConfig(steps=4, sampler="ddim", temporal=TemporalGuidance(tiny=True))
 CONFIG = replace(SMALL, schedule=replace(SMALL.schedule, timestep_spacing="trailing"))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("target", type=Path, help="the file to write")
+    parser.add_argument("target", type=Path, help="weights file to write")
     names = [part for part in PARTS if getattr(SMALL, part)]
     for part in names:
         metavar = (f"{part.upper()}.safetensors", "RECIPE")
-        parser.add_argument(f"--{part}", required=True, nargs=2, metavar=metavar, help="the part, and its recipe")
+        parser.add_argument(f"--{part}", required=True, nargs=2, metavar=metavar, help="its weights and recipe")
     options = parser.parse_args()
     with torch.device("meta"):
         model = StableVSR(CONFIG)

@@ -3,8 +3,8 @@
 
     python recipes/photo_tiles.py runs/photographs/tiles runs/photographs/*.jpg
 
-Each photograph is made smaller by two and by four, which hides its demosaicing and compression, and cut up. Tiles
-without structure are left out.
+Each photograph is downscaled by two and by four, which hides demosaicing and compression artefacts, and cut into
+tiles. Flat tiles are dropped.
 """
 
 import argparse
@@ -16,11 +16,11 @@ from PIL import Image
 
 SIDE = 256
 REDUCTIONS = (2, 4)
-MIN_DEVIATION = 6.0  # of a tile's 8-bit values: below, it is sky
+MIN_DEVIATION = 6.0  # standard deviation of a tile's 8-bit values; below, it is mostly sky
 
 
 def tiles(photograph: Image.Image) -> Iterator[Image.Image]:
-    """In the order of reductions, rows and columns."""
+    """Tiles of SIDE x SIDE pixels, ordered by reduction, row and column."""
     for reduction in REDUCTIONS:
         size = photograph.width // reduction, photograph.height // reduction
         small = photograph.resize(size, Image.Resampling.LANCZOS)
@@ -33,15 +33,15 @@ def tiles(photograph: Image.Image) -> Iterator[Image.Image]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("target", type=Path, help="the folder for hr/NUMBER/0.png")
-    parser.add_argument("photographs", type=Path, nargs="+", help="taken in the order given, which numbers the tiles")
+    parser.add_argument("target", type=Path, help="output folder, for hr/NUMBER/0.png")
+    parser.add_argument("photographs", type=Path, nargs="+", help="photographs, in the order that numbers the tiles")
     options = parser.parse_args()
     count = 0
     for path in options.photographs:
         try:
             photograph = Image.open(path).convert("RGB")
         except OSError as error:
-            parser.error(f"{path} cannot be read ({error}): expected a picture file")
+            parser.error(f"{path} cannot be read ({error}), expected an image file")
         for tile in tiles(photograph):
             folder = options.target / "hr" / f"{count:05}"
             folder.mkdir(parents=True, exist_ok=True)

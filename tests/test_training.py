@@ -299,7 +299,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch: p
         raise RuntimeError("No space left on device")
 
     monkeypatch.setattr("torch.save", full)
-    with pytest.raises(UserError, match=r"could not be written \(No space left on device\); the one before"):
+    with pytest.raises(UserError, match=r"cannot be written \(No space left on device\): run again to resume"):
         train(recipe, CPU)
     assert checkpoint.read_bytes() == before
     assert not list((tmp_path / "run").glob(".*"))
@@ -309,7 +309,7 @@ def test_a_checkpoint_of_another_recipe_is_refused_by_name(tmp_path: Path) -> No
     recipe = write_recipe(tmp_path / "run.toml", steps=3)
     train(recipe, CPU)
     recipe.write_text(recipe.read_text().replace("batch = 2", "batch = 3"))
-    with pytest.raises(UserError, match=r"was made with batch = 2, the recipe says 3"):
+    with pytest.raises(UserError, match=r"has batch = 2, expected 3 as in the recipe"):
         train(recipe, CPU)
     (tmp_path / "run/checkpoint.pt").write_bytes(b"damaged")
     with pytest.raises(UserError, match=r"checkpoint .* is damaged"):
@@ -326,18 +326,29 @@ def test_a_checkpoint_of_another_recipe_is_refused_by_name(tmp_path: Path) -> No
         (("batch = 2", 'batch = "two"'), "batch is 'two'"),
         (("steps = 4", ""), "lacks steps"),
         (("crop = 16", "crop = 15"), "data.crop is 15"),
-        (('stage = "vae"', 'stage = "flow"'), "data.crop is 16, stage flow needs a multiple of 8 of at least 128"),
+        (
+            ('stage = "vae"', 'stage = "flow"'),
+            "data.crop is 16, expected a multiple of 8 of at least 128 for stage flow",
+        ),
         (("lr = 1e-3", "lr = 1e-3\nclip = -1.0"), "optimiser.clip is -1.0"),
-        (("lr = 1e-3", "lr = 1e-3\nbetas = [{a = 1}, 0.9]"), "holds a value of the wrong type"),
+        (("lr = 1e-3", "lr = 1e-3\nbetas = [{a = 1}, 0.9]"), "has a value of the wrong type"),
         (("pool = 2", 'kind = "folders"'), "data.root is missing: name the folder that holds hr/ (and lr/)"),
         (("pool = 2", 'kind = "photos"'), "data.root is missing: name the folder that holds the photographs"),
         (("pool = 2", 'kind = "photo"'), "data.kind is 'photo', expected one of procedural, folders, photos"),
         (("pool = 2", "degraded = 0.5"), "data.degraded is 0.5, which needs data.kind photos"),
         (("steps = 2\n", "steps = 0\n"), "rollout.steps is 0, expected 1 to 50"),
         (("steps = 2\n", 'spacing = "even"\n'), "rollout.spacing is 'even', expected one of leading"),
-        (("temporal = 0.5", "latent = 0.0\npicture = 0.0"), "the weights of rollout are all 0"),
-        (('preset = "tiny"', ""), "give either preset or init"),
+        (("temporal = 0.5", "latent = 0.0\npicture = 0.0"), "rollout.latent, picture and features are all 0"),
+        (('preset = "tiny"', ""), "got neither of preset and init, expected one"),
         (('preset = "tiny"', 'preset = "huge"'), "preset is 'huge', expected one of"),
+        (
+            ('preset = "tiny"', 'preset = "tiny"\ninit = "none.safetensors"'),
+            "got both of preset and init, expected one",
+        ),
+        (
+            ("temporal = 0.5", "temporal = 0.5\n[parts]\nclock = 'none.safetensors'"),
+            "parts has 'clock', expected a part of the model",
+        ),
         (("batch = 2", "batch = "), "is not valid TOML"),
         (('preset = "tiny"', 'init = "none.safetensors"'), "none.safetensors does not exist"),
     ],
@@ -350,6 +361,17 @@ def test_bad_recipes_are_one_sentence(tmp_path: Path, change: tuple[str, str], m
     assert len(told) == 1
     assert message in told[0]
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("stage", "part", "name"), [("tcm", "flow", "flow network"), ("tiny", "tiny", "tiny decoder")])
+def test_a_preset_without_the_network_that_a_stage_needs_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, part: str, name: str
+) -> None:
+    monkeypatch.setitem(ARCHITECTURES, "tiny", replace(TINY, **{part: None}))
+    with pytest.raises(
+        UserError, match=f"^preset tiny has no {name}, which stage {stage} needs: use weights converted with --{part}"
+    ):
+        train(write_recipe(tmp_path / "run.toml", stage=stage), CPU)
 
 
 def test_shipped_recipes_and_the_readme_example_are_valid(tmp_path: Path) -> None:

@@ -141,19 +141,19 @@ def test_bad_folders_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has no folder hr"):
         windows()
     (tmp_path / "hr").mkdir()
-    with pytest.raises(UserError, match="holds no clip of at least 3 frames"):
+    with pytest.raises(UserError, match="has no selected clip of at least 3 frames"):
         windows()
     write_clip(tmp_path / "hr/a", 4, (32, 40))
-    with pytest.raises(UserError, match="has no clip b, which the recipe includes"):
+    with pytest.raises(UserError, match=r"has no clip b: check data\.include"):
         windows("b")
-    with pytest.raises(UserError, match=r"is 40x32, smaller than the crop of 64"):
+    with pytest.raises(UserError, match=r"is 40x32, expected sides of at least 64: lower data.crop"):
         windows(crop=64)[0]
     write_clip(tmp_path / "lr/a", 3, (8, 10))
     with pytest.raises(UserError, match=r"clip a has 4 frames in .* and 3 in"):
         windows()
     write_clip(tmp_path / "hr/c", 3, (32, 40))
     write_clip(tmp_path / "lr/c", 3, (9, 10))
-    with pytest.raises(UserError, match=r"is 40x32, expected 40x36, four times its LR frame"):
+    with pytest.raises(UserError, match=r"is 40x32, expected 40x36, four times the size of its LR frame"):
         windows("c")[0]
     (tmp_path / "hr/c/00000000.png").write_text("no picture")
     with pytest.raises(UserError, match=r"00000000.png cannot be read"):

@@ -116,9 +116,9 @@ def test_a_share_of_the_windows_is_procedural(folder: Path) -> None:
 def test_bad_folders_are_named(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nowhere does not exist, expected a folder of photographs"):
         open_photos(tmp_path / "nowhere")
-    with pytest.raises(UserError, match=r"holds no picture that the recipe takes"):
+    with pytest.raises(UserError, match=r"has no selected photograph, expected .png"):
         open_photos(folder, exclude=("one", "two"))
-    with pytest.raises(UserError, match=r"has no picture three, which the recipe includes"):
+    with pytest.raises(UserError, match=r"has no photograph three: check data.include"):
         open_photos(folder, include=("three",))
     iio.imwrite(tmp_path / "small.png", np.zeros((40, 200, 3), np.uint8))
     with pytest.raises(UserError, match=r"small.png is 200x40, expected sides of at least 74: use larger ones"):
@@ -170,5 +170,5 @@ def test_tiles_are_cut_from_two_sizes_and_plain_ones_left_out(tmp_path: Path) ->
     (tmp_path / "photograph.png").write_text("no picture")
     failed = subprocess.run(command, capture_output=True, text=True)
     assert failed.returncode == 2
-    assert "expected a picture file" in failed.stderr
+    assert "expected an image file" in failed.stderr
     assert "Traceback" not in failed.stderr

@@ -183,7 +183,9 @@ def test_the_file_names_the_run_that_it_was_distilled_to(recipe: Path) -> None:
 def test_folders_have_no_flow_for_the_temporal_term(recipe: Path) -> None:
     folders = 'kind = "folders"\nroot = "."'
     recipe.write_text(RECIPE.format(data=folders, temporal=0.5))
-    with pytest.raises(UserError, match=r"tcm-rollout with rollout.temporal above 0 needs data.kind procedural or ph"):
+    with pytest.raises(
+        UserError, match=r"expected procedural or photos for stage tcm-rollout with rollout.temporal above 0"
+    ):
         read_recipe(recipe)
     recipe.write_text(RECIPE.format(data=folders, temporal=0.0))
     assert read_recipe(recipe).data.kind == "folders"

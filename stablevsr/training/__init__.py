@@ -1,1 +1,1 @@
-"""Clips to learn from, losses as pure functions, and the loop."""
+"""Training: datasets, losses as pure functions, and the training loop."""

@@ -1,4 +1,4 @@
-"""All that a run needs to go on, in one file that is whole or not there."""
+"""Checkpoints: everything a run needs to resume, in one file that is written atomically."""
 
 import json
 import pickle
@@ -12,12 +12,12 @@ from stablevsr.atomic import replacing
 from stablevsr.errors import UserError
 from stablevsr.training.recipe import Recipe
 
-# What may change between the pieces of a run without changing what it computes.
+# Settings that may change when a run resumes: they do not affect its results.
 FREE = ("output", "log_every", "checkpoint_every", "sample_every", "workers")
 
 
 def fingerprint(recipe: Recipe, world: int) -> dict[str, str]:
-    """The settings that a checkpoint must agree with, as text; `world` is the number of processes."""
+    """The settings that a checkpoint and its run must share, as JSON; `world` is the number of processes."""
     settings = {**asdict(recipe), "processes": world}
     return {name: json.dumps(value) for name, value in settings.items() if name not in FREE}
 
@@ -31,7 +31,11 @@ def save_checkpoint(
     average: dict[str, Tensor],
     optimiser: torch.optim.Optimizer,
 ) -> None:
-    """Write a checkpoint; `UserError` if it cannot be written, the previous one is then still there."""
+    """Write a checkpoint atomically.
+
+    Raises:
+        UserError: if it cannot be written; the previous checkpoint is kept.
+    """
     state = {
         "recipe": fingerprint(recipe, world),
         "step": step,
@@ -43,7 +47,9 @@ def save_checkpoint(
         with replacing(path) as part:
             torch.save(state, part)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        raise UserError(f"checkpoint {path} could not be written ({error}); the one before it is intact") from error
+        raise UserError(
+            f"checkpoint {path} cannot be written ({error}): run again to resume from the previous one, which is intact"
+        ) from error
 
 
 def load_checkpoint(
@@ -54,27 +60,30 @@ def load_checkpoint(
     average: dict[str, Tensor],
     optimiser: torch.optim.Optimizer,
 ) -> int:
-    """Fill weights, moving average and optimiser from a checkpoint; returns the number of steps done.
+    """Load weights, moving average and optimiser state from a checkpoint; returns the number of completed steps.
 
     Raises:
-        UserError: for a damaged file, and for a checkpoint of another recipe, naming the setting.
+        UserError: if the file is damaged, or was written with other settings; the message names the first that differs.
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         theirs, ours = dict(state["recipe"]), fingerprint(recipe, world)
     except (OSError, RuntimeError, TypeError, ValueError, pickle.UnpicklingError, EOFError, KeyError) as error:
-        raise UserError(f"checkpoint {path} is damaged ({error}); remove it to start again") from error
+        raise UserError(f"checkpoint {path} is damaged ({error}): delete it to start over") from error
     for name in sorted({*theirs, *ours}):
         if theirs.get(name) != ours.get(name):
             raise UserError(
-                f"checkpoint {path} was made with {name} = {theirs.get(name)}, the recipe says {ours.get(name)}: "
-                "give the recipe another output, or remove the checkpoint"
+                f"checkpoint {path} has {name} = {theirs.get(name)}, expected {ours.get(name)} as in the recipe: "
+                "choose another output, or delete the checkpoint"
             )
     try:
         learner.load_state_dict(state["weights"])
     except RuntimeError as error:
-        raise UserError(f"checkpoint {path} is of another configuration than the weights to start from") from error
-    for name, value in average.items():  # checkpoints of version 0.1 have one even where the recipe wants none
+        raise UserError(
+            f"checkpoint {path} does not fit the model configuration of the starting weights: "
+            "choose another output, or delete the checkpoint"
+        ) from error
+    for name, value in average.items():  # version 0.1 stored one even with ema = 0
         value.copy_(state["average"][name])
     optimiser.load_state_dict(state["optimiser"])
     return state["step"]

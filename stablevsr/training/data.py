@@ -1,4 +1,4 @@
-"""Windows of three frames with their LR counterparts: cropped and flipped, each a pure function of (seed, number)."""
+"""Training samples: randomly cropped and flipped HR/LR windows, each a pure function of (seed, number)."""
 
 from abc import ABC, abstractmethod
 
@@ -15,17 +15,17 @@ Window = dict[str, Tensor]  # see `Windows`
 
 
 def downscale(frames: Tensor) -> Tensor:
-    """(n, 3, 4h, 4w) in [0, 1] to (n, 3, h, w): antialiased bicubic, clamped."""
+    """Antialiased bicubic downscaling, clamped: (n, 3, 4h, 4w) in [0, 1] to (n, 3, h, w)."""
     size = (frames.shape[-2] // SCALE, frames.shape[-1] // SCALE)
     return F.interpolate(frames, size=size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
 
 
 class Windows(Dataset[Window], ABC):
-    """Training samples by number. Any number is legal; the same (seed, number) gives the same bits.
+    """Dataset of windows of n consecutive frames. Any number is a valid index; (seed, number) fixes every bit.
 
-    A window holds `hr` (n, 3, crop, crop) and `lr` (n, 3, crop / 4, crop / 4), both in [-1, 1], and where the truth
-    is known `flow` (n - 1, 2, crop, crop), which fetches frame i onto the grid of frame i + 1, in pixels, and
-    `valid` (n - 1, crop, crop), where it holds.
+    A window holds `hr` (n, 3, crop, crop) and `lr` (n, 3, crop / 4, crop / 4), both in [-1, 1]. With ground-truth
+    flow it also holds `flow` (n - 1, 2, crop, crop), in pixels, which warps frame i onto the grid of frame i + 1, and
+    `valid` (n - 1, crop, crop), booleans, true where that flow is defined.
     """
 
     def __init__(self, seed: int, crop: int) -> None:
@@ -34,7 +34,7 @@ class Windows(Dataset[Window], ABC):
 
     @abstractmethod
     def clip(self, random: np.random.Generator) -> Window:
-        """A whole window, uncropped, pictures in [0, 1]."""
+        """An uncropped window, frames in [0, 1]."""
 
     def __getitem__(self, number: int) -> Window:
         random = np.random.Generator(np.random.Philox(key=self.seed, counter=[0, 0, number, 1]))
@@ -57,7 +57,7 @@ class Windows(Dataset[Window], ABC):
 
 
 class PooledWindows(Windows):
-    """Crops of a pool of clips, each rendered when it is first needed and kept with 8 bits, as pictures are."""
+    """Crops from a pool of clips; each clip is rendered on first use and cached as 8-bit frames."""
 
     def __init__(self, seed: int, crop: int, pool: int) -> None:
         super().__init__(seed, crop)
@@ -66,7 +66,7 @@ class PooledWindows(Windows):
 
     @abstractmethod
     def render(self, index: int) -> Window:
-        """Clip `index` of the pool: `hr` and `lr` as uint8, `flow` and `valid` if wanted."""
+        """Clip `index` of the pool: `hr` and `lr` as uint8, plus `flow` and `valid` if the dataset has flow."""
 
     def clip(self, random: np.random.Generator) -> Window:
         index = int(random.integers(self.pool))
@@ -77,11 +77,14 @@ class PooledWindows(Windows):
 
 
 class ProceduralWindows(PooledWindows):
-    """Crops of procedural clips.
+    """Crops from procedural clips.
 
     Args:
-        num_frames: 3 for the TCM, 2 for flow, 1 for single pictures.
-        with_flow: give the true flow as well.
+        pool: number of distinct clips.
+        side: side of a rendered clip, in HR pixels.
+        num_frames: per window: 3 for the TCM, 2 for flow, 1 for single images.
+        speed: scale of the motion, in pixels per frame.
+        with_flow: also return the ground-truth flow.
     """
 
     def __init__(
@@ -102,7 +105,7 @@ class ProceduralWindows(PooledWindows):
 
 
 class MixedWindows(Windows):
-    """Windows of two kinds, of the same frames and crop; `share` of the numbers are the second kind's."""
+    """Mix of two datasets with equal window shapes; a fraction `share` of the samples comes from the second."""
 
     def __init__(self, first: Windows, second: Windows, share: float) -> None:
         super().__init__(first.seed, first.crop)

@@ -1,4 +1,4 @@
-"""Mild, sampled degradations: what a camera, an editor and an encoder do to footage before anyone upscales it."""
+"""Mild random degradations: blur, resampling, noise and compression, as found in real footage."""
 
 import io
 from collections.abc import Callable
@@ -16,15 +16,16 @@ from stablevsr.training.scene import Random
 BLUR = (0.2, 1.4)  # standard deviation, in HR pixels
 NOISE = (0.002, 0.02)  # standard deviation, in [0, 1]
 JPEG_QUALITY = (60, 96)
-CRF = (18, 31)  # of H.264
+CRF = (18, 31)  # H.264 constant rate factor
 
 Resample = Callable[[Tensor, tuple[int, int]], Tensor]
 
 
 def degrade(frames: Tensor, random: Random) -> Tensor:
-    """HR frames (n, 3, 4h, 4w) in [0, 1] to LR frames (n, 3, h, w) in [0, 1], all of them in the same way.
+    """HR frames (n, 3, 4h, 4w) in [0, 1] to degraded LR frames (n, 3, h, w) in [0, 1].
 
-    Blur or not, one of three resampling kernels, noise or not, and none, JPEG or H.264.
+    Optional blur, one of three resampling kernels, optional noise, and no compression, JPEG or H.264; all frames of
+    a clip share the same choices.
     """
     if random.random() < 0.5:
         frames = gaussian_blur(frames, random.uniform(*BLUR))
@@ -54,7 +55,7 @@ RESAMPLERS: tuple[Resample, ...] = (
 
 
 def gaussian_blur(frames: Tensor, sigma: float) -> Tensor:
-    """(n, c, h, w), the border repeated."""
+    """Separable Gaussian blur of (n, c, h, w) with replicate padding; `sigma` in pixels."""
     radius = max(round(3 * sigma), 1)
     offsets = torch.arange(-radius, radius + 1, dtype=frames.dtype)
     kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
@@ -65,7 +66,7 @@ def gaussian_blur(frames: Tensor, sigma: float) -> Tensor:
 
 
 def through_jpeg(pictures: np.ndarray, quality: int) -> np.ndarray:
-    """(n, h, w, 3) uint8 through JPEG with 4:2:0 chroma."""
+    """JPEG round trip of (n, h, w, 3) uint8, with 4:2:0 chroma."""
 
     def one(picture: np.ndarray) -> np.ndarray:
         file = io.BytesIO()
@@ -76,12 +77,12 @@ def through_jpeg(pictures: np.ndarray, quality: int) -> np.ndarray:
 
 
 def through_h264(pictures: np.ndarray, crf: int) -> np.ndarray:
-    """(n, h, w, 3) uint8 through H.264 at a constant rate factor, 4:2:0; odd sides are padded and cut again."""
+    """H.264 round trip of (n, h, w, 3) uint8 at a constant rate factor, 4:2:0; odd sizes are padded and cropped."""
     height, width = pictures.shape[1:3]
     padded = np.pad(pictures, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as container:
-        # One thread, for slices depend on their number.
+        # One thread: the number of slices, and so the result, depends on the thread count.
         options = {"crf": str(crf), "preset": "veryfast", "threads": "1"}
         stream = container.add_stream("libx264", rate=25, options=options)
         stream.width, stream.height, stream.pix_fmt = padded.shape[2], padded.shape[1], "yuv420p"

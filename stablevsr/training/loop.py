@@ -1,4 +1,4 @@
-"""The training loop: one for all stages, one process or many, resumable to the bit."""
+"""The training loop: one for all stages, for one process or many, with bit-exact resume."""
 
 import csv
 import math
@@ -30,11 +30,11 @@ from stablevsr.training.recipe import OptimiserRecipe, Recipe
 from stablevsr.training.samples import sample_picture
 from stablevsr.training.stages import Randomness, StageLoss
 
-NUM_SAMPLES = 4  # rows of the pictures that show how far a run is
+NUM_SAMPLES = 4  # rows of a sample image
 
 
 def learning_rate(optimiser: OptimiserRecipe, step: int, steps: int) -> float:
-    """The rate of step `step` of `steps`, counted from 0: linear warm-up, then constant or a half cosine."""
+    """Learning rate of step `step` (from 0) of `steps`: linear warm-up, then constant or half-cosine decay."""
     rate = optimiser.lr * min(1.0, (step + 1) / (optimiser.warmup + 1))
     if optimiser.decay == "cosine":
         rate *= 0.5 * (1 + math.cos(math.pi * step / steps))
@@ -42,16 +42,16 @@ def learning_rate(optimiser: OptimiserRecipe, step: int, steps: int) -> float:
 
 
 class Trainer:
-    """Weights, optimiser and moving average of a run, and the steps it does on them.
+    """Holds the weights, optimiser and moving average of a run, and runs its steps.
 
-    All randomness is a function of (seed, step, process), so that weights, optimiser state, moving average and the
-    number of the step are all there is to resume.
+    All randomness is a function of (seed, step, process), so weights, optimiser state, moving average and step number
+    are the whole state of a run.
     """
 
     def __init__(self, recipe: Recipe, loss: StageLoss, windows: Windows, folder: Path, device: torch.device) -> None:
         self.recipe, self.windows, self.folder, self.device = recipe, windows, folder, device
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        for stale in folder.glob(".stablevsr-*.part") if self.rank == 0 else ():  # of a process killed while saving
+        for stale in folder.glob(".stablevsr-*.part") if self.rank == 0 else ():  # left by a killed process
             stale.unlink(missing_ok=True)
         self.stage_loss, self.learner = loss, loss.learner
         self.optimiser = torch.optim.AdamW(
@@ -72,7 +72,7 @@ class Trainer:
         return self.folder / "checkpoint.pt"
 
     def run(self) -> dict[str, Tensor]:
-        """Train to the last step, from the checkpoint if there is one; returns the weights to keep."""
+        """Train to the last step, resuming from a checkpoint if there is one; returns the final weights."""
         self.resume()
         if self.log:
             self.log.cut(self.step)
@@ -94,11 +94,15 @@ class Trainer:
         return self.kept_weights()
 
     def kept_weights(self) -> dict[str, Tensor]:
-        """What is written at the end: the moving average, if there is one."""
+        """The weights to write: the moving average if enabled, else the current weights."""
         return self.average if self.recipe.optimiser.ema else self.learner.state_dict()
 
     def one_step(self, batches: Iterator[Window]) -> tuple[float, float]:
-        """One update of the weights; returns the mean loss of this process and the gradient's norm."""
+        """One optimiser step; returns the mean loss of this process and the gradient norm.
+
+        Raises:
+            UserError: if the gradient is not finite.
+        """
         recipe = self.recipe
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(recipe.optimiser, self.step, recipe.steps)
@@ -106,19 +110,22 @@ class Trainer:
         for part in range(recipe.accumulate):
             window = self.to_device(next(batches))
             last = part == recipe.accumulate - 1
-            waits = not last and isinstance(self.loss, DistributedDataParallel)
-            quiet = cast(DistributedDataParallel, self.loss).no_sync() if waits else nullcontext()
+            skip_sync = not last and isinstance(self.loss, DistributedDataParallel)
+            sync = cast(DistributedDataParallel, self.loss).no_sync() if skip_sync else nullcontext()
             autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.dtype == "bf16")
-            # Parts and processes count as one: two processes draw what one does with two gradients a step.
+            # Accumulation and processes share one index: two processes draw the same noise as one that accumulates two.
             random = Randomness(recipe.seed, self.step, part * self.world + self.rank)
-            with quiet:
+            with sync:
                 with autocast:
                     loss = self.loss(window, random) / recipe.accumulate
                 loss.backward()
             total += loss.item()
         norm = nn.utils.clip_grad_norm_(self.learner.parameters(), recipe.optimiser.clip or math.inf)
         if not norm.isfinite():
-            raise UserError(f"the gradient is not finite in step {self.step + 1}; the last checkpoint is intact")
+            raise UserError(
+                f"the gradient is not finite in step {self.step + 1} (the last checkpoint is intact): "
+                "start again with a lower optimiser.lr and another output"
+            )
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         self.step += 1
@@ -127,7 +134,7 @@ class Trainer:
 
     @property
     def pins(self) -> bool:
-        """Whether batches lie in pinned memory: only from there can a copy run beside the work, and only to CUDA."""
+        """Whether batches use pinned memory, which asynchronous copies need; CUDA only."""
         return self.device.type == "cuda"
 
     def to_device(self, window: Window) -> Window:
@@ -135,7 +142,7 @@ class Trainer:
 
     @torch.no_grad()
     def update_average(self) -> None:
-        """Exponential moving average, with a shorter memory while there is little to remember."""
+        """Exponential moving average of the weights, with a lower decay during the first steps."""
         if self.recipe.optimiser.ema:
             decay = min(self.recipe.optimiser.ema, (1 + self.step) / (10 + self.step))
             for name, value in self.learner.state_dict().items():
@@ -145,7 +152,7 @@ class Trainer:
                     self.average[name].copy_(value)
 
     def batches(self) -> Iterator[Window]:
-        """The batches from this step on; sample numbers follow the step, so a resumed run sees the same ones."""
+        """Batches from the current step on; sample numbers depend on the step, so a resumed run sees the same data."""
         recipe = self.recipe
         per_step = recipe.batch * recipe.accumulate * self.world
 
@@ -163,19 +170,19 @@ class Trainer:
                 pin_memory=self.pins,
             )
         except UserError as error:
-            # What a worker raised comes with its traceback; the sentence is its last line.
+            # A worker's error arrives with its traceback as text; the message is the last line.
             raise type(error)(re.sub(r"^[\w.]*Error: ", "", str(error).splitlines()[-1])) from error
 
     def draw_samples(self) -> None:
-        """A picture of what the weights to keep make of the first windows: OUTPUT/samples/STEP.png."""
+        """Write OUTPUT/samples/STEP.png: results on the first windows with the weights that would be written."""
         windows = [{k: v.to(self.device) for k, v in self.windows[number].items()} for number in range(NUM_SAMPLES)]
-        kept = {name: value.clone() for name, value in self.learner.state_dict().items()}
-        trains = self.learner.training
+        current = {name: value.clone() for name, value in self.learner.state_dict().items()}
+        was_training = self.learner.training
         self.learner.load_state_dict(self.kept_weights())
-        self.learner.eval()  # RAFT large has batch norms
+        self.learner.eval()  # RAFT large has batch norm
         picture = sample_picture(self.stage_loss.model, self.recipe.stage, windows)
-        self.learner.train(trains)
-        self.learner.load_state_dict(kept)
+        self.learner.train(was_training)
+        self.learner.load_state_dict(current)
         path = self.folder / "samples" / f"{self.step:07}.png"
         path.parent.mkdir(exist_ok=True)
         with replacing(path) as part:
@@ -190,10 +197,13 @@ class Trainer:
             )
 
     def resume(self) -> None:
-        """Go on from the checkpoint, if there is one.
+        """Resume from the checkpoint, if there is one.
 
-        Processes on machines that do not share a disk may find different ones. Training would then mix their weights
-        and hang in the end, so all of them compare their steps and, if these differ, stop together.
+        Processes on machines without a shared disk may find different checkpoints; training would mix their weights
+        and hang at the end. So all processes compare their steps and stop together if these differ.
+
+        Raises:
+            UserError: if the checkpoint does not fit the recipe, or the processes find different ones.
         """
         if self.checkpoint.exists():
             self.step = load_checkpoint(
@@ -208,12 +218,12 @@ class Trainer:
                 found = [f"a checkpoint of step {each}" if each else "no checkpoint" for each in (step, steps[0])]
                 raise UserError(
                     f"process {rank} finds {found[0]} at {self.checkpoint}, process 0 finds {found[1]}: "
-                    "put the output on a disk that they share, or copy that of process 0 to all machines"
+                    "put the output on a shared disk, or copy the checkpoint of process 0 to all machines"
                 )
 
 
 class Log:
-    """A CSV file with a line every few steps, and TensorBoard where it is installed."""
+    """Logs training to a CSV file and, if installed, to TensorBoard."""
 
     FIELDS = ("step", "loss", "gradient", "rate", "seconds")
 
@@ -238,7 +248,7 @@ class Log:
             self.board.add_image("samples", picture, step, dataformats="HWC")
 
     def cut(self, step: int) -> None:
-        """Forget what was logged behind the step that a run goes on from; a new file has its head only."""
+        """Drop rows after `step`, from which the run resumes; a new file gets only the header."""
         lines = self.path.read_text().splitlines()[1:] if self.path.exists() else []
         rows = [line.split(",") for line in lines]
         kept = [row for row in rows if len(row) == len(self.FIELDS) and row[0].isdigit() and int(row[0]) <= step]
@@ -247,15 +257,15 @@ class Log:
 
 
 def checkpoint_blocks(network: nn.Module) -> None:
-    """Keep no activations inside of residual blocks and transformers for the backward pass: compute them again."""
+    """Gradient checkpointing: recompute activations in residual blocks and transformers in the backward pass."""
     for module in network.modules():
         if isinstance(module, ResBlock | Transformer):
             whole = partial(checkpoint, module.forward, use_reentrant=False)
-            module.forward = whole  # type: ignore[method-assign]  # of this module only, which is already built
+            module.forward = whole  # type: ignore[method-assign]  # replaced on this instance only
 
 
 def start_processes(device: torch.device) -> torch.device:
-    """Join the other processes when started by torchrun; returns the device of this one."""
+    """Join the process group if started by torchrun; returns the device of this process."""
     if not dist.is_torchelastic_launched():
         return device
     if device.type == "cuda":

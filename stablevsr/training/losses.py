@@ -1,4 +1,4 @@
-"""One training step of each network, as pure functions: tensors and draws in, a scalar loss out."""
+"""The losses of each network as pure functions: tensors and random draws in, a scalar loss out."""
 
 import math
 from dataclasses import dataclass
@@ -21,45 +21,45 @@ from stablevsr.sampling.schedule import alphas_cumprod
 
 @dataclass(frozen=True)
 class Draws:
-    """The randomness of a batch of n pictures."""
+    """The random draws for a batch of n images."""
 
     timestep: Tensor  # (n,) integers in [0, num_train_timesteps)
-    noise: Tensor  # (n, latent channels, h, w) unit Gaussian, of the forward process
-    posterior: Tensor  # the same shape, unit Gaussian: picks from the VAE's posterior
-    noise_level: Tensor | None = None  # (n,) integers, for models that embed the noise level of the LR frame
+    noise: Tensor  # (n, latent channels, h, w) unit Gaussian, for the forward process
+    posterior: Tensor  # same shape, unit Gaussian, to sample the VAE's posterior
+    noise_level: Tensor | None = None  # (n,) integers, for models conditioned on the noise level of the LR frame
     low_res_noise: Tensor | None = None  # (n, 3, h, w) unit Gaussian, with noise_level
 
 
 def alpha_bar_at(schedule: ScheduleConfig, timestep: Tensor) -> Tensor:
-    """abar_t of every sample, (n, 1, 1, 1)."""
+    """abar_t per sample, (n, 1, 1, 1)."""
     return alphas_cumprod(schedule).to(timestep.device)[timestep][:, None, None, None]
 
 
 def autoencoder_of(model: Networks) -> VAE:
-    """The VAE of StableVSR weights; `train` refuses streaming weights, which have another one."""
+    """The VAE; `train` rejects streaming weights, whose autoencoder is another class."""
     assert isinstance(model.vae, VAE)
     return model.vae
 
 
 def flow_network_of(model: Networks) -> RAFT:
-    """The flow network, which `train` asks for where a stage needs it."""
+    """The flow network; `train` checks that it exists where a stage needs it."""
     assert model.flow is not None
     return model.flow
 
 
 def tiny_decoder_of(model: Networks) -> TinyDecoder:
-    """The tiny decoder, which `train` asks for where a stage needs it."""
+    """The tiny decoder; `train` checks that it exists where a stage needs it."""
     assert model.tiny is not None
     return model.tiny
 
 
 def encode_latent(vae: VAE, picture: Tensor, posterior: Tensor) -> Tensor:
-    """Sampled posterior times the scaling factor: (n, 3, 4h, 4w) in [-1, 1] to (n, latent channels, h, w)."""
+    """Posterior sample times the scaling factor: (n, 3, 4h, 4w) in [-1, 1] to (n, latent channels, h, w)."""
     return vae.encode(picture).sample(posterior) * vae.scaling_factor
 
 
 def noised_low_res(model: Networks, low_res: Tensor, draws: Draws) -> Tensor:
-    """The LR frames as the UNet sees them: noised, for models that embed the noise level."""
+    """The LR conditioning (n, 3, h, w) of the UNet: noised for models conditioned on the noise level."""
     schedule = model.config.low_res_schedule
     if draws.noise_level is None or draws.low_res_noise is None or schedule is None:
         return low_res
@@ -67,7 +67,7 @@ def noised_low_res(model: Networks, low_res: Tensor, draws: Draws) -> Tensor:
 
 
 def denoising_target(latent: Tensor, draws: Draws, schedule: ScheduleConfig) -> Tensor:
-    """What the network should say: the noise, v, or the latent itself."""
+    """The regression target: noise, v or latent, by the prediction type."""
     if schedule.prediction_type == "epsilon":
         return draws.noise
     if schedule.prediction_type == "v_prediction":
@@ -78,7 +78,7 @@ def denoising_target(latent: Tensor, draws: Draws, schedule: ScheduleConfig) -> 
 def denoiser_loss(
     unet: UNet, latent: Tensor, low_res: Tensor, context: Tensor, draws: Draws, schedule: ScheduleConfig
 ) -> Tensor:
-    """The base model's loss: MSE of the prediction, with the LR frame as condition (Ho et al. 2020, equation 14).
+    """Loss of the base model: MSE of the prediction, conditioned on the LR frame (Ho et al. 2020, equation 14).
 
     Args:
         latent: (n, latent channels, h, w), scaled.
@@ -91,7 +91,7 @@ def denoiser_loss(
 
 
 def clean_estimate_of(model: Networks, picture: Tensor, low_res: Tensor, context: Tensor, draws: Draws) -> Tensor:
-    """What the UNet alone makes of a noised picture: the x0 estimate (n, latent channels, h, w), scaled."""
+    """The UNet's x0 estimate for a noised image, without the TCM: (n, latent channels, h, w), scaled."""
     schedule = model.config.schedule
     latent = encode_latent(autoencoder_of(model), picture, draws.posterior)
     alpha_bar = alpha_bar_at(schedule, draws.timestep)
@@ -105,19 +105,19 @@ def clean_estimate_of(model: Networks, picture: Tensor, low_res: Tensor, context
 def training_guidance(
     model: Networks, neighbour: Tensor, neighbour_low_res: Tensor, low_res: Tensor, context: Tensor, draws: Draws
 ) -> Tensor:
-    """Temporal Texture Guidance in training: the neighbour's x0 by the UNet alone, decoded, on the current grid.
+    """Temporal Texture Guidance in training: the neighbour's x0 by the UNet alone, decoded and warped to the frame.
 
     Args:
-        neighbour: (n, 3, 4h, 4w) in [-1, 1], the neighbouring frames at HR.
-        neighbour_low_res, low_res: (n, 3, h, w) in [-1, 1], of the neighbours and of the current frames.
+        neighbour: (n, 3, 4h, 4w) in [-1, 1], the HR neighbours.
+        neighbour_low_res, low_res: (n, 3, h, w) in [-1, 1], LR neighbours and current frames.
         draws: for the neighbours.
 
     Returns:
-        (n, 3, 4h, 4w), about [-1, 1].
+        (n, 3, 4h, 4w), roughly in [-1, 1].
     """
     x0 = clean_estimate_of(model, neighbour, neighbour_low_res, context, draws)
     picture = model.vae.decode(x0 / model.vae.scaling_factor)
-    with torch.autocast(picture.device.type, enabled=False):  # half precision rounds positions by whole pixels
+    with torch.autocast(picture.device.type, enabled=False):  # half precision rounds coordinates by whole pixels
         return warp_published(picture.float(), estimate_flow(flow_network_of(model), low_res, neighbour_low_res))
 
 
@@ -131,15 +131,15 @@ def tcm_loss(
     draws: Draws,
     neighbour_draws: Draws,
 ) -> Tensor:
-    """The TCM's loss (paper, section 4.1, and the published training step): all but the TCM is frozen.
+    """Loss of the TCM (paper, section 4.1, and the published training step); all other parts are frozen.
 
-    The published x0 is always the formula for v; here it follows the prediction type.
+    The published code always computes x0 by the formula for v; here it follows the prediction type.
 
     Args:
-        frame, neighbour: (n, 3, 4h, 4w) in [-1, 1], the current frames and, for each, the one before or after.
+        frame, neighbour: (n, 3, 4h, 4w) in [-1, 1], each current frame and its previous or next frame.
         low_res, neighbour_low_res: (n, 3, h, w) in [-1, 1].
         context: (n, tokens, width).
-        draws, neighbour_draws: independent, but with one timestep for both.
+        draws, neighbour_draws: independent, but with the same timesteps.
     """
     assert torch.equal(draws.timestep, neighbour_draws.timestep), "a frame and its neighbour share the timestep"
     schedule = model.config.schedule
@@ -154,25 +154,26 @@ def tcm_loss(
 
 
 def autoencoder_loss(vae: VAE, picture: Tensor, latent_noise: Tensor) -> Tensor:
-    """Reconstruction without perceptual networks: L1 + 2 MSE + 0.3 gradient + 2 low-pass L1 + 0.1 (1 - SSIM).
+    """Reconstruction without a perceptual network: L1 + 2 MSE + 0.3 gradient + 2 low-pass L1 + 0.1 (1 - SSIM).
 
-    The encoder is deterministic: its mean with a little noise, for a wide posterior hardly learns at first; its
-    variance is only taught to say how much. The low-pass term is for absolute colour, which group norm hides.
+    The decoder sees the posterior mean plus small fixed noise, as a wide posterior hardly trains at first; the
+    predicted variance is regressed to that noise level. The low-pass term anchors absolute colour, which group norm
+    hides.
 
     Args:
         picture: (n, 3, 4h, 4w) in [-1, 1].
-        latent_noise: (n, latent channels, h, w), added to the scaled latent; a standard deviation of about 0.03.
+        latent_noise: (n, latent channels, h, w), added to the scaled latent; standard deviation about 0.03.
     """
     posterior = vae.encode(picture)
     latent, log_variance = posterior.mean.float(), posterior.log_variance.float()
-    # The noise and the wish for unit variance are about the scaled latents, those that the diffusion sees.
+    # Noise level and unit variance refer to the scaled latents, which are what the diffusion model sees.
     restored = vae.decode(latent + latent_noise / vae.scaling_factor).float()
     scaled = latent * vae.scaling_factor
     scaled_log_variance = log_variance + 2 * math.log(vae.scaling_factor)
     error = restored - picture
     gradient = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
     low_pass = F.avg_pool2d(error, 8, ceil_mode=True).abs().mean()
-    # Near unit variance, so that the noise means something, and so that the diffusion finds what it expects.
+    # Unit variance gives the noise its scale and is what the diffusion model expects.
     spread = 0.01 * (scaled.mean(dim=(0, 2, 3)) ** 2 + (scaled.std(dim=(0, 2, 3)) - 1) ** 2).mean()
     variance = 0.001 * ((scaled_log_variance - 2 * latent_noise.std().log()) ** 2).mean()
     structure = 0.1 * (1 - ssim(restored, picture))
@@ -181,9 +182,9 @@ def autoencoder_loss(vae: VAE, picture: Tensor, latent_noise: Tensor) -> Tensor:
 
 
 def tiny_decoder_loss(model: Networks, picture: Tensor, draws: Draws, low_res: Tensor, context: Tensor) -> Tensor:
-    """Distillation of the tiny decoder: L1 and gradients against what the autoencoder decodes of the same estimates.
+    """Distillation of the tiny decoder: L1 and gradient loss against the VAE decoder, on x0 estimates.
 
-    Guidance decodes clean estimates, which are smooth while there is much noise, so these are what it learns from.
+    Temporal guidance decodes x0 estimates, which are smooth at high noise levels, so the tiny decoder trains on these.
 
     Args:
         picture: (n, 3, 4h, 4w) in [-1, 1].
@@ -192,13 +193,13 @@ def tiny_decoder_loss(model: Networks, picture: Tensor, draws: Draws, low_res: T
     """
     with torch.no_grad():
         estimate = clean_estimate_of(model, picture, low_res, context, draws)
-        wanted = model.vae.decode(estimate / model.vae.scaling_factor).float()
-    error = tiny_decoder_of(model)(estimate).float() - wanted
+        target = model.vae.decode(estimate / model.vae.scaling_factor).float()
+    error = tiny_decoder_of(model)(estimate).float() - target
     return error.abs().mean() + error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
 
 
 def ssim(a: Tensor, b: Tensor, window: int = 7) -> Tensor:
-    """Mean structural similarity (Wang et al. 2004) of pictures in [-1, 1], with a flat window; for losses."""
+    """Mean SSIM (Wang et al. 2004) of images in [-1, 1], with a uniform window; differentiable, for losses."""
     c1, c2 = (0.01 * 2) ** 2, (0.03 * 2) ** 2
 
     def mean(x: Tensor) -> Tensor:
@@ -214,15 +215,15 @@ def ssim(a: Tensor, b: Tensor, window: int = 7) -> Tensor:
 def flow_loss(
     raft: RAFT, picture1: Tensor, picture2: Tensor, flow: Tensor, valid: Tensor, gamma: float = 0.8
 ) -> Tensor:
-    """RAFT's sequence loss (Teed and Deng 2020, equation 7): L1 of every prediction, later ones weighing more.
+    """RAFT's sequence loss (Teed and Deng 2020, equation 7): L1 of all predictions, with more weight on later ones.
 
     Args:
         picture1, picture2: (n, 3, h, w) in [-1, 1].
-        flow: (n, 2, h, w) in pixels, the truth on the grid of picture1.
-        valid: (n, h, w) booleans; other pixels do not count.
-        gamma: what a prediction weighs relative to the next one.
+        flow: (n, 2, h, w), ground truth in pixels on the grid of picture1.
+        valid: (n, h, w) booleans; other pixels are ignored.
+        gamma: weight of each prediction relative to the next one.
     """
-    with torch.autocast(flow.device.type, enabled=False):  # half precision rounds positions by whole pixels
+    with torch.autocast(flow.device.type, enabled=False):  # half precision rounds coordinates by whole pixels
         predictions = raft.predictions(picture1, picture2)
     weight = valid[:, None].to(flow.dtype)
     total = flow.new_zeros(())

@@ -1,6 +1,6 @@
-"""Clips made from photographs: crops that move by smooth homographies, with a piece of another one moving in front.
+"""Clips from photographs: crops moving by smooth homographies, often with a cut-out of another one in front.
 
-Natural texture with exact flow and occlusion, from a folder of pictures that are much larger than the crops.
+This gives natural texture with exact flow and occlusion from a folder of photographs much larger than the crops.
 """
 
 from collections import OrderedDict
@@ -21,27 +21,27 @@ from stablevsr.training.procedural import SUPERSAMPLING, pixel_centres
 from stablevsr.training.scene import Array, Mask, Motion, Random, draw_shape, transform
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
-REDUCTION = (1.6, 4.5)  # pixels of a photograph to one of a clip: below, its demosaicing and JPEG artefacts show
-MARGIN = 1.15  # of the clip's side that the camera may see, where a small photograph bounds the reduction
-FRONT = 0.7  # share of windows in which something moves in front
-TILT = 5e-5  # a frame and unit of speed: how fast planes turn out of the picture, per pixel
-KEPT = 24  # decoded photographs held in memory
+REDUCTION = (1.6, 4.5)  # photograph pixels per clip pixel; lower values show demosaicing and JPEG artefacts
+MARGIN = 1.15  # minimum side of a reduced photograph, relative to the clip's side: room for motion
+FRONT = 0.7  # share of clips with a moving foreground
+TILT = 5e-5  # perspective term of the homography, per frame and unit of speed
+KEPT = 24  # decoded photographs cached in memory
 STILL = Motion(np.zeros(2), np.zeros(2), 0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True)
 class Plane:
-    """A photograph in motion: where it is in the clip at any time, and which part of it."""
+    """A moving photograph: its pose in the clip at any time, and its mask."""
 
     camera: Motion
     own: Motion
-    tilt: Array  # (2,) a frame
-    place: Array  # (2,) clip pixels, at time 0
-    mask: Mask | None  # None covers everything
-    turn: Array  # (2, 2), plane coordinates in clip pixels to pixels of the photograph
+    tilt: Array  # (2,) per frame
+    place: Array  # (2,) position at time 0, in clip pixels
+    mask: Mask | None  # None: covers the whole clip
+    turn: Array  # (2, 2), plane coordinates (clip pixels) to photograph pixels
 
     def matrix(self, time: float) -> Array:
-        """(3, 3) homography, plane to clip coordinates."""
+        """(3, 3) homography from plane to clip coordinates."""
         place, tilt = np.eye(3), np.eye(3)
         place[:2, 2] = self.place
         tilt[2, :2] = self.tilt * time
@@ -52,7 +52,7 @@ class Plane:
         return project(np.linalg.inv(self.matrix(time)), points)
 
     def seen(self, points: Array, time: float) -> Array:
-        """Where the plane covers (..., 2) clip coordinates, as booleans."""
+        """Booleans (...): where the plane covers (..., 2) clip coordinates."""
         if self.mask is None:
             return np.ones(points.shape[:-1], bool)
         return self.mask(self.on_plane(points, time))
@@ -60,25 +60,25 @@ class Plane:
 
 @dataclass(frozen=True)
 class PhotoClips:
-    """What clips are made of photographs."""
+    """Settings of clips rendered from photographs."""
 
     num_frames: int
-    side: int  # of a clip, in pixels
-    speed: float = 3.0  # scale of the motions in pixels a frame
+    side: int  # of a clip, in HR pixels
+    speed: float = 3.0  # scale of the motion, in pixels per frame
     with_flow: bool = False
     degraded: float = 0.0  # share of clips whose LR frames are degraded (`training/degradations.py`)
 
 
 class PhotoWindows(PooledWindows):
-    """Crops of clips that are made of photographs.
+    """Crops from clips rendered from photographs.
 
     Args:
-        root: the folder of photographs; those below it are not looked at.
-        include, exclude: names of files, without their suffixes; without `include` all but the excluded are taken.
+        root: the folder of photographs; subfolders are ignored.
+        include, exclude: file names without suffix; an empty `include` means all photographs except `exclude`.
 
     Raises:
-        UserError: for folders that are missing or empty; while reading, for pictures that cannot be read or are too
-            small.
+        UserError: if the folder is missing or empty; when a clip is rendered, if a photograph cannot be decoded or is
+            too small.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class PhotoWindows(PooledWindows):
         super().__init__(seed, crop, pool)
         self.clips, self.side = clips, clips.side
         self.files = _photographs(root, include, exclude)
-        self._kept: OrderedDict[int, Tensor] = OrderedDict()
+        self._cache: OrderedDict[int, Tensor] = OrderedDict()
 
     def render(self, index: int) -> Window:
         random = np.random.Generator(np.random.Philox(key=self.seed, counter=[0, 0, index, 3]))
@@ -121,25 +121,25 @@ class PhotoWindows(PooledWindows):
         return Plane(camera, own, tilt, place, draw_shape(random, radius), reduction * np.eye(2))
 
     def _turn(self, random: Random, photograph: int) -> Array:
-        """A reduction in size that the photograph is large enough for, and at random a quarter turn."""
+        """(2, 2): a random reduction that the photograph is large enough for, and a random number of quarter turns."""
         shorter = min(self._photograph(photograph).shape[:2])
-        most = max(min(REDUCTION[1], shorter / (MARGIN * self.side)), 1.0)
-        reduction = np.exp(random.uniform(np.log(min(REDUCTION[0], most)), np.log(most)))
+        limit = max(min(REDUCTION[1], shorter / (MARGIN * self.side)), 1.0)
+        reduction = np.exp(random.uniform(np.log(min(REDUCTION[0], limit)), np.log(limit)))
         return reduction * np.linalg.matrix_power(np.array([[0, -1], [1, 0]]), int(random.integers(4)))
 
     def _window(self, planes: list[Plane], photographs: list[int], random: Random) -> Window:
         points = pixel_centres(self.side, self.side, SUPERSAMPLING)
         times = range(self.clips.num_frames)
-        colours = [
-            self._colours(photograph, [plane.on_plane(points, time) @ plane.turn.T for time in times], random)
+        colors = [
+            self._colors(photograph, [plane.on_plane(points, time) @ plane.turn.T for time in times], random)
             for plane, photograph in zip(planes, photographs, strict=True)
         ]
         frames = []
         for time in times:
             owner = _owner(planes, points, time)
-            frame = colours[-1][time]
+            frame = colors[-1][time]
             for number in range(len(planes) - 1):
-                frame = torch.where(torch.from_numpy(owner == number), colours[number][time], frame)
+                frame = torch.where(torch.from_numpy(owner == number), colors[number][time], frame)
             frames.append(F.avg_pool2d(frame, SUPERSAMPLING))
         window = {"hr": torch.stack(frames)}
         if self.clips.with_flow:
@@ -148,10 +148,10 @@ class PhotoWindows(PooledWindows):
             window["valid"] = ~torch.stack([torch.from_numpy(hidden) for _, hidden in pairs])
         return window
 
-    def _colours(self, number: int, points: list[Array], random: Random) -> list[Tensor]:
-        """A photograph sampled at (rows, columns, 2) pixels about a random place: (3, rows, columns) in [0, 1] each.
+    def _colors(self, number: int, points: list[Array], random: Random) -> list[Tensor]:
+        """A photograph sampled at (rows, columns, 2) pixels around a random centre: (3, rows, columns) in [0, 1] each.
 
-        The place lets all points lie inside, if the photograph is large enough; else its border is repeated.
+        The centre keeps all points inside if the photograph is large enough; otherwise the border is replicated.
         """
         photograph = self._photograph(number)
         size = np.array(photograph.shape[1::-1])
@@ -165,22 +165,22 @@ class PhotoWindows(PooledWindows):
         return [_sample(part, (p + centre - first + 0.5) * scale - 1) for p in points]
 
     def _photograph(self, number: int) -> Tensor:
-        """(h, w, 3) uint8; the latest few stay in memory."""
-        if number not in self._kept:
-            self._kept[number] = _read(self.files[number], self.side)
-            if len(self._kept) > KEPT:
-                self._kept.popitem(last=False)
-        self._kept.move_to_end(number)
-        return self._kept[number]
+        """(h, w, 3) uint8, from a least-recently-used cache."""
+        if number not in self._cache:
+            self._cache[number] = _read(self.files[number], self.side)
+            if len(self._cache) > KEPT:
+                self._cache.popitem(last=False)
+        self._cache.move_to_end(number)
+        return self._cache[number]
 
 
 def project(matrix: Array, points: Array) -> Array:
-    """Homography (3, 3) on (..., 2) points."""
+    """Apply a (3, 3) homography to (..., 2) points."""
     return transform(matrix, points) / (points @ matrix[2, :2] + matrix[2, 2])[..., None]
 
 
 def _owner(planes: list[Plane], points: Array, time: float) -> Array:
-    """The index of the plane seen at (rows, columns, 2) clip coordinates; the last covers everything."""
+    """Index of the plane visible at (rows, columns, 2) clip coordinates; the last plane covers everything."""
     owner = np.full(points.shape[:-1], len(planes) - 1)
     for number in range(len(planes) - 2, -1, -1):
         owner[planes[number].seen(points, time)] = number
@@ -188,42 +188,45 @@ def _owner(planes: list[Plane], points: Array, time: float) -> Array:
 
 
 def _flow(planes: list[Plane], side: int, target: float, source: float) -> tuple[Array, Array]:
-    """As `Scene.flow`: (side, side, 2) in pixels, and booleans where the source does not show the thing."""
+    """As `Scene.flow`: (side, side, 2) in pixels, and booleans (side, side), true where occluded in `source`."""
     points = pixel_centres(side, side, 1)
     owner = _owner(planes, points, target)
-    there = np.empty_like(points)
+    warped = np.empty_like(points)
     for number in np.unique(owner):
         step = planes[number].matrix(source) @ np.linalg.inv(planes[number].matrix(target))
-        there[owner == number] = project(step, points[owner == number])
-    outside = (np.abs(there) > (side - 1) / 2).any(-1)
-    return there - points, outside | (_owner(planes, there, source) != owner)
+        warped[owner == number] = project(step, points[owner == number])
+    outside = (np.abs(warped) > (side - 1) / 2).any(-1)
+    return warped - points, outside | (_owner(planes, warped, source) != owner)
 
 
 def _sample(picture: Tensor, grid: Array) -> Tensor:
-    """Bilinear: (1, 3, h, w) at (rows, columns, 2) in [-1, 1]."""
+    """Bilinear sampling of (1, 3, h, w) at (rows, columns, 2) in [-1, 1]: (3, rows, columns)."""
     where = torch.from_numpy(grid).float()[None]
     return F.grid_sample(picture, where, mode="bilinear", padding_mode="border", align_corners=False)[0]
 
 
 def _photographs(root: Path, include: tuple[str, ...], exclude: tuple[str, ...]) -> list[Path]:
     if not root.is_dir():
-        raise InputError(f"data folder {root} does not exist, expected a folder of photographs")
-    there = {path.stem: path for path in root.iterdir() if path.suffix.lower() in SUFFIXES}
-    missing = sorted(set(include) - set(there))
+        raise InputError(f"data folder {root} does not exist, expected a folder of photographs: check data.root")
+    found = {path.stem: path for path in root.iterdir() if path.suffix.lower() in SUFFIXES}
+    missing = sorted(set(include) - set(found))
     if missing:
-        raise InputError(f"data folder {root} has no picture {missing[0]}, which the recipe includes")
-    names = include or [name for name in there if name not in exclude]
+        raise InputError(f"data folder {root} has no photograph {missing[0]}: check data.include")
+    names = include or [name for name in found if name not in exclude]
     if not names:
-        raise InputError(f"data folder {root} holds no picture that the recipe takes, expected {', '.join(SUFFIXES)}")
-    return [there[name] for name in sorted(names, key=natural_key)]
+        raise InputError(
+            f"data folder {root} has no selected photograph, expected {', '.join(SUFFIXES)}: "
+            "check data.include and data.exclude"
+        )
+    return [found[name] for name in sorted(names, key=natural_key)]
 
 
 def _read(path: Path, side: int) -> Tensor:
-    """(h, w, 3) uint8."""
+    """Read a photograph as (h, w, 3) uint8."""
     try:
         with Image.open(path) as picture:
             pixels = torch.from_numpy(np.array(picture.convert("RGB")))
-    except Exception as error:  # the decoders raise many types for damaged files
+    except Exception as error:  # decoders raise many error types on damaged files
         raise InputError(f"photograph {path} cannot be read ({error})") from error
     height, width = pixels.shape[:2]
     if min(height, width) < MARGIN * side:

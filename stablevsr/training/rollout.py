@@ -1,7 +1,7 @@
-"""Rollout distillation: the few DDIM steps of a run with gradients through all of them, and losses on what comes out.
+"""Rollout distillation: a full few-step DDIM run with gradients through all steps, and losses on its result.
 
-The network sees in training what it sees in use: latents that it has made itself, from pure noise on, at the very
-timesteps of the run. So few steps suffice (Stream-DiffVSR trains its UNet and its TCM in this way).
+In training the network sees what it sees at inference: its own latents, starting from pure noise, at the timesteps of
+the run. That is why few steps suffice (Stream-DiffVSR trains its UNet and TCM this way).
 """
 
 from dataclasses import dataclass
@@ -23,10 +23,10 @@ from stablevsr.training.recipe import RolloutRecipe
 
 @dataclass(frozen=True)
 class Objective:
-    """How long a run is, and what is asked of its end."""
+    """The run to distil and the losses on its result."""
 
     recipe: RolloutRecipe
-    features: nn.Module | None  # a `FeatureNetwork`, where the recipe gives features a weight
+    features: nn.Module | None  # a `FeatureNetwork`, or None if its weight is 0
 
     def steps(self, model: Networks) -> list[Step]:
         return run_steps(model.config.schedule, self.recipe.steps)
@@ -35,16 +35,16 @@ class Objective:
 def _denoise(
     model: Networks, x: Tensor, low_res: Tensor, context: Tensor, step: Step, condition: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """One DDIM step for a batch (n, c, h, w): x0, and x at the next timestep."""
+    """One DDIM step on a batch (n, c, h, w): returns x0 and the latent at the next timestep."""
     network_input = torch.cat([x, low_res], dim=1)
     timestep = torch.full((len(x),), step.timestep, device=x.device)
     residuals = None if condition is None else model.tcm(network_input, timestep, context, condition)
     prediction = model.unet(network_input, timestep, context, None, residuals).float()
-    return ddim_step(x, prediction, torch.zeros_like(x), step, model.config.schedule)  # at eta 0 it draws nothing
+    return ddim_step(x, prediction, torch.zeros_like(x), step, model.config.schedule)  # eta is 0: no noise needed
 
 
 def roll_out(model: Networks, low_res: Tensor, noise: Tensor, context: Tensor, steps: list[Step]) -> Tensor:
-    """Single pictures through all steps by the UNet alone.
+    """Run all steps on single images with the UNet alone.
 
     Args:
         low_res: (n, 3, h, w) in [-1, 1].
@@ -61,9 +61,9 @@ def roll_out(model: Networks, low_res: Tensor, noise: Tensor, context: Tensor, s
 
 
 def roll_out_clips(model: Networks, low_res: Tensor, noise: Tensor, context: Tensor, steps: list[Step]) -> Tensor:
-    """Short clips through the bidirectional loop with the TCM, as `bidirectional_sampling` runs one.
+    """Run all steps on short clips with the TCM, in the frame order of `bidirectional_sampling`.
 
-    The gradient runs along the steps of a frame; it does not cross from frame to frame, for the guidance is detached.
+    Gradients flow through the steps of a frame but not between frames: the guidance is detached.
 
     Args:
         low_res: (n, frames, 3, h, w) in [-1, 1].
@@ -87,9 +87,9 @@ def roll_out_clips(model: Networks, low_res: Tensor, noise: Tensor, context: Ten
 
 @torch.no_grad()
 def _flows(model: Networks, low_res: Tensor) -> dict[tuple[int, int], Tensor]:
-    """By target and source, for neighbours of clips (n, frames, 3, h, w): (n, 2, 4h, 4w)."""
+    """Flows between neighbouring frames of clips (n, frames, 3, h, w): (n, 2, 4h, 4w) by (target, source)."""
     pairs = [pair for i in range(low_res.shape[1] - 1) for pair in ((i + 1, i), (i, i + 1))]
-    with torch.autocast(low_res.device.type, enabled=False):  # half precision rounds positions by whole pixels
+    with torch.autocast(low_res.device.type, enabled=False):  # half precision rounds coordinates by whole pixels
         return {
             (target, source): estimate_flow(flow_network_of(model), low_res[:, target], low_res[:, source])
             for target, source in pairs
@@ -98,7 +98,7 @@ def _flows(model: Networks, low_res: Tensor) -> dict[tuple[int, int], Tensor]:
 
 @torch.no_grad()
 def _guidance(model: Networks, x0: Tensor, flow: Tensor) -> Tensor:
-    """The neighbour's estimate (n, c, h, w), decoded as the model's sampling does it, on the current grid."""
+    """The neighbour's x0 (n, c, h, w), decoded as in sampling and warped to the current frame: (n, 3, 4h, 4w)."""
     vae = autoencoder_of(model)
     picture = tiny_decoder_of(model)(x0) if model.sampling.temporal.tiny else vae.decode(x0 / vae.scaling_factor)
     with torch.autocast(x0.device.type, enabled=False):
@@ -106,11 +106,11 @@ def _guidance(model: Networks, x0: Tensor, flow: Tensor) -> Tensor:
 
 
 def picture_loss(model: Networks, x0: Tensor, picture: Tensor, truth: Tensor, objective: Objective) -> Tensor:
-    """What single pictures should be: latent MSE, L1 and feature distance, weighted by the recipe.
+    """Loss per frame: latent MSE, L1 and feature distance, weighted by the recipe.
 
     Args:
         x0: (n, latent channels, h, w), scaled.
-        picture: (n, 3, 4h, 4w), what it decodes to, about [-1, 1].
+        picture: (n, 3, 4h, 4w), x0 decoded, roughly in [-1, 1].
         truth: (n, 3, 4h, 4w) in [-1, 1].
     """
     weights = objective.recipe
@@ -120,23 +120,23 @@ def picture_loss(model: Networks, x0: Tensor, picture: Tensor, truth: Tensor, ob
     loss = weights.latent * F.mse_loss(x0, latent) + weights.picture * F.l1_loss(picture, truth) / 2
     if objective.features is not None:
         with torch.no_grad():
-            wanted = objective.features(truth / 2 + 0.5)
-        found = objective.features(picture / 2 + 0.5)
-        loss = loss + weights.features * feature_distance(found, wanted).mean()
+            target = objective.features(truth / 2 + 0.5)
+        ours = objective.features(picture / 2 + 0.5)
+        loss = loss + weights.features * feature_distance(ours, target).mean()
     return loss
 
 
 def temporal_loss(picture: Tensor, truth: Tensor, flow: Tensor, valid: Tensor) -> Tensor:
-    """L1 between the change of the result along the true flow and that of the truth, where the flow holds.
+    """L1 between the changes of result and ground truth along the true flow, where the flow is valid.
 
-    Both changes hold what resampling and light do, so only what flickers is left.
+    Resampling and lighting change both alike and cancel out, so only flicker is left.
 
     Args:
-        picture, truth: (n, frames, 3, h, w), about [-1, 1].
-        flow: (n, frames - 1, 2, h, w), which fetches frame i onto the grid of frame i + 1.
+        picture, truth: (n, frames, 3, h, w), roughly in [-1, 1].
+        flow: (n, frames - 1, 2, h, w) in pixels, which warps frame i onto the grid of frame i + 1.
         valid: (n, frames - 1, h, w) booleans.
     """
-    error = picture - truth  # fetching is linear, so the difference of changes is the change of the difference
+    error = picture - truth  # warping is linear: the difference of changes is the change of the error
     source, target = error[:, :-1].flatten(0, 1), error[:, 1:].flatten(0, 1)
     weight = valid.flatten(0, 1)[:, None].to(error.dtype)
     change = (target - fetch(source, flow.flatten(0, 1))).abs() * weight
@@ -144,7 +144,7 @@ def temporal_loss(picture: Tensor, truth: Tensor, flow: Tensor, valid: Tensor) -
 
 
 def fetch(picture: Tensor, flow: Tensor) -> Tensor:
-    """Pictures (n, c, h, w) along flows (n, 2, h, w) in pixels, bilinear, exact: not the published warp."""
+    """Warp (n, c, h, w) along flow (n, 2, h, w) in pixels: bilinear, on the exact grid, unlike the published warp."""
     size = torch.tensor([picture.shape[-1], picture.shape[-2]], device=flow.device)[:, None, None]
     grid = 2 * (pixel_grid(flow) + flow + 0.5) / size - 1
     return F.grid_sample(picture, grid.permute(0, 2, 3, 1), padding_mode="border", align_corners=False)
@@ -153,7 +153,14 @@ def fetch(picture: Tensor, flow: Tensor) -> Tensor:
 def rollout_loss(
     model: Networks, truth: Tensor, low_res: Tensor, noise: Tensor, context: Tensor, objective: Objective
 ) -> Tensor:
-    """The UNet's loss on single pictures: (n, 3, 4h, 4w) and (n, 3, h, w) in [-1, 1]; noise (n, c, h, w)."""
+    """Rollout loss of the UNet on single images.
+
+    Args:
+        truth: (n, 3, 4h, 4w) in [-1, 1].
+        low_res: (n, 3, h, w) in [-1, 1].
+        noise: (n, latent channels, h, w).
+        context: (n, tokens, width).
+    """
     x0 = roll_out(model, low_res, noise, context, objective.steps(model))
     picture = model.vae.decode(x0 / model.vae.scaling_factor).float()
     return picture_loss(model, x0, picture, truth, objective)
@@ -168,13 +175,14 @@ def tcm_rollout_loss(
     objective: Objective,
     motion: tuple[Tensor, Tensor] | None,
 ) -> Tensor:
-    """The TCM's loss on short clips.
+    """Rollout loss of the TCM on short clips.
 
     Args:
-        truth, low_res: (n, frames, 3, ...) in [-1, 1].
+        truth: (n, frames, 3, 4h, 4w) in [-1, 1].
+        low_res: (n, frames, 3, h, w) in [-1, 1].
         noise: (n, frames, latent channels, h, w).
         context: (n, tokens, width).
-        motion: flow and valid of `temporal_loss`, or None where no flow is known.
+        motion: flow and valid of `temporal_loss`, or None without ground-truth flow.
     """
     x0 = roll_out_clips(model, low_res, noise, context, objective.steps(model)).flatten(0, 1)
     picture = model.vae.decode(x0 / model.vae.scaling_factor).float()

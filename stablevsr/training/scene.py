@@ -1,6 +1,6 @@
-"""The things that procedural clips are made of: shapes with textures that move by smooth affine motions.
+"""Building blocks of procedural clips: textured shapes that move by smooth affine motions.
 
-Coordinates are (x, y) in pixels with the origin in the middle of the picture; arrays of points are (..., 2).
+Coordinates are (x, y) in pixels with the origin at the image centre; arrays of points are (..., 2).
 """
 
 from collections.abc import Callable
@@ -10,7 +10,7 @@ import numpy as np
 
 Array = np.ndarray
 Random = np.random.Generator
-# (..., 2) object coordinates to booleans, or to (..., 3) colours in YCbCr
+# Functions of (..., 2) object coordinates: a mask gives booleans (...), a texture gives YCbCr (..., 3).
 Mask = Callable[[Array], Array]
 Texture = Callable[[Array], Array]
 
@@ -19,17 +19,17 @@ TILE = 256  # side of the periodic 1/f noise, in pixels
 
 @dataclass(frozen=True)
 class Motion:
-    """A smooth affine motion: linear and sinusoidal in time, about the identity at time 0."""
+    """A smooth affine motion: a linear and a sinusoidal term in time; the identity at time 0."""
 
-    shift: Array  # (2,) pixels a frame
-    sway: Array  # (2,) pixels, amplitude of a slow oscillation
-    turn: float  # radians a frame
-    zoom: float  # logarithm of the scale a frame
-    phase: float
+    shift: Array  # (2,) pixels per frame
+    sway: Array  # (2,) amplitude of a slow oscillation, in pixels
+    turn: float  # radians per frame
+    zoom: float  # log scale per frame
+    phase: float  # of the oscillation, in radians
 
     @classmethod
     def draw(cls, random: Random, speed: float) -> "Motion":
-        """Speeds have a long tail: most things hardly move, a few move fast. `speed` is the scale, pixels a frame."""
+        """Draw a motion with long-tailed speed: mostly slow, rarely fast; `speed` is the scale, in pixels per frame."""
         return cls(
             shift=random.laplace(0, speed / 2, 2).clip(-4 * speed, 4 * speed),
             sway=random.normal(0, speed / 2, 2),
@@ -39,7 +39,7 @@ class Motion:
         )
 
     def matrix(self, time: float) -> Array:
-        """(3, 3), object to picture coordinates at `time`, in frames."""
+        """(3, 3), object to image coordinates at `time`, in frames."""
         angle, scale = self.turn * time, np.exp(self.zoom * time)
         cos, sin = scale * np.cos(angle), scale * np.sin(angle)
         x, y = self.shift * time + self.sway * (np.sin(0.4 * time + self.phase) - np.sin(self.phase))
@@ -48,7 +48,7 @@ class Motion:
 
 @dataclass(frozen=True)
 class Layer:
-    """One thing: a shape around its own origin, a texture, and where it is at time 0 and later."""
+    """A textured shape around its own origin, with its position and motion."""
 
     radius: float  # the shape lies within this distance of the origin
     mask: Mask
@@ -57,19 +57,19 @@ class Layer:
     motion: Motion
 
     def matrix(self, camera: Motion, time: float) -> Array:
-        """(3, 3), object to picture coordinates."""
+        """(3, 3), object to image coordinates at `time`, in frames."""
         place = np.eye(3)
         place[:2, 2] = self.centre
         return camera.matrix(time) @ place @ self.motion.matrix(time)
 
 
 def transform(matrix: Array, points: Array) -> Array:
-    """Affine (3, 3) matrix on (..., 2) points."""
+    """Apply an affine (3, 3) matrix to (..., 2) points."""
     return points @ matrix[:2, :2].T + matrix[:2, 2]
 
 
 def noise_tile(random: Random) -> Array:
-    """(TILE, TILE) periodic noise of unit variance, its amplitudes falling like 1/f, as in natural pictures."""
+    """(TILE, TILE) periodic noise of unit variance with amplitudes of about 1/f, as in natural images."""
     fx, fy = np.fft.fftfreq(TILE)[None, :], np.fft.fftfreq(TILE)[:, None]
     frequency = np.hypot(fx, fy)
     frequency[0, 0] = np.inf
@@ -79,7 +79,7 @@ def noise_tile(random: Random) -> Array:
 
 
 def _sample_tile(tile: Array, points: Array) -> Array:
-    """Bilinear, periodic."""
+    """Periodic bilinear sampling of a (TILE, TILE) tile at (..., 2) points: (...)."""
     low = np.floor(points).astype(np.int64)
     x, y = np.moveaxis(points - low, -1, 0)
     i, j = low[..., 1] % TILE, low[..., 0] % TILE
@@ -90,11 +90,11 @@ def _sample_tile(tile: Array, points: Array) -> Array:
 
 
 def draw_texture(random: Random, tiles: list[Array], tint: Array) -> Texture:
-    """A base colour with a gradient, 1/f noise or a grating on it; mostly muted. `tint` (2,) is the scene's CbCr."""
+    """A base colour and gradient, plus 1/f noise, a grating or neither; mostly muted. `tint` (2,): the scene's CbCr."""
     vivid = 0.13 if random.random() < 0.15 else 0.05
     base = np.array([random.uniform(0.08, 0.92), *(tint + random.normal(0, vivid, 2))])
     slope = random.normal(0, 0.002, (2, 3)) * [1, 0.25, 0.25]
-    swing = np.array([1, *random.normal(0, 0.12, 2)])  # a pattern is mostly light and dark
+    swing = np.array([1, *random.normal(0, 0.12, 2)])  # patterns vary mostly in luma
     kind = random.choice(["noise", "grating", "plain"], p=[0.6, 0.2, 0.2])
     amount = random.gamma(2, 0.05)
     tile, offset, coarse = tiles[random.integers(len(tiles))], random.uniform(0, TILE, 2), random.uniform(0.3, 2)
@@ -103,18 +103,18 @@ def draw_texture(random: Random, tiles: list[Array], tint: Array) -> Texture:
     sharpness = random.uniform(0.5, 4)
 
     def texture(points: Array) -> Array:
-        colour = base + points @ slope
+        color = base + points @ slope
         if kind == "noise":
-            colour = colour + amount * _sample_tile(tile, points * coarse + offset)[..., None] * swing
+            color = color + amount * _sample_tile(tile, points * coarse + offset)[..., None] * swing
         elif kind == "grating":
-            colour = colour + 1.5 * amount * np.tanh(sharpness * np.sin(points @ wave))[..., None] * swing
-        return colour
+            color = color + 1.5 * amount * np.tanh(sharpness * np.sin(points @ wave))[..., None] * swing
+        return color
 
     return texture
 
 
 def draw_shape(random: Random, size: float, kind: str | None = None) -> Mask:
-    """A shape of about `size` pixels radius, never beyond it: ellipse, convex polygon, or strokes like writing."""
+    """A random shape within a radius of `size` pixels: an ellipse, a convex polygon, or strokes like handwriting."""
     kind = kind or random.choice(["ellipse", "polygon", "strokes"], p=[0.4, 0.4, 0.2])
     if kind == "ellipse":
         axes, angle = size * random.uniform(0.35, 1, 2), random.uniform(0, np.pi)
@@ -132,7 +132,7 @@ def draw_shape(random: Random, size: float, kind: str | None = None) -> Mask:
 
 
 def _distance_to_line(points: Array, joints: Array) -> Array:
-    """Distance of (..., 2) points to the line through `joints` (k, 2)."""
+    """Distance from (..., 2) points to the polyline `joints` (k, 2): (...)."""
     nearest = np.full(points.shape[:-1], np.inf)
     for start, end in zip(joints, joints[1:], strict=False):
         along = end - start

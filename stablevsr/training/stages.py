@@ -1,4 +1,4 @@
-"""What each stage learns from a batch: the losses, fed with draws that are functions of (seed, step, process)."""
+"""The loss of each training stage on a batch, with random draws that are functions of (seed, step, process)."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -28,11 +28,11 @@ from stablevsr.training.losses import (
 from stablevsr.training.recipe import Recipe
 from stablevsr.training.rollout import Objective, rollout_loss, tcm_rollout_loss
 
-LATENT_NOISE = 0.03  # of the autoencoder's stage; its latents have unit variance
+LATENT_NOISE = 0.03  # standard deviation in stage vae; latents have unit variance
 
 
 class Randomness:
-    """Draws that follow from the seed and `place` alone, made on the CPU: the same on every device."""
+    """Random draws that depend only on the seed and `place`; made on the CPU, so they are equal on every device."""
 
     def __init__(self, seed: int, *place: int) -> None:
         key = int(np.random.SeedSequence((seed, *place)).generate_state(1, np.uint64)[0])
@@ -46,7 +46,7 @@ class Randomness:
 
 
 def _draws(model: StableVSR, low_res: Tensor, random: Randomness, like: Draws | None = None) -> Draws:
-    """Draws for LR frames (n, 3, h, w); timestep and noise level are those of `like`, where given."""
+    """Draws for LR frames (n, 3, h, w); timestep and noise level are taken from `like` if given."""
     n, _, h, w = low_res.shape
     device, shape = low_res.device, (n, model.config.vae.latent_channels, h, w)
     timestep = like.timestep if like else random.integers(model.config.schedule.num_train_timesteps, n, device=device)
@@ -80,7 +80,7 @@ def unet_stage(model: StableVSR, window: Window, random: Randomness) -> Tensor:
 
 
 def flow_stage(model: StableVSR, window: Window, random: Randomness) -> Tensor:
-    """RAFT on what it will see: LR frames, upscaled by bicubic interpolation."""
+    """RAFT on its input at inference: LR frames upscaled by bicubic interpolation."""
     source, target = (bicubic(window["lr"][:, i]) for i in (0, 1))
     return flow_loss(flow_network_of(model), target, source, window["flow"][:, 0], window["valid"][:, 0])
 
@@ -104,21 +104,21 @@ def tcm_stage(model: StableVSR, window: Window, random: Randomness) -> Tensor:
 
 
 def tiny_stage(model: StableVSR, window: Window, random: Randomness) -> Tensor:
-    """The tiny decoder on the first frames, with the autoencoder as its teacher."""
+    """The tiny decoder on the first frames, distilled from the VAE decoder."""
     picture, low_res = window["hr"][:, 0], window["lr"][:, 0]
     draws = _draws(model, low_res, random)
     return tiny_decoder_loss(model, picture, draws, low_res, _context(model, len(picture)))
 
 
 def rollout_stage(model: StableVSR, window: Window, random: Randomness, objective: Objective) -> Tensor:
-    """The UNet on the first frames, through all steps of a short run."""
+    """The UNet on the first frames, through all steps of the distilled run."""
     picture, low_res = window["hr"][:, 0], window["lr"][:, 0]
     noise = random.normal(len(picture), model.config.vae.latent_channels, *low_res.shape[-2:], device=picture.device)
     return rollout_loss(model, picture, low_res, noise, _context(model, len(picture)), objective)
 
 
 def tcm_rollout_stage(model: StableVSR, window: Window, random: Randomness, objective: Objective) -> Tensor:
-    """The TCM on whole windows, through all steps of a short run."""
+    """The TCM on whole windows, through all steps of the distilled run."""
     picture, low_res = window["hr"], window["lr"]
     shape = (*picture.shape[:2], model.config.vae.latent_channels, *low_res.shape[-2:])
     noise = random.normal(*shape, device=picture.device)
@@ -130,9 +130,9 @@ class Stage(NamedTuple):
     """How one part of the model is trained."""
 
     part: str
-    num_frames: int  # of a window
+    num_frames: int  # per window
     needs_flow: bool
-    loss: Callable[..., Tensor]  # of model, window and randomness, and of an objective where `is_rollout`
+    loss: Callable[..., Tensor]  # (model, window, randomness), and objective if `is_rollout`
     is_rollout: bool = False
 
 
@@ -145,11 +145,15 @@ STAGES = {
     "rollout": Stage("unet", 1, False, rollout_stage, is_rollout=True),
     "tcm-rollout": Stage("tcm", 3, True, tcm_rollout_stage, is_rollout=True),
 }
-TRAINED = tuple(dict.fromkeys(stage.part for stage in STAGES.values()))  # the parts that some stage trains
+TRAINED = tuple(dict.fromkeys(stage.part for stage in STAGES.values()))  # parts that can be trained
 
 
 def stage_of(recipe: Recipe, device: torch.device) -> Stage:
-    """The recipe's stage, with its objective; `UserError` where that needs weights that are not installed."""
+    """The recipe's stage, with its objective bound.
+
+    Raises:
+        UserError: if the objective needs feature weights that are not installed.
+    """
     stage = STAGES[recipe.stage]
     if not stage.is_rollout:
         return stage
@@ -158,7 +162,7 @@ def stage_of(recipe: Recipe, device: torch.device) -> Stage:
 
 
 class StageLoss(nn.Module):
-    """A stage's loss as a module, which is what DistributedDataParallel wraps; only its part learns."""
+    """A stage's loss as a module, as DistributedDataParallel needs; only the stage's part is trainable."""
 
     def __init__(self, model: StableVSR, stage: Stage) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A recipe from file to weights file."""
+"""Runs a recipe: from a TOML file to a weights file."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -25,18 +25,23 @@ from stablevsr.weights import Header, check_finite, check_tensors, read, read_he
 
 
 def train(path: Path, device: torch.device) -> Path:
-    """Run a recipe, from its checkpoint if there is one; returns the weights file it wrote.
+    """Run a recipe, resuming from its checkpoint if there is one; returns the path of the weights file.
 
     Raises:
-        UserError: for a recipe, data or weights that make no sense.
+        UserError: if the recipe, data or weights are invalid or do not fit each other.
     """
     recipe = read_recipe(path)
     part = STAGES[recipe.stage].part
     header, model = starting_model(recipe, path.parent)
+    source = recipe.init or f"preset {recipe.preset}"
     if part in ("flow", "tcm") and model.flow is None:
-        raise WeightsError(f"{recipe.init} has no flow network, which stage {recipe.stage} needs: convert with --flow")
+        raise WeightsError(
+            f"{source} has no flow network, which stage {recipe.stage} needs: use weights converted with --flow"
+        )
     if recipe.stage == "tiny" and model.tiny is None:
-        raise WeightsError(f"{recipe.init} holds no tiny decoder: convert with --tiny, or start from preset small")
+        raise WeightsError(
+            f"{source} has no tiny decoder, which stage tiny needs: use weights converted with --tiny, or preset small"
+        )
     device = start_processes(device)
     stage = stage_of(recipe, device)
     if recipe.dtype == "bf16":
@@ -45,11 +50,11 @@ def train(path: Path, device: torch.device) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ResourceError(f"output folder {folder} cannot be made ({error.strerror}): choose another") from error
+        raise ResourceError(f"output folder {folder} cannot be created ({error.strerror}): choose another") from error
     loss = StageLoss(model.to(device), stage)
     loss.learner.train()
     if recipe.gradient_checkpointing:
-        checkpoint_blocks(model)  # frozen parts too: the gradient of the TCM runs through the UNet's decoder
+        checkpoint_blocks(model)  # frozen parts too: the TCM's gradient runs through the UNet's decoder
     if recipe.compile:
         require_compiler(device)
         model.compile_parts()
@@ -60,7 +65,7 @@ def train(path: Path, device: torch.device) -> Path:
         check_finite(weights, f"the trained {stage.part}")
         provenance = {**header.provenance, stage.part: f"trained by {path.name}, {recipe.steps} steps"}
         write(output, replace(header, provenance=provenance), {**unchanged(recipe, model, path.parent), **weights})
-        if stage.part == "unet":  # it has learned with this context and knows no other
+        if stage.part == "unet":  # the UNet was trained with this context only
             weights["empty_prompt"] = model.empty_prompt.cpu()
         with replacing(folder / f"{stage.part}.safetensors") as unfinished:
             save_file(weights, unfinished)
@@ -71,7 +76,7 @@ def train(path: Path, device: torch.device) -> Path:
 
 
 def unchanged(recipe: Recipe, model: StableVSR, base: Path) -> dict[str, Tensor]:
-    """All tensors of the model; those that the recipe took from a weights file, as they stand there, bit by bit."""
+    """All tensors of the model; those from `recipe.init` keep the bits and dtype of that file."""
     tensors = {name: value.cpu() for name, value in model.state_dict().items()}
     if recipe.init:
         changed = {*recipe.parts, *(["tcm"] if recipe.tcm_from_unet else [])}
@@ -83,13 +88,17 @@ def unchanged(recipe: Recipe, model: StableVSR, base: Path) -> dict[str, Tensor]
 
 
 def starting_model(recipe: Recipe, base: Path) -> tuple[Header, StableVSR]:
-    """The model that a recipe starts from, on the CPU in float32, and the header that goes with it."""
+    """The header and model that a recipe starts from, on the CPU in float32.
+
+    Raises:
+        UserError: if preset, parts or weights files are unknown or do not fit.
+    """
     if recipe.init:
         model = cast(StableVSR, build_model(base / recipe.init, device="cpu"))  # not offloaded
         header = read_header(base / recipe.init)
         if header.config.is_streaming:
             raise WeightsError(
-                f"{recipe.init} has streaming weights, which are not trained here: use StableVSR weights"
+                f"{recipe.init} has streaming weights, expected StableVSR weights: streaming models cannot be trained"
             )
     elif recipe.preset in ARCHITECTURES:
         torch.manual_seed(recipe.seed)
@@ -102,7 +111,8 @@ def starting_model(recipe: Recipe, base: Path) -> tuple[Header, StableVSR]:
         raise OptionsError(f"preset is {recipe.preset!r}, expected one of {', '.join(ARCHITECTURES)}")
     for part, file in recipe.parts.items():
         if part not in TRAINED or getattr(model, part) is None:
-            raise OptionsError(f"parts names {part!r}, expected one of {', '.join(TRAINED)}, as the model has")
+            known = ", ".join(each for each in TRAINED if getattr(model, each) is not None)
+            raise OptionsError(f"parts has {part!r}, expected a part of the model: {known}")
         model.load_state_dict(read_part(base / file, part, model), strict=False)
         header.provenance[part] = f"from {Path(file).name}"
     if recipe.tcm_from_unet:
@@ -115,16 +125,19 @@ def starting_model(recipe: Recipe, base: Path) -> tuple[Header, StableVSR]:
 
 
 def for_rollout(rollout: RolloutRecipe, header: Header) -> Header:
-    """The header of a model that is distilled to a short run: that run becomes what the weights are made for."""
+    """The header for a distilled model: the rollout's sampler becomes the default of the weights."""
     schedule = replace(header.config.schedule, timestep_spacing=rollout.spacing)
     sampling = replace(header.sampling, steps=rollout.steps, sampler="ddim", eta=0.0)
     return replace(header, config=replace(header.config, schedule=schedule), sampling=sampling)
 
 
 def read_part(path: Path, part: str, model: StableVSR) -> dict[str, Tensor]:
-    """One part's tensors, from a weights file or a file of the part alone (`PART.safetensors`), as `model` names them.
+    """Tensors of one part from a full weights file or a `PART.safetensors`, under the names of `model`.
 
-    A UNet comes with the empty prompt's embedding that it has learned with.
+    The UNet includes the empty prompt's embedding that it was trained with.
+
+    Raises:
+        UserError: if tensors are missing, have another shape, or are not finite.
     """
     wanted = ("unet.", "empty_prompt") if part == "unet" else part + "."
     tensors, expected = (
@@ -137,7 +150,11 @@ def read_part(path: Path, part: str, model: StableVSR) -> dict[str, Tensor]:
 
 
 def open_windows(recipe: Recipe, stage: Stage, base: Path) -> Windows:
-    """The training data of a recipe."""
+    """The dataset of a recipe.
+
+    Raises:
+        UserError: if the data folder is missing or has no usable files.
+    """
     data = recipe.data
     if data.kind == "folders":
         return FolderWindows(recipe.seed, data.crop, base / data.root, data.include, data.exclude, stage.num_frames)
