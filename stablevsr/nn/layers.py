@@ -76,7 +76,7 @@ def double_and_convolve(x: Tensor, conv: nn.Conv2d) -> Tensor:
 def _doubled_kernel(conv: nn.Conv2d) -> Tensor:
     """The 4x4 kernel. Kept for the next call on a CPU, where summing it takes longer than convolving a small frame."""
     weight = conv.weight
-    if weight.device.type != "cpu" or weight.is_inference() or torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or weight.device.type != "cpu" or weight.is_inference() or torch.is_grad_enabled():
         return _double(weight)
     known = _kernels.get(conv)
     if known is not None and known.weight.data_ptr() == weight.data_ptr() and known.version == weight._version:
