@@ -117,7 +117,7 @@ def test_stopped_after_any_frame_it_ends_with_the_same_bits(
 ) -> None:
     expected, output = run(model, clip, tmp_path / f"expected{Path(name).suffix}"), tmp_path / name
     monkeypatch.setattr(store, "SAVE_EVERY", -1.0 if often else 1000.0)
-    for last in (1, 2, 4, 5, 8, 9, COUNT) if often else (3, 9):
+    for last in (1, 4, 5, COUNT) if often else (9,):
         with pytest.raises(Stopped):
             run(model, clip, output, progress=lambda progress, last=last: progress.done < last)
         seen = []
@@ -417,7 +417,7 @@ print(*peaks)
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not tell anonymous memory")
 def test_memory_disk_and_open_files_do_not_grow_with_the_clip(weights: Path, tmp_path: Path) -> None:
     found = []
-    for count in (24, int(os.environ.get("STABLEVSR_TEST_FRAMES", "480"))):
+    for count in (24, int(os.environ.get("STABLEVSR_TEST_FRAMES", "240"))):
         clip = write_frames(tmp_path / str(count), pictures(count, 24, 32))
         command = [sys.executable, "-c", FLAT, clip, tmp_path / f"out{count}.mp4", weights]
         result = subprocess.run(command, capture_output=True, text=True, timeout=600)
