@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from clips_made import film
+from failing_disk import FailingOnce
 from models import TINY, offloaded, random_model, with_noise_levels
 from PIL import Image, ImageCms
 from safetensors import SafetensorError
@@ -134,33 +135,18 @@ def test_the_nth_failure_of_the_disk_costs_nothing(
     """For every N: one sentence, the old output or the new one, and the next run ends as if nothing had happened."""
     monkeypatch.setattr(store, "SAVE_EVERY", -1.0)  # as often as can be
     expected, old, output = run(model, clip, tmp_path / "expected"), pictures(1), tmp_path / "out"
-    owner, name = FAILURES[kind]
-    real, calls, fail_at = getattr(owner, name), 0, 0
+    disk = FailingOnce(monkeypatch, *FAILURES[kind])
 
-    def flaky(*arguments: object, **more: object) -> object:
-        nonlocal calls
-        calls += 1
-        if calls == fail_at:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return real(*arguments, **more)
-
-    monkeypatch.setattr(owner, name, flaky)
-    message = None
-    while message or not fail_at:
-        fail_at, calls, message = fail_at + 1, 0, None
+    def replace_old() -> None:
         shutil.rmtree(output, ignore_errors=True)
         write_frames(output, old)
-        try:
-            run(model, clip, output, force=True)
-        except UserError as error:
-            message = str(error)
+        run(model, clip, output, force=True)
+
+    for _ in disk.attempts(replace_old):
         kept = read_frames(output)
-        assert np.array_equal(kept, expected) or (message and np.array_equal(kept, old))
-        assert "\n" not in (message or "")
-        calls = 1000  # nothing fails now
+        assert np.array_equal(kept, expected) or (disk.message and np.array_equal(kept, old))
         assert np.array_equal(run(model, clip, output, force=True), expected)
         assert sorted(path.name for path in tmp_path.iterdir()) == ["expected", "in", "out"]
-    assert fail_at > 1
 
 
 KILLED = """

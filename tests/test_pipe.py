@@ -16,11 +16,12 @@ import pytest
 from clips_made import write_video
 from stream_models import TINY_STREAM, random_stream_model
 
-from stablevsr import UserError, build_model, sample_video, upscale
+from stablevsr import PRESETS, UserError, build_model, sample_video, upscale
 from stablevsr.errors import IncompleteOutput
 from stablevsr.media import Encoding, open_reader
 from stablevsr.media.frame import Reader
 from stablevsr.media.pipe import PIXEL_FORMATS, PipeReader, PipeWriter
+from stablevsr.model import StableVSR
 from stablevsr.sampling.config import STREAMING
 from stablevsr.weights import Header, write
 
@@ -296,6 +297,12 @@ def test_ctrl_c_keeps_what_is_done(weights: Path, stream: bytes, tmp_path: Path)
     with PipeReader(InterruptedAtTheEnd(stream)) as reader, interrupted:
         upscale(model, reader, tmp_path / "out.mkv")
     assert len(list(open_reader(tmp_path / "out.mkv"))) == 4
+
+
+def test_a_pipe_warns_as_a_file_does(tiny_model: StableVSR, stream: bytes, tmp_path: Path, caplog) -> None:
+    with PipeReader(io.BytesIO(stream)) as reader:
+        upscale(tiny_model, reader, tmp_path / "out.mkv", PRESETS["streaming"], steps=1)
+    assert "not trained for streaming" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,11 @@
 """Streaming from file to file: written as it goes, killed and continued with the same bits, flat in memory and disk."""
 
-import errno
 import logging
 import os
 import shutil
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from clips_made import film
+from failing_disk import FailingOnce
 from media_tools import picture_times
 from stream_models import TINY_STREAM, random_stream_model
 
@@ -167,38 +168,19 @@ FAILURES = {
     "rename": (os, "replace"),
     "state": (Path, "write_bytes"),
     "note": (Path, "write_text"),
-    "picture": (still_writer, "_save"),
 }
+PICTURES = {"picture": (still_writer, "_save")}  # of a folder
 
 
-@pytest.mark.parametrize("name", ["out", "out.mkv"])
-@pytest.mark.parametrize("kind", FAILURES)
+@pytest.mark.parametrize(("kind", "name"), [*product(FAILURES, ["out", "out.mkv"]), ("picture", "out")])
 def test_the_nth_failure_of_the_disk_costs_nothing(
     model: StableVSR, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, name: str
 ) -> None:
     clip = write_frames(tmp_path / "in", pictures(5))
     expected, output = run(model, clip, tmp_path / f"expected{Path(name).suffix}"), tmp_path / name
-    owner, function = FAILURES[kind]
-    real, calls, fail_at = getattr(owner, function), 0, 0
-
-    def flaky(*arguments: object, **more: object) -> object:
-        nonlocal calls
-        calls += 1
-        if calls == fail_at:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return real(*arguments, **more)
-
-    monkeypatch.setattr(owner, function, flaky)
-    message = None
-    while message or not fail_at:
-        fail_at, calls, message = fail_at + 1, 0, None
-        try:
-            run(model, clip, output)
-        except UserError as error:
-            message = str(error)
-            assert not output.exists()
-            assert "\n" not in message
-        calls = 10_000  # nothing fails now
+    disk = FailingOnce(monkeypatch, *(FAILURES | PICTURES)[kind])
+    for _ in disk.attempts(lambda: run(model, clip, output)):
+        assert output.exists() == (disk.message is None)
         assert np.array_equal(run(model, clip, output, force=True), expected)
         remove(output)
         assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["in", f"expected{Path(name).suffix}"])

@@ -1,7 +1,5 @@
 """Upscaling a clip in memory: `sample_video`."""
 
-import logging
-
 import torch
 from torch import Tensor
 
@@ -16,8 +14,6 @@ from stablevsr.sampling.denoiser import prompt_context
 from stablevsr.sampling.networks import Networks
 from stablevsr.sampling.noise import NoiseSource
 from stablevsr.sampling.pictures import Clip, ClipKind
-
-log = logging.getLogger(__name__)
 
 
 def sample_video(
@@ -79,8 +75,6 @@ def _streamed(
     context: Tensor,
     progress: OnProgress | None,
 ) -> Tensor:
-    for notice in config.notices(model.config):
-        log.warning("%s", notice)
     stream, pictures = Stream(model, config, low_res.size, noise=noise, context=context), []
     for frame in stream.frames(low_res):
         pictures.append(stream.picture(frame, kind.format))

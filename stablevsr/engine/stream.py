@@ -51,6 +51,8 @@ class Stream:
         noise: NoiseSource | None = None,
         context: Tensor | None = None,
     ) -> None:
+        for notice in config.notices(model.config):
+            log.warning("%s", notice)
         self._device, self._config = model.device, config
         self.decoder = PictureDecoder(model, config.tile)
         self._networks = StreamDenoiser(
@@ -144,8 +146,6 @@ def stream_video(
     config = resolve(config, model.sampling, fields | {"mode": "streaming"})
     config.check(model.config)
     context = prompt_context(model, config)
-    for notice in config.notices(model.config):
-        log.warning("%s", notice)
     return _stream(model, frames, config, noise, context)
 
 

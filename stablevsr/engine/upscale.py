@@ -181,8 +181,6 @@ class _Job:
         return self._stream() if self.config.mode == "streaming" else self._sample()
 
     def _stream(self) -> int:
-        for notice in self.config.notices(self.model.config):
-            log.warning("%s", notice)
         stream = Stream(self.model, self.config, (self.clip.height, self.clip.width), context=self.context)
         return StreamedFile(stream, self.clip, self.writers, self.store, self.workspace).run(self.progress)
 
