@@ -2,32 +2,23 @@
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from clips import HeldOutClip
 from PIL import Image
 from torch import Tensor
 
 from stablevsr.metrics.fidelity import psnr, ssim, tof
 from stablevsr.model import StableVSR
-from stablevsr.nn.warp import pixel_grid
+from stablevsr.nn.warp import warp
 from stablevsr.training.features import FeatureNetwork, feature_distance
 
 METRICS = ("PSNR", "SSIM", "HaarPSI", "GMSD", "features", "tfeatures", "warp", "tOF")
 Row = dict[str, float]
 
 
-def fetch(picture: Tensor, flow: Tensor) -> Tensor:
-    """Pictures (n, 3, h, w) along true flows (n, 2, h, w), bicubic, so that the error is the video's own."""
-    height, width = picture.shape[-2:]
-    size = torch.tensor([width, height])[:, None, None]
-    grid = 2 * (pixel_grid(flow) + flow + 0.5) / size - 1
-    return F.grid_sample(picture, grid.permute(0, 2, 3, 1), mode="bicubic", padding_mode="border", align_corners=False)
-
-
 def warping_error(frames: Tensor, clip: HeldOutClip) -> float:
     """Mean squared difference along the exact flow, outside of occlusions, x 1000."""
     seen = ~clip.truth.forward_occluded[:, None]
-    error = (frames[1:] - fetch(frames[:-1], clip.truth.forward)).square() * seen
+    error = (frames[1:] - warp(frames[:-1], clip.truth.forward, "bicubic")).square() * seen
     return 1000 * (error.sum() / (3 * seen.sum())).item()
 
 

@@ -40,7 +40,7 @@ from measures import METRICS, Row, lanczos, measure
 from torch import Tensor
 from tqdm import tqdm
 
-from stablevsr import build_model
+from stablevsr import UserError, build_model
 from stablevsr.engine.run import decode_frame
 from stablevsr.model import StableVSR
 from stablevsr.sampling.bidirectional import bidirectional_sampling
@@ -120,7 +120,7 @@ def variants(model: StableVSR, low_res: Tensor) -> dict[str, Callable[[int, str]
         config: SamplingConfig = EXACT,
     ) -> Tensor:
         denoiser = Denoiser(model, low_res, flows, config, model.encode_prompt(None))
-        steps = run_steps(model.config.schedule, num_steps)
+        steps = run_steps(config.schedule_for(model.config), num_steps)
         if one_way:
             steps = [replace(step, index=2 * step.index) for step in steps]
         latents = torch.stack([noise.initial(i) for i in range(len(low_res))])
@@ -263,6 +263,10 @@ def parse() -> argparse.Namespace:
     options = parser.parse_args()
     if importlib.util.find_spec("piq") is None:
         sys.exit("the metrics come with piq: pip install '.[bench]'")
+    try:
+        load_features("lite2")
+    except UserError as error:  # now, not after the first clip
+        sys.exit(str(error))
     return options
 
 

@@ -129,10 +129,10 @@ def to_and_fro(model: StableVSR, steps: int = 2) -> Turn:
 
 
 def make_rows(options: argparse.Namespace) -> dict[str, Turn]:
-    device, small = options.device, build_model(device="cpu")
-    config = stream_config(small.config) if options.model == "small" else STREAM_DIFFVSR
+    device, small = options.device, build_model(device="cpu") if options.model == "small" else None
+    config = stream_config(small.config) if small else STREAM_DIFFVSR
     rows = {PUBLISHED: published(random_model(config, device, "fp32"))}
-    if options.model == "small":
+    if small:
         small.place(device, torch.float32)
         rows[TO_AND_FRO] = to_and_fro(small)
     for name in options.rows:

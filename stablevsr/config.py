@@ -199,6 +199,12 @@ class FlowConfig:
         )
         require_size(self, "feature_widths", "context_widths", "motion_corr_widths", "motion_flow_widths")
         require_size(self, "motion_width", "hidden_dim", "flow_head_dim")
+        for name, counts in (("motion_corr_widths", (1, 2)), ("motion_flow_widths", (2,))):
+            value = getattr(self, name)
+            require(
+                len(value) in counts, self, f"{name} must have {' or '.join(map(str, counts))} entries, got {value}"
+            )
+        require(self.motion_width > 2, self, f"motion_width must exceed 2, the flow in it, got {self.motion_width}")
         require_size(self, "corr_levels", "corr_radius", limit=MAX_LEVELS)
         require_size(self, "num_updates", limit=MAX_BLOCKS)
         require(

@@ -327,7 +327,7 @@ def test_interlaced_video_is_deinterlaced_frame_by_frame(tmp_path, suffix, count
                 assert comb[0] < comb[1] / 10
 
 
-def test_video_that_becomes_interlaced_on_the_way(tmp_path):
+def test_video_that_becomes_interlaced_on_the_way(tmp_path, caplog):
     path = tmp_path / "a.h264"
     for interlaced in (0, 1):
         with av.open(str(tmp_path / f"{interlaced}.h264"), "w") as out:
@@ -337,8 +337,11 @@ def test_video_that_becomes_interlaced_on_the_way(tmp_path):
                 out.mux(stream.encode(av.VideoFrame.from_ndarray(picture(64, 64, seed=i), format="rgb24")))
             out.mux(stream.encode(None))
     path.write_bytes((tmp_path / "0.h264").read_bytes() + (tmp_path / "1.h264").read_bytes())
-    with open_reader(path) as reader, pytest.warns(UserWarning, match="is interlaced from frame 4 on"):
+    with open_reader(path) as reader:
         frames = list(reader)
+    assert [message.split(" is ")[1] for message in caplog.messages] == [
+        "interlaced from frame 4 on: such frames are deinterlaced"
+    ]
     assert len(frames) == 6
     for i, frame in enumerate(frames):
         close_to(frame.image[8:-8], picture(64, 64, seed=i % 3)[8:-8], 30 if i > 2 else 2)

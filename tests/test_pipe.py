@@ -84,6 +84,8 @@ def test_what_the_header_says() -> None:
         assert (pipe.frame_rate, pipe.sample_aspect_ratio) == (Fraction(24000, 1001), Fraction(10, 11))
         assert pipe.notices == []
         assert next(iter(pipe)).image[0, 0, 1] > 0
+    with PipeReader(io.BytesIO(y4m("W2 H2 F3000000000:100000001 A1:9999999999"))) as pipe:  # beyond FFmpeg's numbers
+        assert (pipe.frame_rate, pipe.sample_aspect_ratio) == (25, 1)
     with PipeReader(io.BytesIO(y4m("W2 H2"))) as pipe:
         assert (pipe.frame_rate, pipe.sample_aspect_ratio) == (25, 1)
         assert len(list(pipe)) == 1

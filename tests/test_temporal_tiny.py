@@ -131,8 +131,7 @@ def test_each_frame_has_its_own_share() -> None:
     difference = (added(x, previous) - added(x, nothing))[0].abs().amax((0, 1))
     assert difference[:20].max() < 1e-6 < difference[-8:].max()  # at the end of the last row, the previous frame begins
     processor.alpha.fill_(0.0)
-    change = added(x, previous) - added(nothing, previous)
-    change = (change + 0)[0].abs().amax((0, 1))
+    change = (added(x, previous) - added(nothing, previous))[0].abs().amax((0, 1))
     assert change[20:].max() < 1e-6 < change[:8].max()
 
 

@@ -5,19 +5,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from models import TINY, random_model
+from models import TINY, random_model, with_noise_levels
 from torch import Tensor
 
 from stablevsr import SamplingConfig, TemporalGuidance, build_model, sample_video
 from stablevsr.architectures import ARCHITECTURES
 from stablevsr.errors import UserError
 from stablevsr.model import StableVSR
-from stablevsr.nn.warp import pixel_grid
+from stablevsr.nn.warp import pixel_grid, warp
 from stablevsr.sampling.schedule import run_steps
 from stablevsr.training.recipe import RolloutRecipe, read_recipe
 from stablevsr.training.rollout import (
     Objective,
-    fetch,
     picture_loss,
     roll_out,
     roll_out_clips,
@@ -25,7 +24,8 @@ from stablevsr.training.rollout import (
     tcm_rollout_loss,
     temporal_loss,
 )
-from stablevsr.training.train import starting_model, train
+from stablevsr.training.train import for_rollout, starting_model, train
+from stablevsr.weights import Header, write
 
 STEPS = 3
 RECIPE = """
@@ -133,7 +133,7 @@ def test_the_temporal_loss_is_of_what_flickers() -> None:
     """None for an error that moves with the picture; L1 of the flicker where the flow holds."""
     flow = torch.full((1, 1, 2, 16, 16), 2.0)
     frame = normal(1, 3, 16, 16)
-    moved = fetch(frame, flow[:, 0])
+    moved = warp(frame, flow[:, 0])
     truth = torch.zeros(1, 2, 3, 16, 16)
     valid = torch.ones(1, 1, 16, 16, dtype=torch.bool)
     error = torch.stack([frame, moved], dim=1)
@@ -149,7 +149,7 @@ def test_fetching_is_exact() -> None:
     picture = pixel_grid(torch.zeros(1, 2, 8, 10))  # the value of a pixel is its place
     flow = torch.tensor([1.25, -0.5])[:, None, None].expand(1, 2, 8, 10)
     inside = (..., slice(1, -1), slice(2, -2))
-    assert torch.allclose(fetch(picture, flow)[inside], (picture + flow)[inside], atol=1e-4)
+    assert torch.allclose(warp(picture, flow)[inside], (picture + flow)[inside], atol=1e-4)
 
 
 def test_the_temporal_term_needs_a_flow_and_a_weight(model: StableVSR) -> None:
@@ -178,6 +178,28 @@ def test_the_file_names_the_run_that_it_was_distilled_to(recipe: Path) -> None:
     assert (model.sampling.steps, model.sampling.sampler) == (3, "ddim")
     assert [step.timestep for step in run_steps(model.config.schedule, 3)] == [999, 666, 332]
     assert starting_model(read_recipe(recipe), recipe.parent)[1].config == model.config
+
+
+def test_weights_that_were_sampled_with_another_spacing_get_the_rollouts() -> None:
+    header = Header(TINY, sampling=SamplingConfig(spacing="leading", eta=0.5, sampler="ddim"))
+    found = for_rollout(RolloutRecipe(steps=4), header)
+    schedule = found.sampling.schedule_for(found.config)
+    assert [step.timestep for step in run_steps(schedule, found.sampling.steps)] == [999, 749, 499, 249]
+    assert found.sampling.eta == 0
+
+
+@pytest.mark.parametrize(
+    ("config", "sampling", "message"),
+    [
+        (with_noise_levels(TINY), SamplingConfig(), "has noise levels .* which stage tcm-rollout does not support"),
+        (replace(TINY, tiny=None), SamplingConfig(temporal=TemporalGuidance(tiny=True)), "hold no tiny decoder"),
+    ],
+)
+def test_weights_that_cannot_be_rolled_out_are_refused(recipe: Path, config, sampling, message: str) -> None:
+    write(recipe.parent / "start.safetensors", Header(config, {}, sampling=sampling), random_model(config).state_dict())
+    recipe.write_text(recipe.read_text().replace('preset = "tiny"', 'init = "start.safetensors"'))
+    with pytest.raises(UserError, match=message):
+        starting_model(read_recipe(recipe), recipe.parent)
 
 
 def test_folders_have_no_flow_for_the_temporal_term(recipe: Path) -> None:

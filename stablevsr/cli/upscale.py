@@ -17,7 +17,7 @@ from stablevsr.engine.upscale import upscale
 from stablevsr.engine.workspace import workspace_path
 from stablevsr.errors import OptionsError
 from stablevsr.media import Encoding, PartReader, Reader, check_output, open_reader, output_for
-from stablevsr.media.pipe import PIPE, PipeReader
+from stablevsr.media.pipe import PIPE
 from stablevsr.model import Model, build_model, bundled_weights
 from stablevsr.sampling.config import PRESETS, SamplingConfig
 from stablevsr.weights import read_header
@@ -107,7 +107,7 @@ def sampling_config(options: argparse.Namespace) -> SamplingConfig:
 @contextmanager
 def open_clip(path: Path, options: argparse.Namespace) -> Iterator[Reader]:
     """Open the input, optionally a frame range, and log its notices."""
-    with PipeReader() if path == PIPE else open_reader(path, options.allow_truncated, options.allow_hdr) as clip:
+    with open_reader(path, options.allow_truncated, options.allow_hdr) as clip:
         part = clip if options.frames == (0, None) else PartReader(clip, *options.frames)
         for notice in part.notices:
             log.warning("%s", notice)

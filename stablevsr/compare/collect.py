@@ -14,13 +14,11 @@ from stablevsr.compare.page import Findings
 from stablevsr.compare.places import Crop, FoundCrops, Line, Profile
 from stablevsr.errors import OptionsError
 from stablevsr.metrics.evaluate import Evaluator, Row
-from stablevsr.model import StableVSR
-from stablevsr.runtime import Offloaded
+from stablevsr.model import Model
 from stablevsr.sampling.pictures import PictureFormat, bicubic
 
 MAP_SIDE = 1280  # pixels; larger maps of flow and errors are downscaled
 
-Model = StableVSR | Offloaded
 ModelSource = Model | Callable[[], Model]  # the latter builds one, once the clips have been checked
 
 

@@ -13,6 +13,7 @@ import av
 import numpy as np
 
 from stablevsr.errors import ResourceError
+from stablevsr.media.codecs import x264_params
 from stablevsr.media.colour import TAGS, to_frame
 
 GUARD = 8  # pixels of replicated border around each tile, so that chroma and deblocking do not bleed
@@ -107,7 +108,7 @@ class GridVideo:
 
     def __init__(self, path: Path, grid: Grid, rate: Fraction, crf: int) -> None:
         self._grid, self._count = grid, 0
-        options = {"preset": "veryfast", "crf": str(crf), "x264-params": "scenecut=0"}
+        options = {"preset": "veryfast", "crf": str(crf)} | x264_params("scenecut=0")
         self._path = path
         with reporting(path):
             self._container = av.open(str(path), "w", format="mp4", container_options={"movflags": "+faststart"})

@@ -4,12 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.utils import flow_to_image
 
 from stablevsr.config import SCALE
-from stablevsr.nn.warp import pixel_grid
+from stablevsr.nn.warp import pixel_grid, warp
 from stablevsr.sampling.flow import estimate_flow
 from stablevsr.sampling.pictures import normalise
 
@@ -55,7 +54,8 @@ def follow(
     visible = _visible(forward, backward)
     errors, means = [], []
     for here, there in zip(versions, following, strict=True):
-        error = (_warp(_picture(there, device), forward) - _picture(here, device)).abs().mean(1)[0]  # (4h, 4w)
+        warped = warp(_picture(there, device), forward, "bicubic")
+        error = (warped - _picture(here, device)).abs().mean(1)[0]  # (4h, 4w)
         means.append(error[visible].mean().item())
         errors.append(_as_colour(error.cpu().numpy(), visible.cpu().numpy()))
     colours = flow_to_image(forward[0]).permute(1, 2, 0).cpu().numpy()
@@ -66,15 +66,6 @@ def _picture(image: np.ndarray, device: torch.device) -> Tensor:
     return torch.from_numpy(image.copy()).to(device).permute(2, 0, 1)[None].float()
 
 
-def _warp(picture: Tensor, flow: Tensor) -> Tensor:
-    """Warp pictures (n, c, h, w) along flows (n, 2, h, w), on the exact grid, unlike the sampler (`warp_published`)."""
-    if picture.device.type == "mps":  # its grid_sample supports neither bicubic interpolation nor this padding
-        return _warp(picture.cpu(), flow.cpu()).to(picture)
-    size = torch.tensor([picture.shape[-1], picture.shape[-2]], device=flow.device)[:, None, None]
-    grid = 2 * (pixel_grid(flow) + flow + 0.5) / size - 1
-    return F.grid_sample(picture, grid.permute(0, 2, 3, 1), mode="bicubic", padding_mode="border", align_corners=False)
-
-
 def _visible(forward: Tensor, backward: Tensor) -> Tensor:
     """The pixels visible in the next frame too, (h, w), by forward-backward consistency.
 
@@ -83,7 +74,7 @@ def _visible(forward: Tensor, backward: Tensor) -> Tensor:
     height, width = forward.shape[-2:]
     target = pixel_grid(forward) + forward
     inside = (target >= -0.5).all(1) & (target[:, 0] <= width - 0.5) & (target[:, 1] <= height - 0.5)
-    back = _warp(backward, forward)
+    back = warp(backward, forward, "bicubic")
     gap = (forward + back).square().sum(1)
     return (inside & (gap <= 0.01 * (forward.square().sum(1) + back.square().sum(1)) + (SCALE / 2) ** 2))[0]
 

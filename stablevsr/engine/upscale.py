@@ -26,7 +26,7 @@ from stablevsr.engine.workspace import Workspace, open_workspace
 from stablevsr.errors import IncompleteOutput, OptionsError, UserError
 from stablevsr.media import Encoding, Reader, Writer, check_output, open_reader, open_writer
 from stablevsr.media.paths import output_kind
-from stablevsr.media.pipe import PIPE, PipeReader, PipeWriter
+from stablevsr.media.pipe import PIPE, PipeWriter
 from stablevsr.model import Model
 from stablevsr.sampling.config import SamplingConfig, resolve
 from stablevsr.sampling.denoiser import prompt_context
@@ -81,7 +81,7 @@ def upscale(
     output = Path(output)
     config = resolve(config, model.sampling, fields)
     with ExitStack() as stack:
-        clip = input if isinstance(input, Reader) else stack.enter_context(_open(input))
+        clip = input if isinstance(input, Reader) else stack.enter_context(open_reader(input))
         config.check(model.config, clip.frame_count)
         context = prompt_context(model, config)
         if PIPE in (clip.path, output):
@@ -109,10 +109,6 @@ def upscale(
     if writers.failures:
         raise IncompleteOutput(f"{output} is written, but not all of it: {' '.join(writers.failures)}")
     return count
-
-
-def _open(path: str | Path) -> Reader:
-    return PipeReader() if Path(path) == PIPE else open_reader(path)
 
 
 def _through_pipe(

@@ -1,6 +1,8 @@
 """The video encoders on offer, and what the user chose."""
 
 from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
 from typing import Self
 
 from stablevsr.errors import OptionsError
@@ -76,3 +78,22 @@ class Encoding:
         if not 0 <= crf <= codec.largest_crf:
             raise OptionsError(f"Quality {crf} is out of range; {name} takes 0 (best) to {codec.largest_crf}.")
         return codec, {**codec.options, "crf": str(crf)}
+
+
+def x264_params(*more: str) -> dict[str, str]:
+    """The option `x264-params` with which the same frames give the same bits on every run, and with `more`.
+
+    The AVX-512 code of x264's lookahead reads uninitialized memory: the same frames gave other bits in every other run.
+    Its AVX2 code gives those that are right.
+    """
+    params = [*more, *(["asm=AVX2,FMA3,BMI2"] if _has_avx512() else [])]
+    return {"x264-params": ":".join(params)} if params else {}
+
+
+@cache
+def _has_avx512() -> bool:
+    """Whether this processor is known to have it, which only Linux tells."""
+    try:
+        return "avx512" in Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return False

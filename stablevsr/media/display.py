@@ -1,6 +1,6 @@
 """From stored pictures to displayed ones: orientation and deinterlacing."""
 
-import warnings
+import logging
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -10,6 +10,8 @@ from typing import Self
 import av
 import numpy as np
 from av.filter import Graph
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -67,9 +69,7 @@ def deinterlaced(
                 yield frame
                 continue
             if number > skipped + 1:  # the reader reports clips that are interlaced from the start
-                warnings.warn(
-                    f"{name} is interlaced from frame {number} on; such frames are deinterlaced", stacklevel=2
-                )
+                log.warning("%s is interlaced from frame %d on: such frames are deinterlaced", name, number)
             graph = _bwdif(frame, stream)
         waiting.append(frame)
         graph.push(frame)

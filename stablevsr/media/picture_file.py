@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import astuple, dataclass
 from fractions import Fraction
-from functools import cache
 from pathlib import Path
 
 import av
@@ -15,7 +14,7 @@ from av.codec.context import Flags
 
 from stablevsr.atomic import replacing, sync
 from stablevsr.errors import ResourceError
-from stablevsr.media.codecs import Codec
+from stablevsr.media.codecs import Codec, x264_params
 from stablevsr.media.colour import Colours, to_frame
 from stablevsr.media.joining import PacketTimes, concatenate, muxer_options
 
@@ -47,25 +46,14 @@ class PictureFormat:
 
 
 def _options(how: PictureFormat) -> dict[str, str]:
-    if how.codec.encoder == "libx264" and _has_avx512():
-        # The AVX-512 code of its lookahead reads uninitialized memory: the same frames gave other bits in every other
-        # run. AVX2 code gives those that are right.
-        return {**how.options, "x264-params": "asm=AVX2,FMA3,BMI2"}
+    if how.codec.encoder == "libx264":
+        return how.options | x264_params()
     if how.codec.encoder != "libx265":
         return how.options
     params = [how.options["x265-params"], *(how.colours.mastering.x265_params() if how.colours.mastering else ())]
     if how.width < _X265_SAFE_WIDTH:
         params.append("asm=0")
     return {**how.options, "x265-params": ":".join(params)}
-
-
-@cache
-def _has_avx512() -> bool:
-    """Whether this processor is known to have it, which Linux tells."""
-    try:
-        return "avx512" in Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return False
 
 
 class PictureFile:

@@ -24,6 +24,7 @@ from stablevsr.media.still_reader import MAX_PIXELS
 PIPE = Path("-")  # what stands for standard input and output on the command line
 _MAGIC = b"YUV4MPEG2"
 _LONGEST_LINE = 4096  # bytes, of a header; anything longer is none
+_LARGEST = 2**31  # of FFmpeg's numbers
 _USUAL_RATE = Fraction(25)  # where the header leaves it open
 _SUBSAMPLINGS = {"411": "yuv411p", "420": "yuv420p", "422": "yuv422p", "444": "yuv444p", "mono": "gray"}
 _SITINGS = ("420jpeg", "420mpeg2", "420paldv")  # where chroma sits, which swscale does not ask
@@ -201,7 +202,7 @@ def _number(words: dict[str, str], name: str) -> int:
 def _ratio(text: str) -> Fraction | None:
     """ "30000:1001"; None for 0:0, which means unknown, and for anything else."""
     top, _, bottom = text.partition(":")
-    known = top.isdecimal() and bottom.isdecimal() and int(top) and int(bottom)
+    known = top.isdecimal() and bottom.isdecimal() and 0 < int(top) < _LARGEST and 0 < int(bottom) < _LARGEST
     return Fraction(int(top), int(bottom)) if known else None
 
 

@@ -66,7 +66,7 @@ class Attention(nn.Module):
 class CachedContext:
     """A text context that caches its keys and values in every attention layer, for runs with a constant prompt.
 
-    The caller owns it, and drops it when weights or text change; the networks cache nothing. Not for compiled networks.
+    The caller owns it, and drops it when weights or text change. Not for compiled networks.
     """
 
     def __init__(self, context: Tensor) -> None:

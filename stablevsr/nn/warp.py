@@ -15,6 +15,18 @@ def pixel_grid(like: Tensor) -> Tensor:
     return torch.stack([x, y])[None]
 
 
+def warp(picture: Tensor, flow: Tensor, mode: str = "bilinear") -> Tensor:
+    """Warp `picture` (n, c, h, w) backward along `flow` (n, 2, h, w) in pixels, on the exact grid, borders repeated.
+
+    For measures and losses; the networks were trained with `warp_published`.
+    """
+    if picture.device.type == "mps":  # its grid_sample supports neither bicubic interpolation nor this padding
+        return warp(picture.cpu(), flow.cpu(), mode).to(picture)
+    size = torch.tensor([picture.shape[-1], picture.shape[-2]], device=flow.device)[:, None, None]
+    grid = 2 * (pixel_grid(flow) + flow + 0.5) / size - 1
+    return F.grid_sample(picture, grid.permute(0, 2, 3, 1), mode=mode, padding_mode="border", align_corners=False)
+
+
 def warp_published(picture: Tensor, flow: Tensor) -> Tensor:
     """Warp `picture` backward along `flow`, on the published code's grid: bilinear, zeros outside.
 

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from stablevsr.config import SCALE
+from stablevsr.media.codecs import x264_params
 from stablevsr.training.scene import Random
 
 BLUR = (0.2, 1.4)  # standard deviation, in HR pixels
@@ -83,7 +84,7 @@ def through_h264(pictures: np.ndarray, crf: int) -> np.ndarray:
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as container:
         # One thread: the number of slices, and so the result, depends on the thread count.
-        options = {"crf": str(crf), "preset": "veryfast", "threads": "1"}
+        options = {"crf": str(crf), "preset": "veryfast", "threads": "1"} | x264_params()
         stream = container.add_stream("libx264", rate=25, options=options)
         stream.width, stream.height, stream.pix_fmt = padded.shape[2], padded.shape[1], "yuv420p"
         for picture in padded:

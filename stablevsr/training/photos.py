@@ -208,7 +208,12 @@ def _sample(picture: Tensor, grid: Array) -> Tensor:
 def _photographs(root: Path, include: tuple[str, ...], exclude: tuple[str, ...]) -> list[Path]:
     if not root.is_dir():
         raise InputError(f"data folder {root} does not exist, expected a folder of photographs: check data.root")
-    found = {path.stem: path for path in root.iterdir() if path.suffix.lower() in SUFFIXES}
+    found: dict[str, Path] = {}
+    for path in sorted(root.iterdir()):
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith("."):
+            if path.stem in found:
+                raise InputError(f"data folder {root} has {found[path.stem].name} and {path.name}: rename one of them")
+            found[path.stem] = path
     missing = sorted(set(include) - set(found))
     if missing:
         raise InputError(f"data folder {root} has no photograph {missing[0]}: check data.include")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from stablevsr.errors import OptionsError, UserError
 from stablevsr.fields import from_dict, require_types
+from stablevsr.sampling.config import SPACINGS
 
 STAGES = ("vae", "unet", "flow", "tcm", "tiny", "rollout", "tcm-rollout")
 
@@ -87,8 +88,8 @@ class RolloutRecipe:
     def __post_init__(self) -> None:
         require_types(self)
         _require(1 <= self.steps <= 50, f"rollout.steps is {self.steps}, expected 1 to 50: gradients run through all")
-        known = ("leading", "linspace", "trailing")
-        _require(self.spacing in known, f"rollout.spacing is {self.spacing!r}, expected one of {', '.join(known)}")
+        known = ", ".join(SPACINGS)
+        _require(self.spacing in SPACINGS, f"rollout.spacing is {self.spacing!r}, expected one of {known}")
         for name in ("latent", "picture", "features", "temporal"):
             _require(getattr(self, name) >= 0, f"rollout.{name} is {getattr(self, name)}, expected 0 or more")
         total = self.latent + self.picture + self.features

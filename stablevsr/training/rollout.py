@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stablevsr.nn.warp import pixel_grid, warp_published
+from stablevsr.nn.warp import warp, warp_published
 from stablevsr.sampling.bidirectional import pass_order
 from stablevsr.sampling.flow import estimate_flow
 from stablevsr.sampling.networks import Networks
@@ -139,15 +139,8 @@ def temporal_loss(picture: Tensor, truth: Tensor, flow: Tensor, valid: Tensor) -
     error = picture - truth  # warping is linear: the difference of changes is the change of the error
     source, target = error[:, :-1].flatten(0, 1), error[:, 1:].flatten(0, 1)
     weight = valid.flatten(0, 1)[:, None].to(error.dtype)
-    change = (target - fetch(source, flow.flatten(0, 1))).abs() * weight
+    change = (target - warp(source, flow.flatten(0, 1))).abs() * weight
     return change.sum() / (3 * weight.sum()).clamp(min=1) / 2
-
-
-def fetch(picture: Tensor, flow: Tensor) -> Tensor:
-    """Warp (n, c, h, w) along flow (n, 2, h, w) in pixels: bilinear, on the exact grid, unlike the published warp."""
-    size = torch.tensor([picture.shape[-1], picture.shape[-2]], device=flow.device)[:, None, None]
-    grid = 2 * (pixel_grid(flow) + flow + 0.5) / size - 1
-    return F.grid_sample(picture, grid.permute(0, 2, 3, 1), padding_mode="border", align_corners=False)
 
 
 def rollout_loss(
@@ -187,6 +180,6 @@ def tcm_rollout_loss(
     x0 = roll_out_clips(model, low_res, noise, context, objective.steps(model)).flatten(0, 1)
     picture = model.vae.decode(x0 / model.vae.scaling_factor).float()
     loss = picture_loss(model, x0, picture, truth.flatten(0, 1), objective)
-    if motion is not None and objective.recipe.temporal:
+    if motion is not None:
         loss = loss + objective.recipe.temporal * temporal_loss(picture.view_as(truth), truth, *motion)
     return loss

@@ -158,7 +158,10 @@ def stage_of(recipe: Recipe, device: torch.device) -> Stage:
     if not stage.is_rollout:
         return stage
     features = load_features("lite0").to(device) if recipe.rollout.features else None
-    return stage._replace(loss=partial(stage.loss, objective=Objective(recipe.rollout, features)))
+    return stage._replace(
+        needs_flow=stage.needs_flow and recipe.rollout.temporal > 0,
+        loss=partial(stage.loss, objective=Objective(recipe.rollout, features)),
+    )
 
 
 class StageLoss(nn.Module):

@@ -119,7 +119,13 @@ def starting_model(recipe: Recipe, base: Path) -> tuple[Header, StableVSR]:
         model.tcm.load_state_dict(starting_state(model.config.tcm, model.unet.state_dict()))
         header.provenance["tcm"] = "untrained: initialised from the unet, zero convolutions"
     if STAGES[recipe.stage].is_rollout:
+        if header.config.unet.encoder.num_noise_levels is not None:
+            raise WeightsError(
+                f"{recipe.init} has noise levels (stock SD x4), which stage {recipe.stage} does not support: "
+                "use StableVSR weights"
+            )
         header = for_rollout(recipe.rollout, header)
+        header.sampling.check(header.config)
     model.config, model.sampling = header.config, header.sampling
     return header, model.eval()
 
@@ -127,7 +133,7 @@ def starting_model(recipe: Recipe, base: Path) -> tuple[Header, StableVSR]:
 def for_rollout(rollout: RolloutRecipe, header: Header) -> Header:
     """The header for a distilled model: the rollout's sampler becomes the default of the weights."""
     schedule = replace(header.config.schedule, timestep_spacing=rollout.spacing)
-    sampling = replace(header.sampling, steps=rollout.steps, sampler="ddim", eta=0.0)
+    sampling = replace(header.sampling, steps=rollout.steps, spacing=None, sampler="ddim", eta=0.0)
     return replace(header, config=replace(header.config, schedule=schedule), sampling=sampling)
 
 
