@@ -33,7 +33,7 @@ def refused(source, target, encoding=None):
     with open_reader(source) as reader, pytest.raises(UserError) as caught:
         open_writer(target, reader, height=2 * reader.height, width=2 * reader.width, encoding=encoding)
     message = str(caught.value)
-    assert message.endswith(".")
+    assert not message.endswith(".")
     assert "\n" not in message
     return message
 

@@ -400,7 +400,7 @@ def test_a_single_input_with_o_is_the_same_as_in_out(folder: Path, tmp_path: Pat
             ["{folder}", "{folder}/1.png", "-o", "{tmp}", "--side-by-side", "{tmp}/p.mp4"],
             "got --side-by-side with several inputs",
         ),
-        (["{folder}", "{tmp}/out", "--frames", "2:1"], "Frames 2:1 are none"),
+        (["{folder}", "{tmp}/out", "--frames", "2:1"], "frames 2:1 are none"),
         (["{folder}", "{tmp}/out", "--frames", "9:"], "has 2 frames, so there is no frame 9"),
         (["{folder}", "{tmp}/out", "--tile", "3"], "got tile 3, expected auto, off or a number of at least 16"),
     ],

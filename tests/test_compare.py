@@ -257,7 +257,7 @@ def test_one_frame_is_lossless_and_has_no_temporal_parts(tmp_path: Path) -> None
         (["{lr}", "{a}", "--gt", "{small}"], "a.mp4 is 96x64 and {small} is 48x32"),
         (["{lr}", "{a}", "{short}"], "lr.mp4 has 6 frames and {short} has 4; give clips of the same length"),
         (["{lr}", "{a}", "--gt", "{short}"], "{short} has 4"),
-        (["{lr}", "{a}", "--gt", "{tmp}/none"], "Input {tmp}/none does not exist"),
+        (["{lr}", "{a}", "--gt", "{tmp}/none"], "input {tmp}/none does not exist"),
         (["{tmp}/none.mp4", "{a}"], "none.mp4 does not exist"),
         (["{lr}", "{a}", "--crop", "90,0,16"], "the crop 90,0,16 is not inside 96x64"),
         (["{lr}", "{a}", "--crop", "0,0,0"], "the crop 0,0,0 is not inside"),

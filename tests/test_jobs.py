@@ -344,8 +344,8 @@ NOTHING_TO_READ = "nothing may be read before the options are known to be good"
         ({"seed": -1}, "got seed -1"),
         ({"tile": 3}, "got tile 3"),
         ({"color_fix": "sepia"}, "got color_fix 'sepia'"),
-        ({"encoding": Encoding("mjpeg")}, "Codec mjpeg is unknown"),
-        ({"encoding": Encoding("h264", 99)}, "Quality 99 is out of range"),
+        ({"encoding": Encoding("mjpeg")}, "codec mjpeg is unknown"),
+        ({"encoding": Encoding("h264", 99)}, "quality 99 is out of range"),
         ({"side_by_side": Path("none/pair.mp4")}, "is not a folder"),
     ],
 )

@@ -287,7 +287,7 @@ def upscaled_hdr(source, target, encoding=None):
 @pytest.mark.parametrize(("transfer", "name"), [(16, "PQ"), (18, "HLG")])
 def test_hdr_is_refused_unless_it_is_allowed(tmp_path, transfer, name):
     clip = hdr_video(tmp_path / "in.mkv", transfer)
-    with pytest.raises(UserError, match=rf"in\.mkv is HDR video \({name}\).* pass --allow-hdr\."):
+    with pytest.raises(UserError, match=rf"in\.mkv is HDR video \({name}\).* pass --allow-hdr"):
         open_reader(clip)
     with open_reader(clip, allow_hdr=True) as reader:
         assert f"labelled {name} again" in reader.notices[0]

@@ -77,7 +77,7 @@ def test_they_are_laid_end_to_end(tmp_path, whole, kinds, suffix):
     parts = [recording(tmp_path / f"{i}{suffix}", whole, *kind) for i, kind in enumerate(kinds)]
     clip = joined(tmp_path / f"in{suffix}", parts)
     notices, failures = doubled(clip, tmp_path / "out.mkv")
-    assert notices == [f"{clip} is joined from {len(kinds)} recordings, which are laid end to end."]
+    assert notices == [f"{clip} is joined from {len(kinds)} recordings, which are laid end to end"]
     assert failures == []
     times = picture_times(tmp_path / "out.mkv")
     own = [picture_times(part) for part in parts]

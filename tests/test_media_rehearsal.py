@@ -103,7 +103,7 @@ def test_one_sound_that_fails_costs_itself_only(tmp_path, monkeypatch):
     clip = with_extras(tmp_path / "in.mkv", subtitles=("subrip", b"Hello"))
     failing_at_the_end(monkeypatch, TrackError(1, "no"), lambda c: all(choice.index != 1 for choice in c.streams))
     _, failures = doubled(clip, tmp_path / "out.mkv")
-    assert failures == [f"stream 1 of {clip} is missing (no)."]
+    assert failures == [f"stream 1 of {clip} is missing (no)"]
     with av.open(str(tmp_path / "out.mkv")) as file:
         assert [stream.type for stream in file.streams] == ["video", "subtitle"]
 

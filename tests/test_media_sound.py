@@ -96,7 +96,7 @@ def test_sound_that_no_container_holds_is_encoded_again(tmp_path):
     clip = flashing(tmp_path / "in.m2ts", "libx264", "pcm_bluray", layout="stereo", form="mpegts")
     notices, failures = doubled(clip, tmp_path / "out.mkv")
     assert (notices, failures) == (
-        [".mkv cannot hold pcm_bluray audio, so it is encoded again as flac; nothing else is changed."],
+        [".mkv cannot hold pcm_bluray audio, so it is encoded again as flac; nothing else is changed"],
         [],
     )
     assert sound_delay(tmp_path / "out.mkv") == pytest.approx(sound_delay(clip), abs=0.025)
@@ -138,7 +138,7 @@ def test_a_sound_that_nobody_can_decode_costs_itself_only(tmp_path, source, audi
     notices, failures = doubled(clip, tmp_path / target)
     assert notices == [
         f"{target[3:]} cannot hold the unknown audio of {source} (stream 1) and it cannot be decoded, so it is left "
-        "out; the result has no sound."
+        "out; the result has no sound"
     ]
     assert failures == []
     assert len(picture_times(tmp_path / target)) == 25

@@ -67,7 +67,7 @@ def test_a_cover_is_never_the_picture_and_is_kept(tmp_path, cover):
             assert art.disposition & Disposition.attached_pic
             assert bytes(next(file.demux(art))) == cover
     notices, _ = doubled(clip, tmp_path / "out.mov")
-    assert notices == [".mov cannot hold a picture on the cover of in.mp4, so it is left out."]
+    assert notices == [".mov cannot hold a picture on the cover of in.mp4, so it is left out"]
 
 
 def test_attached_files(tmp_path, cover):
@@ -79,7 +79,7 @@ def test_attached_files(tmp_path, cover):
         art = file.streams.video[1]
         assert bytes(next(file.demux(art))) == cover
     notices, _ = doubled(clip, tmp_path / "out.mp4")
-    assert notices == [".mp4 cannot hold the attached file f.ttf of in.mkv, so it is left out."]
+    assert notices == [".mp4 cannot hold the attached file f.ttf of in.mkv, so it is left out"]
     with av.open(str(tmp_path / "out.mp4")) as file:
         assert bytes(next(file.demux(file.streams.video[1]))) == cover
 
@@ -157,7 +157,7 @@ def test_pictures_as_subtitles_are_left_out_with_a_note(tmp_path):
         out.mux(packet)
         out.mux(video.encode(None))
     notices, failures = doubled(tmp_path / "in.mkv", tmp_path / "out.webm")
-    assert notices == [".webm cannot hold dvbsub subtitles, so they are left out."]
+    assert notices == [".webm cannot hold dvbsub subtitles, so they are left out"]
     assert failures == []
 
 
@@ -175,7 +175,7 @@ def test_one_unknown_sound_beside_a_known_one(tmp_path):
     clip.write_bytes(clip.read_bytes().replace(b"alac", b"apac"))
     notices, failures = doubled(clip, tmp_path / "out.mov")
     assert notices == [
-        ".mov cannot hold the unknown audio of in.mov (stream 2) and it cannot be decoded, so it is left out."
+        ".mov cannot hold the unknown audio of in.mov (stream 2) and it cannot be decoded, so it is left out"
     ]
     assert failures == []
     with av.open(str(tmp_path / "out.mov")) as file:
@@ -285,7 +285,7 @@ def test_data_streams_are_told(tmp_path):
         out.mux(packet)
         out.mux(video.encode(None))
     notices, _ = doubled(clip, tmp_path / "out.mp4")
-    assert notices == [".mp4 cannot hold a stream of data (klv) of in.ts, so it is left out."]
+    assert notices == [".mp4 cannot hold a stream of data (klv) of in.ts, so it is left out"]
 
 
 def test_chapters_are_told_where_there_are_none(tmp_path):
@@ -297,7 +297,7 @@ def test_chapters_are_told_where_there_are_none(tmp_path):
         )
         out.mux(video.encode(av.VideoFrame.from_ndarray(picture(), format="rgb24")))
         out.mux(video.encode(None))
-    assert doubled(clip, tmp_path / "out.avi")[0] == [".avi cannot hold chapters, so they are left out."]
+    assert doubled(clip, tmp_path / "out.avi")[0] == [".avi cannot hold chapters, so they are left out"]
     for target in ("out.mp4", "out.mov", "out.mkv", "out.webm"):
         assert doubled(clip, tmp_path / target) == ([], [])
         assert doubled(tmp_path / target, tmp_path / f"again{target[3:]}") == ([], [])  # MP4 has a stream for them

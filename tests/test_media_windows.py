@@ -139,7 +139,7 @@ def test_sound_that_fails_at_the_end_lets_go_of_its_file(tmp_path, monkeypatch, 
 
     monkeypatch.setattr(joining.StreamCopies, "copy_until", failing)
     _, failures = doubled(source, tmp_path / target)
-    assert failures == [f"stream 1 of {source} is missing (no)."]
+    assert failures == [f"stream 1 of {source} is missing (no)"]
     assert windows == []
     assert sorted(os.listdir(tmp_path)) == ["in.mkv", target]
 

@@ -107,7 +107,7 @@ def upscale(
         if not keep_workspace:
             workspace.remove()
     if writers.failures:
-        raise IncompleteOutput(f"{output} is written, but not all of it: {' '.join(writers.failures)}")
+        raise IncompleteOutput(f"{output} is written, but not all of it: {'; '.join(writers.failures)}")
     return count
 
 

@@ -52,7 +52,7 @@ class AnimationReader(Reader):
         self.frame_count = len(durations)
         self.frame_rate = (self.frame_count / (sum(durations) * _MILLISECOND)).limit_denominator(1001)
         if transparent:
-            self.notices.append(f"{path}: the transparency of an animation is dropped.")
+            self.notices.append(f"{path}: the transparency of an animation is dropped")
 
     def frame_times(self) -> Iterator[Fraction]:
         """When the frames are shown, in seconds."""
@@ -72,7 +72,7 @@ class AnimationReader(Reader):
                     yield image
         except Exception as error:  # as above
             raise InputError(
-                f"{self.path} is an animation that cannot be decoded; repair it or convert it to a video first."
+                f"{self.path} is an animation that cannot be decoded; repair it or convert it to a video first"
             ) from error
 
 

@@ -65,18 +65,18 @@ class Encoding:
         """Return the codec for a container and its options. Raises OptionsError for combinations that do not work."""
         name = self.codec or ("vp9" if suffix == ".webm" else "h264")
         if name not in CODECS:
-            raise OptionsError(f"Codec {name} is unknown; use one of {', '.join(CODECS)}.")
+            raise OptionsError(f"codec {name} is unknown; use one of {', '.join(CODECS)}")
         codec = CODECS[name]
         if suffix not in codec.containers:
-            raise OptionsError(f"{suffix} cannot hold {name} video; use {' or '.join(codec.containers)}.")
+            raise OptionsError(f"{suffix} cannot hold {name} video; use {' or '.join(codec.containers)}")
         if self.crf is not None and codec.crf is None:
             kind = "is lossless" if name == "ffv1" else "has one quality"
-            raise OptionsError(f"{name} {kind}, so a quality of {self.crf} means nothing; leave it out.")
+            raise OptionsError(f"{name} {kind}, so a quality of {self.crf} means nothing; leave it out")
         crf = codec.crf if self.crf is None else self.crf
         if crf is None:
             return codec, codec.options
         if not 0 <= crf <= codec.largest_crf:
-            raise OptionsError(f"Quality {crf} is out of range; {name} takes 0 (best) to {codec.largest_crf}.")
+            raise OptionsError(f"quality {crf} is out of range; {name} takes 0 (best) to {codec.largest_crf}")
         return codec, {**codec.options, "crf": str(crf)}
 
 

@@ -110,7 +110,7 @@ class StreamCopies:
                 self._write(index, track.finish)
                 if track.damaged:
                     self.failures.append(
-                        f"{self._path}: {track.damaged} packets of stream {index} are damaged and could not be used."
+                        f"{self._path}: {track.damaged} packets of stream {index} are damaged and could not be used"
                     )
 
     def close(self) -> None:
@@ -155,7 +155,7 @@ class StreamCopies:
                 packet = next(packets, None)
             except av.FFmpegError as error:
                 self.failures.append(
-                    f"The audio of {self._path} cannot be read to its end ({error.strerror}); repair the file first."
+                    f"the audio of {self._path} cannot be read to its end ({error.strerror}); repair the file first"
                 )
                 return
             if packet is None:

@@ -28,7 +28,7 @@ def open_input(path: Path) -> av.container.InputContainer:
             container.close()
             container = _opened(path, _LONG_PROBE)
     except av.FFmpegError as error:
-        raise InputError(f"{path} cannot be opened as a video ({error.strerror}); {HELP}.") from error
+        raise InputError(f"{path} cannot be opened as a video ({error.strerror}); {HELP}") from error
     return container
 
 
@@ -49,10 +49,10 @@ def picture_streams(container: av.container.InputContainer, path: Path) -> list[
     """
     streams = [stream for stream in container.streams.video if not is_cover(stream)]
     if not streams:
-        raise InputError(f"{path} has no video stream; {HELP}.")
+        raise InputError(f"{path} has no video stream; {HELP}")
     known = [stream for stream in streams if stream.codec_context is not None]
     if not known:
-        raise InputError(f"{path} is in a video codec that cannot be decoded; convert it to H.264 first.")
+        raise InputError(f"{path} is in a video codec that cannot be decoded; convert it to H.264 first")
 
     def rank(stream: av.VideoStream) -> tuple[bool, int]:
         return bool(stream.disposition & Disposition.default), stream.width * stream.height

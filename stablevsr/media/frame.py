@@ -136,7 +136,7 @@ class Writer(ABC):
         try:
             if kind is None:
                 if self._count == 0:
-                    raise InputError(f"{self.path} was not written because there was no frame to put in it.")
+                    raise InputError(f"{self.path} was not written because there was no frame to put in it")
                 with self._reporting():
                     self._finish()
                 put_in_place(self._part, self.path)
@@ -185,4 +185,4 @@ class Writer(ABC):
             yield
         except (OSError, av.FFmpegError) as error:
             reason = error.strerror or error
-            raise ResourceError(f"{self.path} could not be written ({reason}); choose another output.") from error
+            raise ResourceError(f"{self.path} could not be written ({reason}); choose another output") from error

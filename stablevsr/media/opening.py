@@ -33,8 +33,8 @@ def open_reader(path: str | Path, allow_truncated: bool = False, allow_hdr: bool
     if path.is_file():
         return VideoReader(path, allow_truncated, allow_hdr)
     if path.exists():
-        raise InputError(f"Input {path} is neither a file nor a folder; give a video, an image or a folder of images.")
-    raise InputError(f"Input {path} does not exist; give a video, an image or a folder of images.")
+        raise InputError(f"input {path} is neither a file nor a folder; give a video, an image or a folder of images")
+    raise InputError(f"input {path} does not exist; give a video, an image or a folder of images")
 
 
 def open_writer(
@@ -60,22 +60,22 @@ def open_writer(
     check_output(path, source.path, force)
     kind = output_kind(path)
     if kind != "video" and encoding not in (None, Encoding()):
-        raise OptionsError(f"Output {path} is not a video, so there is nothing to encode; leave codec and quality out.")
+        raise OptionsError(f"output {path} is not a video, so there is nothing to encode; leave codec and quality out")
     writer: Writer
     target = Path(path).resolve()  # a link is written through, not replaced
     if kind == "folder":
         writer = FolderWriter(target, source, height, width, part)
         if source.has_audio:
-            writer.notices.append(f"a folder of images holds no sound, so that of {source.path} is left out.")
+            writer.notices.append(f"a folder of images holds no sound, so that of {source.path} is left out")
     elif kind == "video":
         writer = VideoWriter(target, source, height, width, part, encoding)
     else:
         if source.frame_count != 1 and len(list(islice(source, 2))) != 1:
             raise OptionsError(
-                f"Output {path} is a single image, but {source.path} holds more than one frame; "
-                "give a video name or a folder."
+                f"output {path} is a single image, but {source.path} holds more than one frame; "
+                "give a video name or a folder"
             )
         writer = ImageWriter(target, source, height, width, part)
     if source.has_alpha and not writer.takes_alpha:
-        writer.notices.append(f"{target.name} cannot hold transparency, so that of {source.path} is dropped.")
+        writer.notices.append(f"{target.name} cannot hold transparency, so that of {source.path} is dropped")
     return writer

@@ -21,10 +21,10 @@ class PartReader(Reader):
         count = source.frame_count
         if first < 0 or (last is not None and last <= first):
             raise OptionsError(
-                f"Frames {first}:{'' if last is None else last} are none; give first:last, counted from 0."
+                f"frames {first}:{'' if last is None else last} are none; give first:last, counted from 0"
             )
         if count is not None and first >= count:
-            raise OptionsError(f"{source.path} has {count} frames, so there is no frame {first}; give a part inside.")
+            raise OptionsError(f"{source.path} has {count} frames, so there is no frame {first}; give a part inside")
         self._source, self._first, self._last = source, first, last
         self.part = f"{first}:{'' if last is None else last}"
         self.height, self.width = source.height, source.width
@@ -34,7 +34,7 @@ class PartReader(Reader):
         self.frame_count = None if count is None else min(count, last or count) - first
         self.notices = [*source.notices]
         if source.has_audio:
-            self.notices.append(f"{source.path}: only a part is taken, without its audio.")
+            self.notices.append(f"{source.path}: only a part is taken, without its audio")
 
     def frame_times(self) -> Iterator[Fraction] | None:
         """Presentation times in seconds, the first of which is 0; None if the source does not know them."""
@@ -55,4 +55,4 @@ class PartReader(Reader):
                 yield frame
                 found = True
         if not found:
-            raise OptionsError(f"{self.path} ends before frame {self._first}; give a part inside.")
+            raise OptionsError(f"{self.path} ends before frame {self._first}; give a part inside")

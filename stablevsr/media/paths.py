@@ -52,8 +52,8 @@ def output_kind(path: str | Path) -> Kind:
         return "image"
     supported = " ".join([*VIDEO_FORMATS, *IMAGE_SUFFIXES])
     raise OptionsError(
-        f"Output {path} ends in {suffix}, which cannot be written; use one of {supported}, "
-        "or a name without a suffix for a folder of PNG files."
+        f"output {path} ends in {suffix}, which cannot be written; use one of {supported}, "
+        "or a name without a suffix for a folder of PNG files"
     )
 
 
@@ -64,20 +64,20 @@ def check_output(path: str | Path, input_path: str | Path, force: bool) -> None:
     parent folder and, without `force`, an existing file or a folder that is not empty.
     """
     if not os.fspath(path):
-        raise OptionsError("The output has an empty name; give a video, an image or a folder.")
+        raise OptionsError("the output has an empty name; give a video, an image or a folder")
     kind = output_kind(path)
     target, source = (Path(os.path.realpath(p)) for p in (path, input_path))  # Path.resolve fails for links in a circle
     if target.is_symlink():
-        raise OptionsError(f"Output {path} is a link that leads back to itself; remove it or choose another output.")
+        raise OptionsError(f"output {path} is a link that leads back to itself; remove it or choose another output")
     if target == source or (target.exists() and source.exists() and target.samefile(source)):
-        raise OptionsError(f"Output {path} is the input itself; choose another output.")
+        raise OptionsError(f"output {path} is the input itself; choose another output")
     if source.is_relative_to(target):
-        raise OptionsError(f"Output {path} is a folder that holds the input {input_path}; choose another output.")
+        raise OptionsError(f"output {path} is a folder that holds the input {input_path}; choose another output")
     if not target.parent.is_dir():
-        raise OptionsError(f"Output {path} cannot be written because {target.parent} is not a folder; create it first.")
+        raise OptionsError(f"output {path} cannot be written because {target.parent} is not a folder; create it first")
     if not os.access(target.parent, os.W_OK | os.X_OK):
         raise ResourceError(
-            f"Output {path} cannot be written because you have no permission to write in {target.parent}."
+            f"output {path} cannot be written because you have no permission to write in {target.parent}"
         )
     if target.exists():
         _check_existing(path, target, kind, force)
@@ -86,20 +86,20 @@ def check_output(path: str | Path, input_path: str | Path, force: bool) -> None:
 def _check_existing(path: str | Path, target: Path, kind: Kind, force: bool) -> None:
     if kind == "folder":
         if not target.is_dir():
-            raise OptionsError(f"Output {path} is a file, but a folder of PNG files would be written; choose another.")
+            raise OptionsError(f"output {path} is a file, but a folder of PNG files would be written; choose another")
         if target.is_mount():
-            raise OptionsError(f"Output {path} is a mount point, which cannot be replaced; choose a folder inside it.")
+            raise OptionsError(f"output {path} is a mount point, which cannot be replaced; choose a folder inside it")
         if Path.cwd().is_relative_to(target):
-            raise OptionsError(f"Output {path} is the folder you are in; choose a new one.")
+            raise OptionsError(f"output {path} is the folder you are in; choose a new one")
         if any(target.iterdir()) and not force:
-            raise OptionsError(f"Output folder {path} is not empty; choose another or pass --force to replace it.")
+            raise OptionsError(f"output folder {path} is not empty; choose another or pass --force to replace it")
         foreign = [entry.name for entry in target.iterdir() if entry.suffix.lower() not in IMAGE_SUFFIXES]
         if foreign:
             raise OptionsError(
-                f"Output folder {path} holds {sorted(foreign)[0]}, which is no image and would be lost; "
-                "choose another folder."
+                f"output folder {path} holds {sorted(foreign)[0]}, which is no image and would be lost; "
+                "choose another folder"
             )
     elif not target.is_file():
-        raise OptionsError(f"Output {path} exists and is not an ordinary file; choose another output.")
+        raise OptionsError(f"output {path} exists and is not an ordinary file; choose another output")
     elif not force:
-        raise OptionsError(f"Output {path} exists already; choose another or pass --force to replace it.")
+        raise OptionsError(f"output {path} exists already; choose another or pass --force to replace it")

@@ -67,7 +67,7 @@ class PictureFile:
         self.times: list[PacketTimes] = []
         if how.codec.encoder not in av.codecs_available:
             raise ResourceError(
-                f"{path} needs the encoder {how.codec.encoder}, which this PyAV lacks; install PyAV from PyPI."
+                f"{path} needs the encoder {how.codec.encoder}, which this PyAV lacks; install PyAV from PyPI"
             )
         self._container = av.open(str(path), "w", format=how.form, container_options=muxer_options(how.form))
         try:

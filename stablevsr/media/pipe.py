@@ -77,7 +77,7 @@ class PipeReader(Reader):
         if words.get("I", "p") not in ("p", "?"):
             self.notices.append(
                 "standard input is interlaced; its frames are taken as they are: add -vf bwdif to the ffmpeg that "
-                "writes it."
+                "writes it"
             )
         self._decoder = _raw_video("r", self.pixel_format, self.width, self.height)
         self._bytes = sum(each.width * each.height for each in form.components) * (2 if self.is_deep else 1)
@@ -152,9 +152,9 @@ class PipeWriter:
             f"A{aspect.numerator}:{aspect.denominator} C{name} XCOLORRANGE=LIMITED\n"
         ).encode()
         if source.has_audio:
-            self.notices.append(f"a pipe of this kind holds no sound, so that of {source.path} is left out.")
+            self.notices.append(f"a pipe of this kind holds no sound, so that of {source.path} is left out")
         if source.has_alpha:
-            self.notices.append(f"a pipe of this kind holds no transparency, so that of {source.path} is dropped.")
+            self.notices.append(f"a pipe of this kind holds no transparency, so that of {source.path} is dropped")
 
     def __enter__(self) -> Self:
         return self

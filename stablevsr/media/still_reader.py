@@ -62,7 +62,7 @@ def read_header(path: Path) -> StillHeader:
     if header.height * header.width > MAX_PIXELS:
         raise InputError(
             f"{path} is {header.width}x{header.height}, but at most {MAX_PIXELS} pixels can be read; "
-            "cut it into parts first."
+            "cut it into parts first"
         )
     return header
 
@@ -120,7 +120,7 @@ def _pillow_header(path: Path, tiff: bool) -> StillHeader:
     mode = metadata["mode"]
     if mode not in _MODES_8 + _MODES_16:
         raise InputError(
-            f"{path} has pixels of type {mode}, but only RGB, gray and palette images can be read; convert it to RGB."
+            f"{path} has pixels of type {mode}, but only RGB, gray and palette images can be read; convert it to RGB"
         )
     alpha = "A" in mode or "transparency" in metadata
     orientation = _exif_orientation(metadata)
@@ -152,7 +152,7 @@ def _read_deep(path: Path, demuxer: str, pix_fmt: str) -> np.ndarray:
 
 
 def _unreadable(path: Path) -> InputError:
-    return InputError(f"{path} is named like an image but cannot be decoded as one; replace or remove it.")
+    return InputError(f"{path} is named like an image but cannot be decoded as one; replace or remove it")
 
 
 STILL_RATE = Fraction(25)  # images have no rate; FFmpeg assumes 25 as well
@@ -181,7 +181,7 @@ class FolderReader(Reader):
         self.has_alpha = any(header.alpha for _, header in self._stills)
         for file, header in self._stills:
             if header.pages > 1:
-                self.notices.append(f"{file.name} holds several pictures, only the first is read.")
+                self.notices.append(f"{file.name} holds several pictures, only the first is read")
 
     def _frames(self) -> Generator[Frame, None, None]:
         return self._frames_from(0)
@@ -200,7 +200,7 @@ class FolderReader(Reader):
         try:
             entries = sorted(self.path.iterdir(), key=lambda entry: natural_key(entry.name))
         except OSError as error:
-            raise InputError(f"Folder {self.path} cannot be read ({error.strerror}); check its permissions.") from error
+            raise InputError(f"folder {self.path} cannot be read ({error.strerror}); check its permissions") from error
         files = []
         for entry in entries:
             if entry.name.startswith("."):
@@ -212,9 +212,7 @@ class FolderReader(Reader):
             else:
                 files.append(entry)
         if not files:
-            raise InputError(
-                f"Folder {self.path} holds no image; put files ending in {' '.join(IMAGE_SUFFIXES)} there."
-            )
+            raise InputError(f"folder {self.path} holds no image; put files ending in {' '.join(IMAGE_SUFFIXES)} there")
         return files
 
     def _check_sizes(self) -> None:
@@ -227,7 +225,7 @@ class FolderReader(Reader):
 def _size_error(file: Path, height: int, width: int, first: Path, expected: StillHeader) -> InputError:
     return InputError(
         f"{file} is {width}x{height} but {first} is {expected.width}x{expected.height}; "
-        "all images of a folder must have one size."
+        "all images of a folder must have one size"
     )
 
 
@@ -239,7 +237,7 @@ def _gaps(stems: list[str]) -> list[str]:
         if before and after and before.group(1, 3) == after.group(1, 3):
             missing = int(after[2]) - int(before[2]) - 1
             if missing > 0:
-                found.append(f"the numbers jump from {before[0]} to {after[0]}; {missing} frames may be missing.")
+                found.append(f"the numbers jump from {before[0]} to {after[0]}; {missing} frames may be missing")
     return found[:3] if len(found) <= 3 else [*found[:2], f"and {len(found) - 2} more jumps in the numbers."]
 
 

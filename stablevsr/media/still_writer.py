@@ -84,15 +84,15 @@ class ImageWriter(Writer):
         if longest and max(height, width) > longest:
             raise OptionsError(
                 f"{path} would be {width}x{height}, but {suffix} holds at most {longest} pixels a side; "
-                "write a .png or .tif."
+                "write a .png or .tif"
             )
         self.is_deep, self.takes_alpha = source.is_deep and suffix in _DEEP, suffix in _WITH_ALPHA
         if source.is_deep and not self.is_deep:
-            self.notices.append(f"{suffix} gets 8 bits a channel, though {source.path} has more; a .png keeps 16.")
+            self.notices.append(f"{suffix} gets 8 bits a channel, though {source.path} has more; a .png keeps 16")
 
     def _write(self, image: np.ndarray, frame: Frame) -> None:
         if self._count:
-            raise OptionsError(f"{self.path} is a single image, but there is more than one frame; write to a folder.")
+            raise OptionsError(f"{self.path} is a single image, but there is more than one frame; write to a folder")
         with self._reporting():
             _save(self._part, self.path.suffix.lower(), image, frame.profile)
 

@@ -221,7 +221,7 @@ class Timeline:
         else:
             raise InputError(
                 f"{path} is joined from several recordings, and the times of its sound restart elsewhere than "
-                "those of its picture; join them with ffmpeg's concat first."
+                "those of its picture; join them with ffmpeg's concat first"
             )
         starts = [(piece.first, recordings.of_seam[piece.seam]) for piece in shown]
         self._switches = {**switches, picture.index: starts}

@@ -93,7 +93,7 @@ class _Chooser:
         how = sound_format(stream, self._form)
         if how and can_decode(stream, self._first[stream.index]):
             self._keep(Choice(stream.index, "sound", how, origin))
-            ending = "nothing else is changed." if self._form == "matroska" else "a .mkv file would keep it."
+            ending = "nothing else is changed" if self._form == "matroska" else "a .mkv file would keep it"
             self.choices.notices.append(
                 f"{self._suffix} cannot hold {trouble}, so it is encoded again as {how.encoder}; {ending}"
             )
@@ -102,7 +102,7 @@ class _Chooser:
             self.choices.notices.append(
                 f"{self._suffix} cannot hold the {codec_name(stream)} audio of {self._source.name} (stream "
                 f"{stream.index}) and it cannot be decoded, so it is left out"
-                f"{'.' if others else '; the result has no sound.'}"
+                f"{'' if others else '; the result has no sound'}"
             )
 
     def _trouble(self, stream: av.AudioStream) -> tuple[str | None, Fraction | None]:
@@ -129,10 +129,10 @@ class _Chooser:
         elif can_convert(stream, self._form):
             self._keep(Choice(stream.index, "text"))
             self.choices.notices.append(
-                f"{self._suffix} cannot hold {name} subtitles, so they are converted to {TEXT_ENCODERS[self._form]}."
+                f"{self._suffix} cannot hold {name} subtitles, so they are converted to {TEXT_ENCODERS[self._form]}"
             )
         else:
-            self.choices.notices.append(f"{self._suffix} cannot hold {name} subtitles, so they are left out.")
+            self.choices.notices.append(f"{self._suffix} cannot hold {name} subtitles, so they are left out")
 
     def _add_cover(self, stream: av.stream.Stream) -> None:
         first = next(iter(self._first[stream.index]), None)
@@ -157,7 +157,7 @@ class _Chooser:
         self.choices.streams.append(choice)
 
     def _leave_out(self, what: str) -> None:
-        self.choices.notices.append(f"{self._suffix} cannot hold {what} of {self._source.name}, so it is left out.")
+        self.choices.notices.append(f"{self._suffix} cannot hold {what} of {self._source.name}, so it is left out")
 
     def _takes(self, stream: av.stream.Stream) -> bool:
         """Whether a file in this container can be written with just the first packets of this stream."""

@@ -55,23 +55,23 @@ class VideoReader(Reader):
         if self._skipped:
             self.notices.append(
                 f"{path} begins inside a group of pictures; what comes before its first key frame cannot be decoded "
-                "and is left out."
+                "and is left out"
             )
         self.timeline = Timeline(path)
         if self.timeline.seams:
             self.notices.append(
-                f"{path} is joined from {self.timeline.seams + 1} recordings, which are laid end to end."
+                f"{path} is joined from {self.timeline.seams + 1} recordings, which are laid end to end"
             )
         with self._open() as (container, stream):
             self._shown_as_decoded = self._has_wrong_times(container, stream)
         with self._open() as (container, stream):
             first = next(self._decode(self._packets(container, stream)), None)
             if first is None:
-                raise InputError(f"{path} has a video stream without a single frame; {HELP}.")
+                raise InputError(f"{path} has a video stream without a single frame; {HELP}")
             if first.color_trc in HDR_TRANSFERS and not allow_hdr:
                 raise InputError(
                     f"{path} is HDR video ({HDR_TRANSFERS[int(first.color_trc)]}), for which the model is not made; "
-                    "convert it to BT.709 first, or pass --allow-hdr."
+                    "convert it to BT.709 first, or pass --allow-hdr"
                 )
             self.frame_rate = _frame_rate(stream)
             self.time_base = base_of(stream)
@@ -83,15 +83,15 @@ class VideoReader(Reader):
             if first.color_trc in HDR_TRANSFERS:
                 self.notices.append(
                     f"{path}: HDR is read as if it were not; its colours stay right in a video, which is labelled "
-                    f"{HDR_TRANSFERS[int(first.color_trc)]} again, but look flat anywhere else."
+                    f"{HDR_TRANSFERS[int(first.color_trc)]} again, but look flat anywhere else"
                 )
             if has_dynamic_metadata(first):
-                self.notices.append(f"{path}: dynamic HDR metadata (HDR10+, Dolby Vision) is dropped.")
+                self.notices.append(f"{path}: dynamic HDR metadata (HDR10+, Dolby Vision) is dropped")
             if first.interlaced_frame:
-                self.notices.append(f"{path} is interlaced; each of its frames becomes one whole picture (bwdif).")
+                self.notices.append(f"{path} is interlaced; each of its frames becomes one whole picture (bwdif)")
             # VP9 keeps alpha beside the picture, where FFmpeg's decoder does not look.
             if stream.metadata.get("alpha_mode") == "1" or is_transparent(first):
-                self.notices.append(f"{path}: the transparency of a video is dropped.")
+                self.notices.append(f"{path}: the transparency of a video is dropped")
         self.height, self.width = _upright_size(first)
         if _orientation(first).transpose:
             self.sample_aspect_ratio = 1 / self.sample_aspect_ratio
@@ -127,7 +127,7 @@ class VideoReader(Reader):
             names = ", ".join(f"stream {s.index} ({codec_name(s)}, {s.width}x{s.height})" for s in others)
             self.notices.append(
                 f"{self.path} holds several videos; stream {chosen.index} ({chosen.width}x{chosen.height}) is read, "
-                f"not {names}."
+                f"not {names}"
             )
 
     def _check_whole(self, allow_truncated: bool) -> None:
@@ -135,19 +135,19 @@ class VideoReader(Reader):
         if missing and not allow_truncated:
             raise InputError(
                 f"{self.path} is cut short: {missing} bytes are missing at its end; "
-                "get the whole file, or pass --allow-truncated for what is there."
+                "get the whole file, or pass --allow-truncated for what is there"
             )
         if missing:
-            self.notices.append(f"{self.path} is cut short, {missing} bytes are missing at its end.")
+            self.notices.append(f"{self.path} is cut short, {missing} bytes are missing at its end")
             return
         position = damaged_at(self.path)
         if position is not None and not allow_truncated:
             raise InputError(
                 f"{self.path} is damaged at byte {position}, so frames or sound are lost there; "
-                "repair it first, or pass --allow-truncated for the rest."
+                "repair it first, or pass --allow-truncated for the rest"
             )
         if position is not None:
-            self.notices.append(f"{self.path} is damaged at byte {position}, so frames or sound are lost there.")
+            self.notices.append(f"{self.path} is damaged at byte {position}, so frames or sound are lost there")
 
     def _frames(self) -> Generator[Frame, None, None]:
         with self._open() as (container, stream):
@@ -212,13 +212,13 @@ class VideoReader(Reader):
             # Generated times put the frames of AVI files in the wrong order.
             container.flags &= ~Flags.gen_pts.value  # type: ignore[operator]  # PyAV's stubs: a flag's value is a flag
             if container.format.name == "tty":  # FFmpeg plays any text file as a terminal screen
-                raise InputError(f"{self.path} is a text file; {HELP}.")
+                raise InputError(f"{self.path} is a text file; {HELP}")
             stream = picture_streams(container, self.path)[0]
             context = stream.codec_context
             if context.width * context.height > MAX_PIXELS:
                 raise InputError(
                     f"{self.path} is {context.width}x{context.height}, but at most {MAX_PIXELS} pixels can be read; "
-                    "make it smaller first."
+                    "make it smaller first"
                 )
             yield container, stream
 
@@ -257,15 +257,15 @@ class VideoReader(Reader):
             height, width = _upright_size(frame)
             if (height, width) != (self.height, self.width):
                 raise InputError(
-                    f"Frame {number} of {self.path} is {width}x{height}, but the video began at "
-                    f"{self.width}x{self.height}; cut it where the size changes."
+                    f"frame {number} of {self.path} is {width}x{height}, but the video began at "
+                    f"{self.width}x{self.height}; cut it where the size changes"
                 )
             yield frame
 
     def _damaged(self, number: int) -> InputError:
         others = f", or pass --frames 0:{number - 1} for those before it" if number > 1 else ""
         return InputError(
-            f"Frame {number} of {self.path} cannot be decoded; the file is damaged there, so repair it first{others}."
+            f"frame {number} of {self.path} cannot be decoded; the file is damaged there, so repair it first{others}"
         )
 
     def _convert(self, decoded: av.VideoFrame, number: int) -> np.ndarray:
@@ -273,8 +273,8 @@ class VideoReader(Reader):
             image = to_rgb(decoded, self.is_deep)
         except av.FFmpegError as error:
             raise InputError(
-                f"Frame {number} of {self.path} has colours that cannot be converted to RGB "
-                f"({decoded.format.name}, matrix {decoded.colorspace}); convert the video to BT.709 first."
+                f"frame {number} of {self.path} has colours that cannot be converted to RGB "
+                f"({decoded.format.name}, matrix {decoded.colorspace}); convert the video to BT.709 first"
             ) from error
         return np.ascontiguousarray(_orientation(decoded).apply(image))
 

@@ -61,14 +61,14 @@ class VideoWriter(Writer):
         if source.is_deep and not self.is_deep:
             self.notices.append(
                 f"{path.name} gets 8 bits a channel, though {source.path} has more; "
-                "--codec hevc10 keeps 10 in .mp4, .mov and .mkv."
+                "--codec hevc10 keeps 10 in .mp4, .mov and .mkv"
             )
         if source.colours.mastering and codec.encoder != "libx265":
             self.notices.append(
-                f"{path.name} gets no HDR mastering metadata, which {source.path} has; --codec hevc10 keeps it."
+                f"{path.name} gets no HDR mastering metadata, which {source.path} has; --codec hevc10 keeps it"
             )
         if source.colours != Colours() and suffix == ".avi" and codec.encoder == "ffv1":
-            self.notices.append(f"{path.name} cannot say that its colours are not BT.709's; a .mkv file can.")
+            self.notices.append(f"{path.name} cannot say that its colours are not BT.709's; a .mkv file can")
         # AVI counts frames instead of storing their times, so its clock must tick once per frame.
         self._counted = suffix == ".avi"
         time_base = 1 / source.frame_rate if self._counted else source.time_base
@@ -125,7 +125,7 @@ class VideoWriter(Writer):
         with open_input(source.path) as container:
             tags = Tags.of(container)
         if tags.chapters and self._how.form == "avi":
-            self.notices.append(f"{self.path.suffix} cannot hold chapters, so they are left out.")
+            self.notices.append(f"{self.path.suffix} cannot hold chapters, so they are left out")
         self._companions = Companions(source.path, source.timeline, choices.streams, tags)
 
     def _rehearse(self) -> None:
@@ -138,7 +138,7 @@ class VideoWriter(Writer):
         except TrackError as error:
             raise OptionsError(
                 f"{self.path} cannot hold stream {error.index} of {self._source} ({error}); write a .mkv "
-                "file, or take that stream out first."
+                "file, or take that stream out first"
             ) from error
         finally:
             remove(draft)
@@ -175,7 +175,7 @@ class VideoWriter(Writer):
     def _uneven(self, number: int) -> OptionsError:
         return OptionsError(
             f"{self.path} cannot be written because .avi has a constant frame rate and the frames "
-            f"do not (frame {number}); use .mkv."
+            f"do not (frame {number}); use .mkv"
         )
 
     def _duration(self, frame: Frame) -> int:
@@ -203,11 +203,11 @@ class VideoWriter(Writer):
                 os.replace(self._joined, self._part)
             except TrackError as error:
                 left = [choice for choice in companions.streams if choice.index != error.index]
-                self.failures.append(f"stream {error.index} of {companions.source} is missing ({error}).")
+                self.failures.append(f"stream {error.index} of {companions.source} is missing ({error})")
                 companions = replace(companions, streams=left)
             except (av.FFmpegError, OSError, ValueError, UserError) as error:
                 reason = getattr(error, "strerror", None) or error
-                self.failures.append(f"sound, subtitles and metadata of {companions.source} are missing ({reason}).")
+                self.failures.append(f"sound, subtitles and metadata of {companions.source} are missing ({reason})")
                 return
             else:
                 self.failures += failures
