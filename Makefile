@@ -16,7 +16,7 @@ test: $(VENV)/installed-test
 	$(VENV)/bin/python -m ruff check .
 	$(VENV)/bin/python -m ruff format --check .
 	$(VENV)/bin/python -m mypy
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 # The tests on the newest release of every dependency, beyond the bounds in setup.cfg: shows upcoming breakage early.
 newest:

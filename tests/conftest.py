@@ -1,8 +1,13 @@
 """Fixtures for all tests."""
 
+import os
 from pathlib import Path
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # processes share the cores; read when torch is first imported, just below
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from models import DATA, TINY, random_model
 
 from stablevsr import PRESETS

@@ -12,13 +12,13 @@ from models import TINY, offloaded, random_model
 from torch import Tensor, nn
 
 from stablevsr import runtime, sample_video
-from stablevsr.compare import motion
 from stablevsr.errors import UserError
 from stablevsr.metrics.evaluate import means
 from stablevsr.metrics.fidelity import psnr, ssim
 from stablevsr.model import StableVSR
 from stablevsr.nn import attention
 from stablevsr.nn.layers import double_and_convolve
+from stablevsr.nn.warp import warp
 from stablevsr.sampling import tiles
 from stablevsr.sampling.tiles import PictureDecoder
 
@@ -63,11 +63,11 @@ def test_metrics_on_mps(metric: Callable) -> None:
     assert torch.equal(metric(on_mps(a), on_mps(b)), metric(a, b))
 
 
-def test_motion_on_mps() -> None:
+def test_warping_on_mps() -> None:
     picture, flow = noise(1, 3, 8, 8), 3 * noise(1, 2, 8, 8)
-    fetched = motion._warp(on_mps(picture), on_mps(flow))
+    fetched = warp(on_mps(picture), on_mps(flow), "bicubic")
     assert isinstance(fetched, OnMPS)
-    assert torch.equal(fetched.cpu(), motion._warp(picture, flow))
+    assert torch.equal(fetched.cpu(), warp(picture, flow, "bicubic"))
 
 
 def test_attention_over_many_positions_is_chunked_on_mps(monkeypatch: pytest.MonkeyPatch) -> None:
