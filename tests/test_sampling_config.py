@@ -146,8 +146,8 @@ def test_what_means_the_same_is_the_same() -> None:
 def test_configs_travel_as_json() -> None:
     config = SamplingConfig(scene_cuts=(3, 9), temporal=TemporalGuidance(every=2), flow=FlowOptions(half_size=True))
     assert from_dict(SamplingConfig, json.loads(json.dumps(to_dict(config)))) == config
-    with pytest.raises(UserError, match="SamplingConfig has no field strength; the file may come from a newer version"):
-        from_dict(SamplingConfig, {"strength": 0.5})
+    with pytest.raises(UserError, match="SamplingConfig has no field later; the file may come from a newer version"):
+        from_dict(SamplingConfig, {"later": 0.5})
     with pytest.raises(UserError, match="TemporalGuidance has no field late"):
         from_dict(SamplingConfig, {"temporal": {"late": True}})
 

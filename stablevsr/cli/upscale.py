@@ -139,7 +139,7 @@ def upscale_one(model: Model, clip: Reader, task: Task, config: SamplingConfig, 
         task.output,
         SCALE * clip.width,
         SCALE * clip.height,
-        config.steps,
+        config.steps_taken,
         model.device,
         options.dtype or "fp32",
     )

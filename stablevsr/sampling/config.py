@@ -34,6 +34,11 @@ def _require(ok: bool, message: str) -> None:
         raise OptionsError(message)
 
 
+def steps_within(num_steps: int, strength: float) -> int:
+    """How many of the last steps of a schedule a strength leaves; rounded down, as in img2img of diffusers."""
+    return min(int(num_steps * strength), num_steps)
+
+
 @dataclass(frozen=True)
 class TemporalGuidance:
     """Temporal Texture Guidance (paper, section 4.2), in bidirectional mode. The defaults are the published ones.
@@ -86,6 +91,11 @@ class SamplingConfig:
         choices=MODES,
     )
     steps: int = option(50, "denoising steps", metavar="N")
+    strength: float = option(
+        1.0,
+        "how much may be invented: 1 starts from pure noise; less starts from the enlarged input with noise, and runs "
+        "only that share of the steps",
+    )
     spacing: str | None = option(
         None,
         "spacing of the timesteps; use trailing, which starts at the noisiest, for few steps (default: the weights')",
@@ -123,6 +133,11 @@ class SamplingConfig:
         if isinstance(self.scene_cuts, tuple):
             object.__setattr__(self, "scene_cuts", tuple(sorted(self.scene_cuts)))
         _require(self.steps >= 1, f"got steps {self.steps}, expected 1 or more")
+        _require(0 < self.strength <= 1, f"got strength {self.strength:g}, expected above 0 and at most 1")
+        _require(
+            self.steps_taken >= 1,
+            f"got strength {self.strength:g} with steps {self.steps}, which leaves no step: increase one of them",
+        )
         for name, choices in (("mode", MODES), ("sampler", SAMPLERS)):
             value = getattr(self, name)
             _require(value in choices, f"got {name} {value!r}, expected one of {', '.join(choices)}")
@@ -174,7 +189,7 @@ class SamplingConfig:
                 "got mode bidirectional for streaming weights, which were trained on guidance from past frames only: "
                 "use preset streaming, or StableVSR weights",
             )
-        timesteps(self.schedule_for(model), self.steps)
+        timesteps(self.schedule_for(model), self.steps, self.strength)
         for name in ("prompt", "negative_prompt"):
             _require(
                 not getattr(self, name) or model.text is not None,
@@ -228,7 +243,7 @@ class SamplingConfig:
             found.append(f"cfg_scale {self.cfg_scale:g} means no classifier-free guidance, which needs a scale above 1")
         first = timesteps(self.schedule_for(model), self.steps)[0]
         signal = alphas_cumprod(model.schedule)[first].item() ** 0.5
-        if signal > MAX_SIGNAL:
+        if self.strength == 1 and signal > MAX_SIGNAL:
             found.append(
                 f"{self.steps} steps start at timestep {first}, where {100 * signal:.0f}% of the picture should "
                 "remain, but sampling starts from pure noise: use more steps, or spacing trailing"
@@ -241,6 +256,11 @@ class SamplingConfig:
             if replace(self.temporal, tiny=False) != TemporalGuidance():
                 found.append("the temporal options have no effect in streaming, which is guided by output frames")
         return found
+
+    @property
+    def steps_taken(self) -> int:
+        """The number of steps that are run: `steps`, or fewer with a `strength` below 1."""
+        return steps_within(self.steps, self.strength)
 
     def schedule_for(self, model: ModelConfig) -> ScheduleConfig:
         """The weights' noise schedule, with this config's spacing if it is set."""
