@@ -93,8 +93,8 @@ def test_what_makes_no_sense_is_refused(fields: dict, message: str) -> None:
 
 
 def test_no_notice_of_a_start_from_pure_noise() -> None:
-    assert SamplingConfig(steps=5).notices(TINY)
-    assert not SamplingConfig(steps=5, strength=0.8).notices(TINY)
+    assert SamplingConfig(steps=5).notices(TINY, SamplingConfig())
+    assert not SamplingConfig(steps=5, strength=0.8).notices(TINY, SamplingConfig())
 
 
 # ---------------------------------------------------------------------------------------------------------------------

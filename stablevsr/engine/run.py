@@ -73,7 +73,7 @@ class Run:
         self._noise = noise or SeededNoise(config.seed, self._latent_shape)
         self._context = prompt_context(model, config) if context is None else context
         self._format, self._picture_shape = format, format.shape(SCALE * height, SCALE * width)
-        for notice in config.notices(model.config):
+        for notice in config.notices(model.config, model.sampling):
             log.warning("%s", notice)
         if len(frames) == 1 and config.tcm_scale != 1.0:
             log.warning("tcm_scale has no effect on a single frame")

@@ -51,7 +51,7 @@ class Stream:
         noise: NoiseSource | None = None,
         context: Tensor | None = None,
     ) -> None:
-        for notice in config.notices(model.config):
+        for notice in config.notices(model.config, model.sampling):
             log.warning("%s", notice)
         self._device, self._config = model.device, config
         self.decoder = PictureDecoder(model, config.tile)

@@ -18,9 +18,10 @@ SAMPLERS = ("ddpm", "ddim", "dpm++")
 SPACINGS = ("leading", "trailing", "linspace")
 COLOR_FIXES = ("wavelet", "adain")
 DEFAULT_NOISE_LEVEL = 20
-DISTILLED_STEPS = 4  # of the released streaming weights; other numbers work, but are not what they were trained for
+DISTILLED_STEPS = 4  # of the released streaming weights
 # Share of the clean picture at the first timestep, sqrt(abar_t), above which a notice is due: sampling starts with none
 MAX_SIGNAL = 0.05
+FEW_STEPS = 10  # weights made for fewer are distilled: other steps are not what they learned
 MIN_TILE = 16
 
 
@@ -234,8 +235,12 @@ class SamplingConfig:
             f"got tile {self.tile}, but streaming weights decode whole frames only: omit it",
         )
 
-    def notices(self, model: ModelConfig) -> list[str]:
-        """Warnings about options that work with these weights, but may not do what is expected; a sentence each."""
+    def notices(self, model: ModelConfig, made_for: Self) -> list[str]:
+        """Warnings about options that work with these weights, but may not do what is expected; a sentence each.
+
+        Args:
+            made_for: the weights' own config.
+        """
         from stablevsr.sampling.schedule import alphas_cumprod, timesteps  # imports torch
 
         found = []
@@ -248,14 +253,20 @@ class SamplingConfig:
                 f"{self.steps} steps start at timestep {first}, where {100 * signal:.0f}% of the picture should "
                 "remain, but sampling starts from pure noise: use more steps, or spacing trailing"
             )
+        learned, asked = made_for._steps_in_words(model), self._steps_in_words(model)
+        if made_for.steps < FEW_STEPS and asked != learned:
+            found.append(f"these weights were distilled for {learned}, their default, not for {asked}")
         if self.mode == "streaming":
             if not model.is_streaming:
                 found.append("these weights were not trained for streaming, and flicker more than streaming weights")
-            elif self.steps != DISTILLED_STEPS:
-                found.append(f"streaming weights were distilled for {DISTILLED_STEPS} steps, not {self.steps}")
             if replace(self.temporal, tiny=False) != TemporalGuidance():
                 found.append("the temporal options have no effect in streaming, which is guided by output frames")
         return found
+
+    def _steps_in_words(self, model: ModelConfig) -> str:
+        """The steps that distilled weights depend on: "4 ddim steps with trailing spacing"."""
+        noise = f", eta {self.eta:g}" if self.eta else ""
+        return f"{self.steps} {self.sampler} steps with {self.schedule_for(model).timestep_spacing} spacing{noise}"
 
     @property
     def steps_taken(self) -> int:
