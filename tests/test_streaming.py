@@ -25,8 +25,8 @@ from stablevsr.sampling.flow import StreamFlows, estimate_flow
 from stablevsr.sampling.noise import RecordedNoise, SeededNoise
 from stablevsr.sampling.pictures import normalise
 from stablevsr.sampling.schedule import Step, alphas_cumprod
+from stablevsr.sampling.stream_denoiser import StreamDenoiser
 from stablevsr.sampling.streaming import (
-    StreamDenoiser,
     StreamFrame,
     StreamState,
     StreamStep,
