@@ -125,6 +125,8 @@ def test_what_cannot_be_read_is_told_at_once(stream: bytes, message: str) -> Non
         (b"FRAME", r"ends in the middle of frame 3 \(0 of 6 bytes\)"),
         (y4m("W4 H4", size=24), "frame 2 of standard input is followed by another video, expected a frame of the same"),
         (b"abc\n", "frame 2 of standard input is followed by something else"),
+        (b"\n" + y4m()[-12:], "frame 2 of standard input is followed by something else"),
+        (b"\n", "frame 2 of standard input is followed by something else"),
     ],
 )
 def test_where_a_stream_breaks_off_is_told(end: bytes, message: str) -> None:

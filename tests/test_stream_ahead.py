@@ -287,7 +287,7 @@ def test_the_next_frame_is_read_meanwhile_and_the_next_but_one_is_not() -> None:
         for number, low_res in enumerate(frames):
             assert frames.frame.pts == number
             assert low_res.shape == (3, 2, 2)
-            assert soon(lambda wanted=min(number + 2, 5): len(asked) == wanted)
+            assert soon(lambda number=number: len(asked) == min(number + 2, 5))
             time.sleep(0.02)
             assert asked == [(i, False) for i in range(min(number + 2, 5))]
 

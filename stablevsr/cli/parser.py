@@ -167,7 +167,7 @@ def add_upscale(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         nargs="+",
         metavar="PATH",
         help="IN OUT: the input (a video, a folder of images, one image) and the output; with -o, inputs only; "
-        "- is a pipe of yuv4mpegpipe, for --mode streaming",
+        "- is a pipe, for --mode streaming: yuv4mpegpipe, for the input also NUT",
     )
     command.add_argument("-o", "--output", type=Path, metavar="OUT", help="the output; for several inputs a folder")
     command.add_argument(
