@@ -2,6 +2,7 @@
 
 import io
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -301,6 +302,17 @@ def test_ctrl_c_keeps_what_is_done(weights: Path, stream: bytes, tmp_path: Path)
     with PipeReader(InterruptedAtTheEnd(stream)) as reader, interrupted:
         upscale(model, reader, tmp_path / "out.mkv")
     assert len(list(open_reader(tmp_path / "out.mkv"))) == 4
+
+
+def test_ctrl_c_ends_a_run_that_waits_for_more(weights: Path, stream: bytes) -> None:
+    with command("-", "-", "--weights", weights) as process:
+        process.stdin.write(stream)
+        found = frames_of(process.stdout, 3 * 24 * 32)
+        for _ in range(4):
+            next(found)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 1
+        assert process.stderr.read().endswith(b"interrupted; 4 frames are written\n")
 
 
 def test_a_pipe_warns_as_a_file_does(tiny_model: StableVSR, stream: bytes, tmp_path: Path, caplog) -> None:

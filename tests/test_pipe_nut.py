@@ -9,12 +9,15 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from media_tools import picture_times
+from stream_models import random_stream_model
 
-from stablevsr import UserError
+from stablevsr import UserError, upscale
 from stablevsr.errors import IncompleteOutput
 from stablevsr.media import open_reader
 from stablevsr.media.nut import NutReader, open_pipe
 from stablevsr.media.pipe import PipeReader, PipeWriter
+from stablevsr.sampling.config import STREAMING
 
 TIMES = (0, 3, 4, 9)  # in units of a thousandth of a second
 
@@ -132,6 +135,13 @@ def test_where_a_stream_breaks_off_is_told() -> None:
 def test_what_cannot_be_read_is_told_at_once(stream: bytes, message: str) -> None:
     with pytest.raises(UserError, match=message):
         open_pipe(io.BytesIO(stream))
+
+
+def test_times_arrive_in_the_file(tmp_path: Path) -> None:
+    model = random_stream_model()
+    with open_pipe(io.BytesIO(b"".join(nut()))) as reader:
+        assert upscale(model, reader, tmp_path / "out.mkv", STREAMING, steps=1) == len(TIMES)
+    assert [float(time) for time in picture_times(tmp_path / "out.mkv")] == [time / 1000 for time in TIMES]
 
 
 def test_what_comes_as_nut_goes_out_with_its_pixel_format(tmp_path: Path) -> None:
