@@ -49,7 +49,7 @@ DISTILLED = {"mode": "streaming", "steps": 4, "sampler": "ddim"}
         ({"temporal.every": 0}, "got temporal.every 0, expected 1 or more"),
         ({"temporal.first_step": -1}, "got temporal.first_step -1"),
         ({"temporal": 3}, "temporal is 3, expected TemporalGuidance"),
-        ({"stepz": 3}, "got stepz, which is not a sampling option: expected one of mode, steps, spacing, sampler"),
+        ({"stepz": 3}, "got stepz, which is not a sampling option: expected one of mode, steps, strength, spacing"),
         ({"temporal.evry": 3}, "got temporal.evry, which is not .* expected one of temporal.every"),
         ({"steps.x": 3}, "got steps.x, which is not a sampling option"),
     ],

@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -11,10 +12,12 @@ import numpy as np
 import pytest
 import torch
 from clips_made import write_video
-from stream_models import random_stream_model
+from models import TINY, random_model
+from stream_models import TINY_STREAM, random_stream_model
 from torch import Tensor
 
 from stablevsr import UserError, runtime, sample_video, upscale
+from stablevsr.architectures import RAFT_SMALL
 from stablevsr.engine.stream import Stream
 from stablevsr.engine.stream_reader import ReadAhead
 from stablevsr.media import Encoding, Frame, open_reader
@@ -30,9 +33,12 @@ CPU = torch.device("cpu")
 SHAPE = (4, 8, 12)
 
 
+QUICK = replace(RAFT_SMALL, num_updates=1)
+
+
 @pytest.fixture(scope="module")
 def stream_model() -> StableVSR:
-    model = random_stream_model()
+    model = random_stream_model(replace(TINY_STREAM, flow=QUICK))
     model.sampling = STREAMING
     return model
 
@@ -113,8 +119,9 @@ def same(found: list[StreamFrame], expected: list[StreamFrame]) -> bool:
         ("stablevsr", {"steps": 2}, ()),
     ],
 )
-def test_looking_ahead_changes_no_bit(weights: str, fields: dict, cuts: tuple, stream_model, tiny_model) -> None:
-    model, config = stream_model if weights == "stream" else tiny_model, STREAMING.with_fields(fields)
+def test_looking_ahead_changes_no_bit(weights: str, fields: dict, cuts: tuple, stream_model: StableVSR) -> None:
+    model = stream_model if weights == "stream" else random_model(replace(TINY, flow=QUICK))
+    config = STREAMING.with_fields(fields)
     plain, networks = run(model, clip(), config, is_cut=cuts_at(cuts))
     expected = list(plain)
     assert "begin" not in networks.asked
@@ -380,18 +387,18 @@ def test_files_that_look_ahead_have_the_same_bits(stream_model, tmp_path: Path, 
         low_res = np.stack([frame.image for frame in reader])
     begun, real = [], StreamDenoiser.begin
     monkeypatch.setattr(StreamDenoiser, "begin", lambda *arguments: begun.append(True) or real(*arguments))
-    whole, options = Stream.__init__, {"encoding": Encoding("ffv1"), "steps": 1}
+    whole, options = Stream.__init__, {"steps": 1, "scene_cuts": "off"}
 
     def looking_ahead(self: Stream, *arguments: object, **fields: object) -> None:
         whole(self, *arguments, **fields)
         self._looks_ahead = True
 
-    expected = sample_video(stream_model, low_res, steps=1)
+    expected = sample_video(stream_model, low_res, **options)
     assert begun == []
     monkeypatch.setattr(Stream, "__init__", looking_ahead)
     peek = ReadAhead.peek
     monkeypatch.setattr(ReadAhead, "peek", lambda self: soon(self._coming.done) and peek(self))  # always in time
-    upscale(stream_model, tmp_path / "in.mkv", tmp_path / "out.mkv", **options)
+    upscale(stream_model, tmp_path / "in.mkv", tmp_path / "out.mkv", encoding=Encoding("ffv1"), **options)
     assert len(begun) == 4
     with open_reader(tmp_path / "out.mkv") as reader:
         assert np.array_equal(np.stack([frame.image for frame in reader]), expected)

@@ -189,7 +189,7 @@ def test_steps_are_those_of_the_library(spacing: str, to_one: bool, num_steps: i
     steps = ddim_steps(config, num_steps)
     assert [step.timestep for step in steps] == library.timesteps.tolist()
     torch.manual_seed(0)
-    networks = Lambdas(predict=lambda x, low_res, step, embedding: x.cos())
+    networks = Lambdas(predict=lambda x, low_res, step, embedding, features: x.cos())
     seen: list[StreamStep] = []
     low_res, noise = torch.zeros(1, 3, 4, 4), SeededNoise(0, (4, 4, 4))
     list(streaming_sampling(low_res, steps, config, noise, networks, on_step=seen.append))
@@ -239,7 +239,7 @@ class Lambdas:
         self.asked.append("embed")
         return condition.mean()
 
-    def predict(self, x: Tensor, low_res: Tensor, step: Step, embedding: Tensor | None) -> Tensor:
+    def predict(self, x: Tensor, low_res: Tensor, step: Step, embedding: Tensor | None, features: None) -> Tensor:
         self.asked.append("predict")
         return 0.1 * x + low_res.mean() + (0 if embedding is None else embedding)
 
@@ -267,7 +267,7 @@ def test_the_order_of_work() -> None:
     networks = Lambdas()
     list(run(clip(2), networks))
     first = ["encode", "predict", "predict", "decode"]
-    later = ["flow", "guide", "encode", "embed", "predict", "predict", "decode"]
+    later = ["flow", "encode", "guide", "embed", "predict", "predict", "decode"]
     assert networks.asked == first + later
 
 
@@ -370,7 +370,7 @@ def test_numbers_that_overflow_stop_the_stream(value: float) -> None:
         def decode(self, latent: Tensor, condition: Tensor | None) -> Tensor:
             return super().decode(latent.tanh().nan_to_num(), condition)
 
-    networks = Saturated(predict=lambda x, low_res, step, embedding: x + value)
+    networks = Saturated(predict=lambda x, low_res, step, embedding, features: x + value)
     with pytest.raises(UserError, match="frame 0 overflowed: use bf16 or fp32"):
         next(run(clip(1), networks))
 

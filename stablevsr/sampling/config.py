@@ -266,7 +266,8 @@ class SamplingConfig:
     def _steps_in_words(self, model: ModelConfig) -> str:
         """The steps that distilled weights depend on: "4 ddim steps with trailing spacing"."""
         noise = f", eta {self.eta:g}" if self.eta else ""
-        return f"{self.steps} {self.sampler} steps with {self.schedule_for(model).timestep_spacing} spacing{noise}"
+        steps = "step" if self.steps == 1 else "steps"
+        return f"{self.steps} {self.sampler} {steps} with {self.schedule_for(model).timestep_spacing} spacing{noise}"
 
     @property
     def steps_taken(self) -> int:
