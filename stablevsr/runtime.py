@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from itertools import chain
 from typing import Any, Protocol, TypeVar
@@ -176,6 +177,64 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)  # a copy from pageable memory would block the host
+
+
+class SideStream:
+    """Work that overlaps with that of the main stream: on CUDA in a stream of its own; elsewhere it is done at once.
+
+    Args:
+        device: where the work runs.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def has_room(self) -> bool:
+        """Whether as much memory is free as the program has used at most: overlapping takes no more than that."""
+        if self._stream is None:
+            return True
+        device = self._stream.device
+        return torch.cuda.max_memory_allocated(device) <= torch.cuda.mem_get_info(device)[0]
+
+    def start(self, work: Callable[[], T], after_main: bool) -> Callable[[], T]:
+        """Queue `work`.
+
+        Args:
+            work: its result may hold tensors in tuples and lists.
+            after_main: wait for what the main stream has queued so far. Without, `work` may only use tensors that
+                the main stream had finished when the host last waited for it, and those made in this stream.
+
+        Returns:
+            A function to be called in the main stream: the result of `work`, or its exception.
+        """
+        stream, done = self._stream, Future[T]()
+        if stream is not None and after_main:
+            stream.wait_stream(torch.cuda.current_stream(stream.device))
+        with torch.cuda.stream(stream):  # does nothing without one
+            try:
+                done.set_result(work())
+            except Exception as error:
+                done.set_exception(error)
+        event = None if stream is None else stream.record_event()
+
+        def result() -> T:
+            found = done.result()
+            if stream is not None and event is not None:
+                main = torch.cuda.current_stream(stream.device)
+                main.wait_event(event)
+                for tensor in _tensors_in(found):
+                    tensor.record_stream(main)  # else its memory could be used again while the main stream reads it
+            return found
+
+        return result
+
+
+def _tensors_in(value: object) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, tuple | list):
+        for each in value:
+            yield from _tensors_in(each)
 
 
 def place(network: nn.Module, device: torch.device, dtype: torch.dtype, channels_last: bool) -> None:

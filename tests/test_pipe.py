@@ -2,6 +2,8 @@
 
 import io
 import os
+import re
+import signal
 import subprocess
 import sys
 import threading
@@ -125,6 +127,8 @@ def test_what_cannot_be_read_is_told_at_once(stream: bytes, message: str) -> Non
         (b"FRAME", r"ends in the middle of frame 3 \(0 of 6 bytes\)"),
         (y4m("W4 H4", size=24), "frame 2 of standard input is followed by another video, expected a frame of the same"),
         (b"abc\n", "frame 2 of standard input is followed by something else"),
+        (b"\n" + y4m()[-12:], "frame 2 of standard input is followed by something else"),
+        (b"\n", "frame 2 of standard input is followed by something else"),
     ],
 )
 def test_where_a_stream_breaks_off_is_told(end: bytes, message: str) -> None:
@@ -299,6 +303,18 @@ def test_ctrl_c_keeps_what_is_done(weights: Path, stream: bytes, tmp_path: Path)
     with PipeReader(InterruptedAtTheEnd(stream)) as reader, interrupted:
         upscale(model, reader, tmp_path / "out.mkv")
     assert len(list(open_reader(tmp_path / "out.mkv"))) == 4
+
+
+def test_ctrl_c_ends_a_run_that_waits_for_more(weights: Path, stream: bytes) -> None:
+    with command("-", "-", "--weights", weights) as process:
+        process.stdin.write(stream)
+        found = frames_of(process.stdout, 3 * 24 * 32)
+        for _ in range(4):
+            next(found)
+        time.sleep(0.5)  # now it waits
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 1
+        assert re.search(rb"interrupted; [34] frames are written\n$", process.stderr.read())
 
 
 def test_a_pipe_warns_as_a_file_does(tiny_model: StableVSR, stream: bytes, tmp_path: Path, caplog) -> None:

@@ -25,8 +25,8 @@ from stablevsr.sampling.flow import StreamFlows, estimate_flow
 from stablevsr.sampling.noise import RecordedNoise, SeededNoise
 from stablevsr.sampling.pictures import normalise
 from stablevsr.sampling.schedule import Step, alphas_cumprod
+from stablevsr.sampling.stream_denoiser import StreamDenoiser
 from stablevsr.sampling.streaming import (
-    StreamDenoiser,
     StreamFrame,
     StreamState,
     StreamStep,
@@ -189,7 +189,7 @@ def test_steps_are_those_of_the_library(spacing: str, to_one: bool, num_steps: i
     steps = ddim_steps(config, num_steps)
     assert [step.timestep for step in steps] == library.timesteps.tolist()
     torch.manual_seed(0)
-    networks = Lambdas(predict=lambda x, low_res, step, embedding: x.cos())
+    networks = Lambdas(predict=lambda x, low_res, step, embedding, features: x.cos())
     seen: list[StreamStep] = []
     low_res, noise = torch.zeros(1, 3, 4, 4), SeededNoise(0, (4, 4, 4))
     list(streaming_sampling(low_res, steps, config, noise, networks, on_step=seen.append))
@@ -224,6 +224,9 @@ class Lambdas:
         if predict is not None:
             self.predict = predict
 
+    def encode(self, low_res: Tensor) -> None:
+        self.asked.append("encode")
+
     def flow(self, low_res: Tensor, previous_low_res: Tensor) -> Tensor:
         self.asked.append("flow")
         return (low_res - previous_low_res).mean()
@@ -236,7 +239,7 @@ class Lambdas:
         self.asked.append("embed")
         return condition.mean()
 
-    def predict(self, x: Tensor, low_res: Tensor, step: Step, embedding: Tensor | None) -> Tensor:
+    def predict(self, x: Tensor, low_res: Tensor, step: Step, embedding: Tensor | None, features: None) -> Tensor:
         self.asked.append("predict")
         return 0.1 * x + low_res.mean() + (0 if embedding is None else embedding)
 
@@ -263,7 +266,8 @@ def pictures(frames: Iterator[StreamFrame]) -> list[Tensor]:
 def test_the_order_of_work() -> None:
     networks = Lambdas()
     list(run(clip(2), networks))
-    first, later = ["predict", "predict", "decode"], ["flow", "guide", "embed", "predict", "predict", "decode"]
+    first = ["encode", "predict", "predict", "decode"]
+    later = ["flow", "encode", "guide", "embed", "predict", "predict", "decode"]
     assert networks.asked == first + later
 
 
@@ -366,7 +370,7 @@ def test_numbers_that_overflow_stop_the_stream(value: float) -> None:
         def decode(self, latent: Tensor, condition: Tensor | None) -> Tensor:
             return super().decode(latent.tanh().nan_to_num(), condition)
 
-    networks = Saturated(predict=lambda x, low_res, step, embedding: x + value)
+    networks = Saturated(predict=lambda x, low_res, step, embedding, features: x + value)
     with pytest.raises(UserError, match="frame 0 overflowed: use bf16 or fp32"):
         next(run(clip(1), networks))
 

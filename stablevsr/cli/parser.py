@@ -167,7 +167,7 @@ def add_upscale(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         nargs="+",
         metavar="PATH",
         help="IN OUT: the input (a video, a folder of images, one image) and the output; with -o, inputs only; "
-        "- is a pipe of yuv4mpegpipe, for --mode streaming",
+        "- is a pipe, for --mode streaming: yuv4mpegpipe, for the input also NUT",
     )
     command.add_argument("-o", "--output", type=Path, metavar="OUT", help="the output; for several inputs a folder")
     command.add_argument(
@@ -211,14 +211,18 @@ def add_sampling(command: argparse.ArgumentParser) -> None:
     )
     for name, field, hint in sampling_fields():
         text, choices = field.metadata["help"], field.metadata.get("choices")
-        flag = "--" + name.replace(".", "-").replace("_", "-")
         options = {"dest": name, "help": text}
         if hint is bool:
-            group.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
+            group.add_argument(flag(name), action=argparse.BooleanOptionalAction, **options)
         elif choices:
-            group.add_argument(flag, choices=choices, **options)
+            group.add_argument(flag(name), choices=choices, **options)
         else:
-            group.add_argument(flag, type=reader_of(hint), metavar=field.metadata.get("metavar"), **options)
+            group.add_argument(flag(name), type=reader_of(hint), metavar=field.metadata.get("metavar"), **options)
+
+
+def flag(name: str) -> str:
+    """The option of a sampling field: --temporal-every for temporal.every."""
+    return "--" + name.replace(".", "-").replace("_", "-")
 
 
 def sampling_fields() -> list[tuple[str, "dataclasses.Field[Any]", Any]]:

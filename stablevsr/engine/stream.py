@@ -7,7 +7,7 @@ import numpy as np
 from torch import Tensor
 
 from stablevsr.errors import InputError
-from stablevsr.runtime import to_device, under_numerics
+from stablevsr.runtime import Offloaded, to_device, under_numerics
 from stablevsr.sampling.color_fix import fix_colors
 from stablevsr.sampling.config import SamplingConfig, resolve
 from stablevsr.sampling.cuts import AROUND, StreamCuts
@@ -16,10 +16,11 @@ from stablevsr.sampling.networks import Networks
 from stablevsr.sampling.noise import NoiseSource, SeededNoise
 from stablevsr.sampling.pictures import Clip, ClipKind, PictureFormat, as_tensor, in_model_range
 from stablevsr.sampling.samplers import sampler_by_name
+from stablevsr.sampling.stream_denoiser import StreamDenoiser
 from stablevsr.sampling.streaming import (
     NO_CUTS,
     IsCut,
-    StreamDenoiser,
+    Peekable,
     StreamFrame,
     StreamState,
     cuts_at,
@@ -40,6 +41,9 @@ class Stream:
         size: of the LR frames, (height, width).
         noise: the noise source; None takes the config's seed.
         context: from `prompt_context`; None encodes the config's prompt.
+
+    Attributes:
+        device: where it computes.
     """
 
     def __init__(
@@ -51,9 +55,11 @@ class Stream:
         noise: NoiseSource | None = None,
         context: Tensor | None = None,
     ) -> None:
-        for notice in config.notices(model.config):
+        for notice in config.notices(model.config, model.sampling):
             log.warning("%s", notice)
-        self._device, self._config = model.device, config
+        self.device, self._config = model.device, config
+        # A CPU is busy anyway, and an offloaded model would load its networks more often.
+        self._looks_ahead = model.device.type == "cuda" and not isinstance(model, Offloaded)
         self.decoder = PictureDecoder(model, config.tile)
         self._networks = StreamDenoiser(
             model,
@@ -62,6 +68,7 @@ class Stream:
             config.cfg_scale,
             config.flow.half_size,
             None if model.config.is_streaming else self.decoder,
+            self.decoder.encode_enlarged if config.strength < 1 else None,
         )
         self._noise = noise or SeededNoise(config.seed, (model.config.vae.latent_channels, *size))
         self._schedule = config.schedule_for(model.config)
@@ -72,15 +79,17 @@ class Stream:
         """Yields finished frames, each before the next LR frame is requested.
 
         Args:
-            low_res: (3, h, w) float32 in [-1, 1] each.
+            low_res: (3, h, w) float32 in [-1, 1] each; `Peekable` ones are on the model's device.
             start: the last finished frame; `low_res` are those after it.
 
         Raises:
             UserError: for a frame of another size, and for overflow.
         """
+        if not (self._looks_ahead and isinstance(low_res, Peekable)):
+            low_res = (to_device(frame, self.device) for frame in low_res)
         loop = streaming_sampling(
-            (to_device(frame, self._device) for frame in low_res),
-            stream_steps(self._schedule, self._config.steps),
+            low_res,
+            stream_steps(self._schedule, self._config.steps, self._config.strength),
             self._schedule,
             self._noise,
             self._networks,

@@ -21,6 +21,7 @@ from stablevsr.engine.progress import OnProgress, Progress, report
 from stablevsr.engine.state import RunState
 from stablevsr.engine.store import DiskStore
 from stablevsr.engine.stream import REMEMBERED, Stream
+from stablevsr.engine.stream_reader import ReadAhead
 from stablevsr.engine.workspace import Workspace
 from stablevsr.errors import InputError
 from stablevsr.media import Frame, Reader
@@ -69,13 +70,14 @@ class StreamedFile:
         with closing(iter(self._clip)) as clip:
             frames = islice(clip, first, None)
             last = self._catch_up(first, done, frames)
-            for finished in self._stream.frames(self._low_res(frames), last):
-                index, picture = finished.state.frame, self._stream.picture(finished, self._format)
-                self._pictures.write(index % SEGMENT, picture)
-                self._write(index, picture, self._frame)
-                self._save(finished.state)
-                done = index + 1
-                report(progress, Progress("stream", done, max(done, self._clip.frame_count or 0)))
+            with ReadAhead(frames, self._stream.device) as low_res:
+                for finished in self._stream.frames(low_res, last):
+                    index, picture = finished.state.frame, self._stream.picture(finished, self._format)
+                    self._pictures.write(index % SEGMENT, picture)
+                    self._write(index, picture, low_res.frame)
+                    self._save(finished.state)
+                    done = index + 1
+                    report(progress, Progress("stream", done, max(done, self._clip.frame_count or 0)))
         if done == 0:
             raise InputError(f"{self._clip.path} has no frames, expected at least 1")
         self._store.flush()
@@ -95,11 +97,6 @@ class StreamedFile:
             return None
         self._stream.recall(done - len(before), list(before))
         return StreamState(done - 1, to_device(before[-1], picture.device), picture)
-
-    def _low_res(self, frames: Iterator[Frame]) -> Iterator[Tensor]:
-        for frame in frames:
-            self._frame = frame  # the one in progress
-            yield in_model_range(torch.from_numpy(frame.image))
 
     def _write(self, index: int, picture: Tensor, frame: Frame) -> None:
         if index >= self._written:

@@ -57,7 +57,8 @@ def upscale(
 
     Args:
         model: from `build_model`.
-        input: a video, an image or a folder of images, or an open reader; "-" is yuv4mpegpipe from standard input.
+        input: a video, an image or a folder of images, or an open reader; "-" is yuv4mpegpipe or NUT from standard
+            input.
         output: a video, an image (for one frame), or a folder; the name decides. "-" is yuv4mpegpipe to standard
             output. Pipes need mode "streaming", and runs through them cannot be continued.
         config: how to sample; None takes what the weights were made for.

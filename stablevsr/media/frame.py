@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
@@ -83,9 +83,7 @@ class Reader(ABC):
 
     def __iter__(self) -> Generator[Frame, None, None]:
         """Yield all frames in display order. Raises InputError if a frame cannot be read."""
-        frames = self._frames()
-        self._passes.callback(frames.close)
-        return frames
+        return self._closed_at_the_end(self._frames())
 
     def frame_times(self) -> Iterator[Fraction] | None:
         """Presentation times in seconds, without decoding; None if the file does not store them."""
@@ -93,8 +91,14 @@ class Reader(ABC):
 
     def frames_from(self, first: int) -> Generator[Frame, None, None]:
         """Yield the frames from number `first` (from 0) on: those of a full pass, but faster where possible."""
-        frames = self._frames_from(first)
-        self._passes.callback(frames.close)
+        return self._closed_at_the_end(self._frames_from(first))
+
+    def _closed_at_the_end(self, frames: Generator[Frame, None, None]) -> Generator[Frame, None, None]:
+        def close() -> None:
+            with suppress(ValueError):  # a thread still waits for more of a pipe in there
+                frames.close()
+
+        self._passes.callback(close)
         return frames
 
     def _frames_from(self, first: int) -> Generator[Frame, None, None]:

@@ -7,8 +7,9 @@ from stablevsr.errors import InputError, OptionsError
 from stablevsr.media.animation_reader import AnimationReader, is_animated
 from stablevsr.media.codecs import Encoding
 from stablevsr.media.frame import Reader, Writer
+from stablevsr.media.nut import open_pipe
 from stablevsr.media.paths import IMAGE_SUFFIXES, check_output, output_kind
-from stablevsr.media.pipe import PIPE, PipeReader
+from stablevsr.media.pipe import PIPE
 from stablevsr.media.still_reader import FolderReader
 from stablevsr.media.still_writer import FolderWriter, ImageWriter
 from stablevsr.media.video_reader import VideoReader
@@ -18,14 +19,14 @@ from stablevsr.media.video_writer import VideoWriter
 def open_reader(path: str | Path, allow_truncated: bool = False, allow_hdr: bool = False) -> Reader:
     """Open a folder of images, a single image (a clip of one frame), an animation or, for any other file, a video.
 
-    "-" is yuv4mpegpipe from standard input.
+    "-" is yuv4mpegpipe or NUT from standard input.
 
     `allow_truncated`: read what there is of a video that is cut short or damaged, with a notice; `allow_hdr`: read HDR
     video as if it were SDR, with a notice. Raises InputError, naming `path`, if it is missing or cannot be read.
     """
     path = Path(path)
     if path == PIPE:
-        return PipeReader()
+        return open_pipe()
     if path.is_file() and is_animated(path):
         return AnimationReader(path)
     if path.is_dir() or (path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES):

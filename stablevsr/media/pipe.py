@@ -1,4 +1,4 @@
-"""Video through pipes as yuv4mpegpipe: a line of text, then every frame uncompressed behind a line of its own.
+"""Video through pipes as yuv4mpegpipe: a line of text, then every frame uncompressed, after a line of its own.
 
 `ffmpeg -i IN -f yuv4mpegpipe -strict -1 -` writes it; FFmpeg, ffplay, mpv and encoders read it. It has no sound and
 says nothing of the matrix of YUV, so that both directions go by the size of the picture, see `colour.matrix_for`.
@@ -10,7 +10,7 @@ from collections.abc import Generator
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Literal, Self
+from typing import BinaryIO, Literal, Protocol, Self
 
 import av
 import numpy as np
@@ -35,7 +35,32 @@ PIXEL_FORMATS = {  # the header's name -> FFmpeg's
     **{f"{name}p{depth}": f"{_SUBSAMPLINGS[name]}{depth}le" for name in ("420", "422", "444") for depth in _DEPTHS},
     **{f"mono{depth}": f"gray{depth}le" for depth in (9, 10, 12, 16)},
 }
-_HOW = "write it with ffmpeg -i INPUT -f yuv4mpegpipe -strict -1 -"
+HOW = "write it with ffmpeg -i INPUT -f yuv4mpegpipe -strict -1 -"
+
+
+def standard_input() -> BinaryIO:
+    """Standard input without a buffer; `OptionsError` for a terminal."""
+    if sys.stdin.isatty():
+        raise OptionsError(f"standard input is a terminal, expected video from a pipe: {HOW} | ...")
+    return os.fdopen(os.dup(sys.stdin.fileno()), "rb", buffering=0)
+
+
+def require_readable(width: int, height: int) -> None:
+    """`InputError` for pictures on standard input that are too large."""
+    if width * height > MAX_PIXELS:
+        raise InputError(
+            f"standard input is {width}x{height}, but at most {MAX_PIXELS} pixels can be read: make it smaller first"
+        )
+
+
+class Source(Protocol):
+    """Bytes from a pipe."""
+
+    def read(self, size: int, /) -> bytes | None:
+        """At most `size` bytes: as many as there are, but at least one; none at the end."""
+        ...
+
+    def close(self) -> None: ...
 
 
 class PipeReader(Reader):
@@ -49,23 +74,15 @@ class PipeReader(Reader):
         IncompleteOutput: when read, for a stream that is cut in the middle of a frame, or that begins anew.
     """
 
-    def __init__(self, stream: BinaryIO | None = None) -> None:
+    def __init__(self, stream: Source | None = None) -> None:
         super().__init__(PIPE)
-        if stream is None:
-            if sys.stdin.isatty():
-                raise OptionsError(f"standard input is a terminal, expected video from a pipe: {_HOW} | ...")
-            stream = os.fdopen(os.dup(sys.stdin.fileno()), "rb", buffering=0)
-        self._stream = stream
-        self._passes.callback(stream.close)
-        words = _words(self._line(), _MAGIC)
+        self._stream = stream or standard_input()
+        self._passes.callback(self._stream.close)
+        words = _words(self._line() or b"", _MAGIC)
         if words is None:
-            raise InputError(f"standard input holds no yuv4mpegpipe video: {_HOW}")
+            raise InputError(f"standard input holds no yuv4mpegpipe video: {HOW}")
         self.width, self.height = _number(words, "W"), _number(words, "H")
-        if self.width * self.height > MAX_PIXELS:
-            raise InputError(
-                f"standard input is {self.width}x{self.height}, but at most {MAX_PIXELS} pixels can be read: "
-                "make it smaller first"
-            )
+        require_readable(self.width, self.height)
         self.frame_rate = _ratio(words.get("F", "0:0")) or _USUAL_RATE
         self.time_base = 1 / self.frame_rate
         self.sample_aspect_ratio = _ratio(words.get("A", "0:0")) or Fraction(1)
@@ -84,7 +101,7 @@ class PipeReader(Reader):
 
     def _frames(self) -> Generator[Frame, None, None]:
         number = 0
-        while line := self._line():
+        while (line := self._line()) is not None:
             if _words(line, b"FRAME") is None:
                 what = "another video" if line.startswith(_MAGIC) else "something else"
                 raise IncompleteOutput(
@@ -108,12 +125,14 @@ class PipeReader(Reader):
         frame.color_range = self._range
         return np.ascontiguousarray(to_rgb(frame, self.is_deep))
 
-    def _line(self) -> bytes:
-        """The next line, without its end; empty at the end of the stream."""
+    def _line(self) -> bytes | None:
+        """The next line, without its end; None at the end of the stream."""
         line = bytearray()
-        while len(line) < _LONGEST_LINE and (byte := self._stream.read(1)) not in (b"", b"\n", None):
+        while len(line) < _LONGEST_LINE and (byte := self._stream.read(1)):
+            if byte == b"\n":
+                return bytes(line)
             line += byte
-        return bytes(line)
+        return bytes(line) or None
 
 
 class PipeWriter:
@@ -140,8 +159,9 @@ class PipeWriter:
         self.notices: list[str] = []
         self.failures: list[str] = []
         self._pixel_format = "yuv420p10le" if source.is_deep else "yuv420p"
-        if isinstance(source, PipeReader) and source.pixel_format.startswith(("yuv420p", "yuv422p", "yuv444p")):
-            self._pixel_format = source.pixel_format
+        pixel_format = getattr(source, "pixel_format", "")  # of a source that comes from a pipe
+        if pixel_format in PIXEL_FORMATS.values() and pixel_format.startswith(("yuv420p", "yuv422p", "yuv444p")):
+            self._pixel_format = pixel_format
         self._matrix = matrix_for(height)
         self._encoder = _raw_video("w", self._pixel_format, width, height)
         names = PIXEL_FORMATS | {"420": "", "420jpeg": "", "420paldv": ""}  # swscale's chroma sits as MPEG-2's does
@@ -195,7 +215,7 @@ def _words(line: bytes, first: bytes) -> dict[str, str] | None:
 def _number(words: dict[str, str], name: str) -> int:
     text = words.get(name, "")
     if not text.isdecimal() or int(text) == 0:
-        raise InputError(f"the header of standard input gives {name}{text or ' not at all'}, expected a size: {_HOW}")
+        raise InputError(f"the header of standard input gives {name}{text or ' not at all'}, expected a size: {HOW}")
     return int(text)
 
 

@@ -14,6 +14,13 @@ from stablevsr.nn.attention import Context, Transformer
 from stablevsr.nn.layers import ResBlock, TimeEmbedding, Upsample
 
 
+class Residuals(NamedTuple):
+    """What the TCM adds to the UNet: one tensor per skip, and one for the middle."""
+
+    skips: list[Tensor]
+    middle: Tensor
+
+
 class Features(NamedTuple):
     """The encoder's outputs, for the UNet's decoder or the TCM's zero convolutions."""
 
@@ -21,12 +28,12 @@ class Features(NamedTuple):
     middle: Tensor  # (n, c, h, w)
     time: Tensor  # (n, time_dim), the embedding of timestep and noise level
 
-
-class Residuals(NamedTuple):
-    """What the TCM adds to the UNet: one tensor per skip, and one for the middle."""
-
-    skips: list[Tensor]
-    middle: Tensor
+    def plus(self, residuals: Residuals | None) -> "Features":
+        """These features with the TCM's residuals added, if there are any."""
+        if residuals is None:
+            return self
+        skips = [skip + extra for skip, extra in zip(self.skips, residuals.skips, strict=True)]
+        return Features(skips, self.middle + residuals.middle, self.time)
 
 
 def _res_block(config: UNetEncoderConfig, in_channels: int, out_channels: int) -> ResBlock:
@@ -208,8 +215,4 @@ class UNet(nn.Module):
         Returns:
             (n, out_channels, h, w), the prediction.
         """
-        features = self.encoder(x, timestep, context, noise_level)
-        if residuals is not None:
-            skips = [skip + extra for skip, extra in zip(features.skips, residuals.skips, strict=True)]
-            features = Features(skips, features.middle + residuals.middle, features.time)
-        return self.decoder(features, context)
+        return self.decoder(self.encoder(x, timestep, context, noise_level).plus(residuals), context)

@@ -2,21 +2,16 @@
 
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
-from typing import NamedTuple, Protocol, cast
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from stablevsr.config import DDIMScheduleConfig, ScheduleConfig
 from stablevsr.errors import InputError, OptionsError
-from stablevsr.nn.attention import CachedContext, Context
-from stablevsr.nn.tiny import TemporalTinyVAE
-from stablevsr.nn.vae import VAE
-from stablevsr.nn.warp import warp_published
-from stablevsr.runtime import compiled_parts
-from stablevsr.sampling.flow import StreamFlows
-from stablevsr.sampling.networks import Networks
+from stablevsr.nn.unet import Features
+from stablevsr.runtime import SideStream
+from stablevsr.sampling.ddpm import add_noise
 from stablevsr.sampling.noise import NoiseSource, as_draw
 from stablevsr.sampling.samplers import DDIM, Sampler
 from stablevsr.sampling.schedule import Step, alphas_cumprod, run_steps, timesteps
@@ -27,6 +22,10 @@ IsCut = Callable[[int, Tensor, Tensor], bool]
 
 class StreamNetworks(Protocol):
     """What the loop calls; `StreamDenoiser` is one. Tensors are single frames, without a batch dimension."""
+
+    def encode(self, low_res: Tensor) -> Tensor | None:
+        """The clean latent that is noised to start from, (c, h, w); None to start from pure noise."""
+        ...
 
     def flow(self, low_res: Tensor, previous_low_res: Tensor) -> Tensor:
         """The flow that warps the previous frame onto the current one, (2, 4h, 4w); LR frames are (3, h, w)."""
@@ -40,12 +39,29 @@ class StreamNetworks(Protocol):
         """The embedding of a condition, shared by all steps of a frame; passed to `predict` unchanged."""
         ...
 
-    def predict(self, x: Tensor, low_res: Tensor, step: Step, embedding: Tensor | None) -> Tensor:
+    def begin(self, x: Tensor, low_res: Tensor, step: Step) -> Features:
+        """The part of `predict` that needs no embedding; passed to it as `features`."""
+        ...
+
+    def predict(
+        self, x: Tensor, low_res: Tensor, step: Step, embedding: Tensor | None, features: Features | None = None
+    ) -> Tensor:
         """The network's output for x_t, (c, h, w); `embedding` is None for the first frame of a scene."""
         ...
 
     def decode(self, latent: Tensor, condition: Tensor | None) -> Tensor:
         """(c, h, w) to its picture (3, 4h, 4w), about [-1, 1], not clamped."""
+        ...
+
+
+@runtime_checkable
+class Peekable(Protocol):
+    """Frames of which the next one may be there already."""
+
+    def __iter__(self) -> Iterator[Tensor]: ...
+
+    def peek(self) -> Tensor | None:
+        """The next frame, which stays the next; None, without waiting, if it is not there yet."""
         ...
 
 
@@ -78,8 +94,8 @@ class StreamStep(NamedTuple):
 OnStep = Callable[[StreamStep], None]
 
 
-def ddim_steps(config: ScheduleConfig, num_steps: int) -> list[Step]:
-    """The steps of diffusers' DDIM scheduler, with which streaming weights were distilled.
+def ddim_steps(config: ScheduleConfig, num_steps: int, strength: float = 1.0) -> list[Step]:
+    """The steps of diffusers' DDIM scheduler, with which streaming weights were distilled; arguments as of `timesteps`.
 
     A step ends at t - n // num_steps (n trained timesteps). That is the run's next timestep only where num_steps
     divides n, or with "leading" spacing. The last step ends at abar_0 or at 1, as the weights were trained; at 1 for
@@ -88,7 +104,7 @@ def ddim_steps(config: ScheduleConfig, num_steps: int) -> list[Step]:
     Raises:
         UserError: as `timesteps` does.
     """
-    times, products = timesteps(config, num_steps), alphas_cumprod(config)
+    times, products = timesteps(config, num_steps, strength), alphas_cumprod(config)
     stride = config.num_train_timesteps // num_steps
     short = isinstance(config, DDIMScheduleConfig) and not config.set_alpha_to_one
     end = products[0] if short else torch.tensor(1.0)
@@ -98,9 +114,9 @@ def ddim_steps(config: ScheduleConfig, num_steps: int) -> list[Step]:
     ]
 
 
-def stream_steps(config: ScheduleConfig, num_steps: int) -> list[Step]:
+def stream_steps(config: ScheduleConfig, num_steps: int, strength: float = 1.0) -> list[Step]:
     """The steps of a run: `ddim_steps` for streaming weights; for others each step ends where the next one starts."""
-    return (ddim_steps if isinstance(config, DDIMScheduleConfig) else run_steps)(config, num_steps)
+    return (ddim_steps if isinstance(config, DDIMScheduleConfig) else run_steps)(config, num_steps, strength)
 
 
 def cuts_at(frames: Collection[int]) -> IsCut:
@@ -129,6 +145,8 @@ def streaming_sampling(
 
     Args:
         frames: (3, h, w) each, in [-1, 1], all of one size; the loop computes in their precision and on their device.
+            If they are `Peekable`, what of the next frame does not depend on this one's result is computed meanwhile,
+            provided that the next one is there already; with the same bits.
         steps: from `stream_steps`.
         schedule: what the network predicts, and clipping.
         noise: called as `initial(frame)` once per frame, and as `step(index, frame)` if the sampler adds noise.
@@ -144,16 +162,28 @@ def streaming_sampling(
     Raises:
         UserError: for a frame of another size than the previous one, noise of the wrong shape, and overflow.
     """
-    frame_by_frame = _FrameByFrame(steps, schedule, noise, networks, sampler, on_step)
+    loop = _FrameByFrame(steps, schedule, noise, networks, sampler, on_step, is_cut)
+    preparation = _Preparation(loop, frames)
     state = start
     for frame, low_res in enumerate(frames, start=0 if state is None else state.frame + 1):
         if state is not None:
             _check_size(frame, low_res, state.low_res)
-        starts_scene = state is None or is_cut(frame, low_res, state.low_res)
-        finished = frame_by_frame.finish(frame, low_res, None if starts_scene else state)
+        finished = loop.finish(preparation.of(frame, low_res, state), state)
+        preparation.look_ahead(finished)  # before the check, which waits for the device
+        _check_finite(finished)
         state = finished.state
         yield finished
         del finished, low_res  # nothing but the state is held while a stream pauses
+
+
+class _Prepared(NamedTuple):
+    """What of a frame does not depend on the previous picture."""
+
+    frame: int
+    low_res: Tensor
+    x: Tensor  # (c, h, w), at the first step
+    flow: Tensor | None  # to the previous frame; None where a scene starts
+    features: Features | None  # of the first step, if it was prepared ahead
 
 
 @dataclass(frozen=True)
@@ -166,27 +196,39 @@ class _FrameByFrame:
     networks: StreamNetworks
     sampler: Sampler
     on_step: OnStep | None
+    is_cut: IsCut
 
     @torch.no_grad()  # not on the generator: its wrapper would hold the last frame
-    def finish(self, frame: int, low_res: Tensor, state: StreamState | None) -> StreamFrame:
-        """Upscale one frame, guided by `state`, the previous frame; without one it starts a scene."""
-        networks, condition = self.networks, None
-        if state is not None:
-            condition = networks.guide(state.picture, networks.flow(low_res, state.low_res))
+    def prepare(self, frame: int, low_res: Tensor, previous_low_res: Tensor | None, ahead: bool = False) -> _Prepared:
+        """The work that needs no picture of the previous frame; `ahead`: with a part of the first step."""
+        networks, flow = self.networks, None
+        if previous_low_res is not None and not self.is_cut(frame, low_res, previous_low_res):
+            flow = networks.flow(low_res, previous_low_res)
         draw = self.noise.initial(frame)
         x = as_draw(draw, (len(draw), *low_res.shape[1:]), f"frame {frame}").to(low_res)
-        latent = self._denoise(frame, x, low_res, condition)
-        picture = networks.decode(latent, condition)
-        # The latent is checked too: the decoder's tanh turns infinity into a valid picture.
-        if not (latent.isfinite().all() and picture.isfinite().all()):
-            raise OptionsError(f"frame {frame} overflowed: use bf16 or fp32")
-        return StreamFrame(StreamState(frame, low_res, picture), latent, condition)
+        clean = networks.encode(low_res)
+        if clean is not None:
+            x = add_noise(clean, x, self.steps[0].alpha_bar)
+        features = networks.begin(x, low_res, self.steps[0]) if ahead else None
+        return _Prepared(frame, low_res, x, flow, features)
 
-    def _denoise(self, frame: int, x: Tensor, low_res: Tensor, condition: Tensor | None) -> Tensor:
-        """All steps of a frame: x_T to x after the last step, (c, h, w) each."""
+    @torch.no_grad()
+    def finish(self, prepared: _Prepared, state: StreamState | None) -> StreamFrame:
+        """Upscale one frame, guided by `state`, the previous frame, unless it starts a scene."""
+        networks, condition = self.networks, None
+        if prepared.flow is not None:
+            assert state is not None  # the flow leads to it
+            condition = networks.guide(state.picture, prepared.flow)
+        latent = self._denoise(prepared, condition)
+        picture = networks.decode(latent, condition)
+        return StreamFrame(StreamState(prepared.frame, prepared.low_res, picture), latent, condition)
+
+    def _denoise(self, prepared: _Prepared, condition: Tensor | None) -> Tensor:
+        """All steps of a frame: x after the last step, (c, h, w)."""
+        frame, low_res, x, _, features = prepared
         embedding, x0 = None if condition is None else self.networks.embed(condition), None
         for step in self.steps:
-            prediction = self.networks.predict(x, low_res, step, embedding)
+            prediction = self.networks.predict(x, low_res, step, embedding, features if step.index == 0 else None)
             noise = x.new_zeros(())
             if self.sampler.adds_noise:
                 draw = self.noise.step(step.index, frame)
@@ -197,6 +239,55 @@ class _FrameByFrame:
         return x
 
 
+class _Preparation:
+    """Prepares the frames of a stream; the next one ahead, if it is there, while the device is busy with this one.
+
+    Everything that is prepared shares a side stream, for the flow network keeps features from frame to frame.
+    """
+
+    def __init__(self, loop: _FrameByFrame, frames: Iterable[Tensor]) -> None:
+        self._loop, self._peek = loop, frames.peek if isinstance(frames, Peekable) else None
+        self._side: SideStream | None = None
+        self._ahead: Callable[[], _Prepared | None] | None = None
+        self._was_guided = False  # whether a frame before the current one was
+
+    def of(self, frame: int, low_res: Tensor, state: StreamState | None) -> _Prepared:
+        """The frame after `state`, prepared."""
+        ahead, self._ahead = self._ahead, None
+        prepared = ahead() if ahead else None
+        if prepared is not None:
+            return prepared
+        previous = None if state is None else state.low_res
+        if self._peek is None:
+            return self._loop.prepare(frame, low_res, previous)
+        self._side = self._side or SideStream(low_res.device)
+        return self._side.start(lambda: self._loop.prepare(frame, low_res, previous), after_main=True)()
+
+    def look_ahead(self, current: StreamFrame) -> None:
+        """Prepare the frame after `current`, which the device is still busy with.
+
+        Not before a guided frame is finished: it has needed as much memory as any, and has filled the caches.
+        """
+        begins, self._was_guided = not self._was_guided, self._was_guided or current.condition is not None
+        if begins or self._side is None or not self._side.has_room():
+            return
+        state = current.state
+
+        def prepare_next() -> _Prepared | None:
+            low_res = self._peek() if self._peek else None
+            if low_res is None or low_res.shape != state.low_res.shape:  # the latter is refused when its turn comes
+                return None
+            return self._loop.prepare(state.frame + 1, low_res, state.low_res, ahead=True)
+
+        self._ahead = self._side.start(prepare_next, after_main=False)
+
+
+def _check_finite(frame: StreamFrame) -> None:
+    # The latent is checked too: the decoder's tanh turns infinity into a valid picture.
+    if not (frame.latent.isfinite().all() and frame.state.picture.isfinite().all()):
+        raise OptionsError(f"frame {frame.state.frame} overflowed: use bf16 or fp32")
+
+
 def _check_size(frame: int, low_res: Tensor, previous: Tensor) -> None:
     if low_res.shape != previous.shape:
         (h, w), (previous_h, previous_w) = low_res.shape[-2:], previous.shape[-2:]
@@ -204,70 +295,3 @@ def _check_size(frame: int, low_res: Tensor, previous: Tensor) -> None:
             f"got size {w}x{h} for frame {frame}, expected {previous_w}x{previous_h} as before: a stream keeps one "
             "size; scale or split it first"
         )
-
-
-@dataclass(frozen=True)
-class StreamDenoiser:
-    """The model bound to a run: `StreamNetworks`.
-
-    StableVSR weights work too, though they were not trained for this: their autoencoder decodes each frame on its own.
-    `SamplingConfig.check` refuses weights that do not work.
-    """
-
-    model: Networks
-    context: Tensor  # (1, tokens, width), or (2, tokens, width) for guidance: negative prompt, prompt
-    tcm_scale: float = 1.0  # scale of the TCM's residuals
-    cfg_scale: float = 1.0  # classifier-free guidance, used when `context` has two entries
-    half_flow: bool = False  # estimate flow at half the HR size
-    # Scaled latents (1, c, h, w) to pictures, for an autoencoder without temporal modules; None decodes whole frames.
-    picture_decoder: Callable[[Tensor], Tensor] | None = None
-
-    @cached_property
-    def _flows(self) -> StreamFlows:
-        assert self.model.flow is not None  # `SamplingConfig.check` requires it
-        return StreamFlows(self.model.flow, self.half_flow)
-
-    @cached_property
-    def _text(self) -> Context:
-        """Its keys and values are computed once per run; a compiled network computes them in every step."""
-        return self.context if compiled_parts(self.model) else CachedContext(self.context)
-
-    def flow(self, low_res: Tensor, previous_low_res: Tensor) -> Tensor:
-        """The flow from the current frame to the previous one: (2, 4h, 4w) in pixels."""
-        return self._flows.to_previous(low_res, previous_low_res)
-
-    def guide(self, picture: Tensor, flow: Tensor) -> Tensor:
-        """The previous picture, (3, 4h, 4w), warped along the flow, the same shape."""
-        return warp_published(picture[None], flow[None])[0]
-
-    def embed(self, condition: Tensor) -> Tensor:
-        """The TCM's embedding of the condition, (1, width, h, w), shared by all steps."""
-        return self.model.tcm.embed(condition[None].to(self.model.dtype))
-
-    def predict(self, x: Tensor, low_res: Tensor, step: Step, embedding: Tensor | None) -> Tensor:
-        """The network's output for x_t, (c, h, w); without an embedding the TCM does not run."""
-        model, count = self.model, len(self.context)
-        stacked = torch.cat([x, low_res])[None].to(model.dtype).expand(count, -1, -1, -1)
-        timestep = torch.full((count,), step.timestep, device=x.device)
-        residuals = None
-        if embedding is not None:
-            embedding = embedding.expand(count, -1, -1, -1)
-            residuals = model.tcm(stacked, timestep, self._text, None, self.tcm_scale, None, embedding)
-        prediction = model.unet(stacked, timestep, self._text, None, residuals).to(x.dtype)
-        if count == 1:
-            return prediction[0]
-        negative, positive = prediction
-        return negative + self.cfg_scale * (positive - negative)
-
-    def decode(self, latent: Tensor, condition: Tensor | None) -> Tensor:
-        """(c, h, w) to its picture, (3, 4h, 4w); with a condition, the temporal modules see its features."""
-        if self.model.config.is_streaming:
-            vae = cast(TemporalTinyVAE, self.model.vae)  # not by isinstance: it may be offloaded
-            features = () if condition is None else vae.features(condition[None].to(vae.dtype))
-            picture = vae.decode(latent[None].to(vae.dtype), features)
-        elif self.picture_decoder is not None:
-            picture = self.picture_decoder(latent[None])
-        else:
-            plain = cast(VAE, self.model.vae)
-            picture = plain.decode(latent[None].to(plain.dtype) / plain.scaling_factor)
-        return picture[0].to(latent.dtype)
