@@ -11,7 +11,7 @@ from pathlib import Path
 
 from stablevsr.atomic import restore
 from stablevsr.cli.console import DONE, FAILED, ProgressBars
-from stablevsr.cli.parser import sampling_values
+from stablevsr.cli.upscale_options import sampling_values
 from stablevsr.config import SCALE
 from stablevsr.engine.upscale import upscale
 from stablevsr.engine.workspace import workspace_path
