@@ -5,6 +5,7 @@ from pathlib import Path
 
 from stablevsr import __version__
 from stablevsr.cli.options import (
+    add_yes,
     crop_place,
     for_clips_that_are_read,
     for_commands_that_compute,
@@ -16,6 +17,7 @@ from stablevsr.cli.upscale_options import add_upscale
 from stablevsr.config import DTYPE_NAMES
 
 CONVERT_EXAMPLES = """examples:
+  by name, from the hub:   %(prog)s hub:claudiom4sir/StableVSR
   the published model:     %(prog)s --stablevsr StableVSR/ --flow raft_large.pth -o stablevsr.safetensors
   Stream-DiffVSR:          %(prog)s --stablevsr Stream-DiffVSR/ --flow raft_large.pth -o stream.safetensors
   a stock SD x4 upscaler:  %(prog)s --base x4-upscaler-ema.safetensors --flow raft_large.pth -o base.safetensors
@@ -36,6 +38,8 @@ def build_parser() -> argparse.ArgumentParser:
     add_train(commands)
     add_convert(commands)
     add_inspect(commands)
+    add_models(commands)
+    add_cache(commands)
     return parser
 
 
@@ -137,6 +141,12 @@ def add_convert(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     source = command.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "name",
+        nargs="?",
+        metavar="hub:NAME",
+        help="a model on the Hugging Face hub, OWNER/NAME or OWNER/NAME@REVISION; without -o it is kept in the cache",
+    )
     source.add_argument("--stablevsr", type=Path, metavar="DIR", help="the published folder (unet, controlnet, ...)")
     source.add_argument(
         "--base",
@@ -159,6 +169,7 @@ def add_convert(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     command.add_argument("--dtype", choices=DTYPE_NAMES, help="of the tensors written (default: unchanged)")
     command.add_argument("--with-text", action="store_true", help="keep text encoder and vocabulary, for prompts")
     command.add_argument("--force", action="store_true", help="overwrite the output file")
+    add_yes(command)
 
 
 def add_inspect(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -170,3 +181,24 @@ def add_inspect(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         "sampling options that the weights were made for.",
     )
     command.add_argument("file", type=Path, nargs="?", metavar="FILE", help="a weights file (default: the bundled one)")
+
+
+def add_models(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    commands.add_parser(
+        "models",
+        parents=[for_every_command()],
+        help="list known weights and what they are for",
+        description="List the published weights that --weights takes by name, and what they are for.",
+    )
+
+
+def add_cache(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    command = commands.add_parser(
+        "cache",
+        parents=[for_every_command()],
+        help="list or delete downloaded weights",
+        description="List the weights that were downloaded by name and converted, or delete them.",
+    )
+    command.add_argument(
+        "--clear", nargs="*", metavar="NAME", help="delete those of these names; without names, everything"
+    )
