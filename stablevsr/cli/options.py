@@ -1,6 +1,7 @@
 """Arguments that several commands share, and how their text is parsed. Imports no PyTorch, as `parser`."""
 
 import argparse
+import re
 
 
 def for_every_command() -> argparse.ArgumentParser:
@@ -17,6 +18,11 @@ def for_commands_that_compute() -> argparse.ArgumentParser:
     shared = argparse.ArgumentParser(add_help=False, parents=[for_every_command()])
     shared.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best available)")
     return shared
+
+
+def add_yes(command: argparse.ArgumentParser) -> None:
+    """The option of commands that may download weights."""
+    command.add_argument("--yes", action="store_true", help="download weights without a question")
 
 
 def for_clips_that_are_read() -> argparse.ArgumentParser:
@@ -56,3 +62,16 @@ def crop_place(text: str) -> tuple[int, int, int, int | None]:
         raise argparse.ArgumentTypeError(f"got {text!r}, expected X,Y,SIZE or X,Y,SIZE@FRAME, as in 100,60,64@12")
     x, y, size = map(int, numbers)
     return x, y, size, int(frame) if at else None
+
+
+def preview_place(text: str) -> tuple[int, tuple[int, int, int, int] | None]:
+    """Parse --preview: "120" or "120:160x90+40+30"; a frame, and a width, height, left and top, if there is a part."""
+    match = re.fullmatch(r"(\d{1,9})(?::(\d{1,6})x(\d{1,6})\+(\d{1,6})\+(\d{1,6}))?", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected FRAME or FRAME:WxH+X+Y, as in 120:160x90+40+30")
+    frame, *part = (None if number is None else int(number) for number in match.groups())
+    assert frame is not None
+    width, height, left, top = part
+    if width is None or height is None or left is None or top is None:
+        return frame, None
+    return frame, (width, height, left, top)

@@ -7,18 +7,25 @@ import typing
 from pathlib import Path
 from typing import Any
 
-from stablevsr.cli.options import for_clips_that_are_read, for_commands_that_compute, frame_range
+from stablevsr.cli.options import (
+    add_yes,
+    for_clips_that_are_read,
+    for_commands_that_compute,
+    frame_range,
+    preview_place,
+)
 from stablevsr.config import DTYPE_NAMES
 from stablevsr.media.codecs import CODECS
-from stablevsr.sampling.config import PRESETS, SamplingConfig
+from stablevsr.sampling.config import PRESETS, SIZES, SamplingConfig
 
 
 def add_upscale(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     command = commands.add_parser(
         "upscale",
         parents=[for_clips_that_are_read(), for_commands_that_compute()],
-        help="upscale a video or a folder of images four times",
-        description="Upscale a video or a folder of images four times. Frame times and audio are kept.",
+        help="upscale a video or a folder of images four times, or to any size",
+        description="Upscale a video or a folder of images four times, or to another size. Frame times and audio are "
+        "kept.",
     )
     command.add_argument(
         "paths",
@@ -32,7 +39,12 @@ def add_upscale(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     command.add_argument(
         "--frames", type=frame_range, default=(0, None), metavar="A:B", help="only frames A to B - 1, counted from 0"
     )
-    command.add_argument("--weights", type=Path, metavar="FILE", help="a weights file (default: the bundled one)")
+    command.add_argument(
+        "--weights",
+        metavar="FILE|NAME",
+        help="a weights file, or the name of a model on the Hugging Face hub, see stablevsr models (default: bundled)",
+    )
+    add_yes(command)
     command.add_argument("--dtype", choices=DTYPE_NAMES, help="precision of the networks (default: fp32)")
     command.add_argument("--compile", action="store_true", help="compile the networks: faster after a slow start")
     command.add_argument(
@@ -43,6 +55,13 @@ def add_upscale(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         type=Path,
         metavar="FILE",
         help="a second output: bicubic interpolation left, the result right",
+    )
+    command.add_argument(
+        "--preview",
+        type=preview_place,
+        metavar="FRAME[:WxH+X+Y]",
+        help="only upscale this frame, counted from 0, or this part of it, in pixels of the input; write before and "
+        "after to OUT.preview-1.png and say how long the whole run would take",
     )
     command.add_argument("--codec", choices=CODECS, help="video codec (default: vp9 for .webm, else h264)")
     command.add_argument("--crf", type=int, help="video quality: 0 is best (default: nearly lossless)")
@@ -72,12 +91,13 @@ def add_sampling(command: argparse.ArgumentParser) -> None:
         text, choices = field.metadata["help"], field.metadata.get("choices")
         flag = "--" + name.replace(".", "-").replace("_", "-")
         options = {"dest": name, "help": text}
+        owner = command if name in SIZES else group
         if hint is bool:
-            group.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
+            owner.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
         elif choices:
-            group.add_argument(flag, choices=choices, **options)
+            owner.add_argument(flag, choices=choices, **options)
         else:
-            group.add_argument(flag, type=reader_of(hint), metavar=field.metadata.get("metavar"), **options)
+            owner.add_argument(flag, type=reader_of(hint), metavar=field.metadata.get("metavar"), **options)
 
 
 def sampling_fields() -> list[tuple[str, "dataclasses.Field[Any]", Any]]:
