@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 
 from stablevsr import OptionsError, ResourceError, UserError, WeightsError, build_model
 from stablevsr.cli import main
+from stablevsr.convert.assemble import Sources
 from stablevsr.hub import client
 from stablevsr.hub.cache import cache_folder, download_folder, weights_file
 from stablevsr.hub.fetch import weights_by_name
@@ -60,9 +61,28 @@ def hub(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hf"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda _: None)  # between attempts
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 100_000)  # what a break may cost
     with serving(FakeHub(folder)) as hub:
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+        point_to(hub.url, monkeypatch)
         yield hub
+
+
+def point_to(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As HF_ENDPOINT does, which the package reads when it is imported."""
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", url)
+    template = f"{url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+
+
+@pytest.fixture
+def unconverted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of downloads: conversion takes seconds, and only looks for the largest file here."""
+
+    def convert(sources: Sources, output: Path) -> None:
+        assert (sources.base / UNET).read_bytes() == (DATA / "checkpoint" / UNET).read_bytes()
+        output.touch()
+
+    monkeypatch.setattr("stablevsr.hub.fetch.convert", convert)
 
 
 def test_the_model_is_fetched_converted_and_kept(hub: FakeHub, golden_weights: Path) -> None:
@@ -82,6 +102,9 @@ def test_the_model_is_fetched_converted_and_kept(hub: FakeHub, golden_weights: P
         assert header.provenance[f"sha256 of {path}"] == hashlib.sha256(contents[path]).hexdigest()
     raft = hashlib.sha256((DATA / "golden/raft_small.pth").read_bytes()).hexdigest()
     assert header.provenance[f"sha256 of {RAFT}"] == raft
+    # The token goes to the hub only, not to the storage behind it.
+    assert {token for kind, _, _, token in hub.requests if kind != "file"} == {"Bearer secret"}
+    assert {token for kind, path, _, token in hub.requests if kind == "file" and path.endswith("tensors")} == {None}
     # The downloads are gone; the second time nothing is asked for.
     assert not download_folder(Name(NAME), COMMIT).exists()
     hub.requests.clear()
@@ -90,35 +113,14 @@ def test_the_model_is_fetched_converted_and_kept(hub: FakeHub, golden_weights: P
     assert hub.requests == []
 
 
-def test_the_token_goes_to_the_hub_only(hub: FakeHub) -> None:
-    weights_by_name(NAME)
-    tokens = {(kind, path.endswith(".safetensors"), token) for kind, path, _, token in hub.requests}
-    assert ("list", False, "Bearer secret") in tokens
-    assert ("resolve", True, "Bearer secret") in tokens
-    assert {token for kind, large, token in tokens if kind == "file" and large} == {None}  # from the storage
-
-
-def test_one_command_from_nothing_to_a_result(hub: FakeHub, tmp_path: Path) -> None:
-    iio.imwrite(tmp_path / "in.png", np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8))
-    line = [sys.executable, "-m", "stablevsr", "upscale", tmp_path / "in.png", tmp_path / "out.png", "--steps", "1"]
-    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "OMP_NUM_THREADS": "1"}
-    environment |= {"PYTHONPATH": str(ROOT), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    line += ["--device", "cpu", "--weights", NAME, "--yes"]
-    done = subprocess.run(list(map(str, line)), capture_output=True, text=True, env=environment, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert f"{NAME} from the Hugging Face hub (commit {COMMIT[:12]}, license: openrail++): " in done.stderr
-    assert "MB to download, and RAFT from torchvision (license: BSD-3-Clause)" in done.stderr
-    assert read_header(weights_file(Name(NAME))).provenance["license"] == "openrail++"
-    assert iio.imread(tmp_path / "out.png").shape == (32, 32, 3)
-
-
+@pytest.mark.usefixtures("unconverted")
 def test_a_connection_that_breaks_is_taken_up_again(hub: FakeHub) -> None:
-    hub.cuts = {UNET: 2_000_000, "unet/config.json": 100}
+    hub.cuts = {UNET: 2_000_000}
     weights_by_name(NAME)
     assert hub.ranges(UNET) == [None, "bytes=2000000-"]
-    assert hub.ranges("unet/config.json") == [None, "bytes=100-"]
 
 
+@pytest.mark.usefixtures("unconverted")
 @pytest.mark.parametrize("ignores_ranges", [False, True])
 def test_an_interrupted_download_goes_on_in_the_next_run(hub: FakeHub, ignores_ranges: bool) -> None:
     hub.stops_at = {UNET: 2_000_000}
@@ -134,8 +136,9 @@ def test_an_interrupted_download_goes_on_in_the_next_run(hub: FakeHub, ignores_r
     assert set(hub.downloaded()) & set(before) == {UNET}  # what was complete is not fetched again
 
 
+@pytest.mark.usefixtures("unconverted")
 def test_a_wrong_hash_is_found_and_repaired_by_the_next_run(hub: FakeHub) -> None:
-    for path in (UNET, "scheduler/scheduler_config.json"):
+    for path in ("scheduler/scheduler_config.json", UNET):
         hub.damaged = {path}
         with pytest.raises(WeightsError, match=f"{path} is not the file that the hub describes .* so it was removed"):
             weights_by_name(NAME)
@@ -176,11 +179,12 @@ def test_other_failures_are_one_sentence(hub: FakeHub, monkeypatch: pytest.Monke
     hub.unlisted = {path for path in hub.contents() if path.startswith("vae/diff")}
     with pytest.raises(WeightsError, match=r"^owner/StableVSR: vae holds no weights: expected"):
         weights_by_name(NAME)
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # where nobody listens
+    point_to("http://127.0.0.1:9", monkeypatch)  # where nobody listens
     with pytest.raises(ResourceError, match=r"^the hub could not be reached for owner/StableVSR \(.*refused.*\)"):
         weights_by_name(NAME)
 
 
+@pytest.mark.usefixtures("unconverted")
 def test_a_pinned_revision_is_another_entry(hub: FakeHub) -> None:
     pinned = weights_by_name(f"{NAME}@v1")
     assert ("list", f"{NAME}/revision/v1", None, "Bearer secret") in hub.requests
@@ -188,6 +192,7 @@ def test_a_pinned_revision_is_another_entry(hub: FakeHub) -> None:
     assert weights_by_name(f"{NAME}@{COMMIT}").parent.name == f"owner--StableVSR@{COMMIT}"
 
 
+@pytest.mark.usefixtures("unconverted")
 def test_a_full_disk_costs_no_byte_that_has_come(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
     with monkeypatch.context() as context:
@@ -236,6 +241,7 @@ def test_offline(hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert hub.requests == []
 
 
+@pytest.mark.usefixtures("unconverted")
 def test_files_of_the_hubs_own_cache_are_not_fetched_again(hub: FakeHub, tmp_path: Path) -> None:
     in_hub_cache(hub, tmp_path)
     offers = []
@@ -318,8 +324,8 @@ def test_the_question(hub: FakeHub, tmp_path: Path, monkeypatch, capsys: pytest.
     assert "owner/StableVSR was not downloaded" in told
     assert not any(path.endswith(".safetensors") for path in hub.downloaded())
     monkeypatch.setattr("sys.stdin", Terminal("y\n"))
-    assert main([*line, "--steps", "1"]) == 0
-    assert (tmp_path / "out.png").is_file()
+    assert main([*line, "--steps", "1"]) == 0  # from nothing to a result
+    assert iio.imread(tmp_path / "out.png").shape == (32, 32, 3)
 
 
 def test_convert_fills_the_cache_that_is_listed_and_cleared(hub: FakeHub, capsys: pytest.CaptureFixture) -> None:
@@ -353,6 +359,7 @@ def test_convert_fills_the_cache_that_is_listed_and_cleared(hub: FakeHub, capsys
     assert (cache_folder() / "notes.txt").exists()
 
 
+@pytest.mark.usefixtures("unconverted")
 def test_two_processes_do_not_download_the_same(hub: FakeHub) -> None:
     from filelock import FileLock
 

@@ -22,8 +22,8 @@ from stablevsr.sampling.resizing import resized
 
 @pytest.fixture(scope="module")
 def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("clip") / "in.mkv"
-    write_video(path, [picture(18, 24, i) for i in range(5)], codec="ffv1", pix_fmt="bgr0")
+    path = tmp_path_factory.mktemp("clip") / "in.mp4"
+    write_video(path, [picture(18, 24, i) for i in range(5)])
     return path
 
 
@@ -139,7 +139,7 @@ def test_places_that_the_clip_does_not_have(
 
 
 def test_what_previews_do_not_do(video: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    for paths in ([video, "-"], [video, video, "-o", tmp_path]):
+    for paths in ([video, "-"], [video, tmp_path / "other.mp4", "-o", tmp_path]):
         assert command(*paths, "--preview", "0") == 2
         assert "got --preview with several inputs or a pipe" in capsys.readouterr().err
     with pytest.raises(SystemExit):
@@ -152,4 +152,6 @@ def test_the_end_of_a_clip_that_does_not_say_its_length(video: Path, tiny_model:
         clip.frame_count = None
         with pytest.raises(UserError, match=r"got frame 9 for a preview, but .* ends before it"):
             preview(tiny_model, clip, 9, steps=1)
+        assert preview(tiny_model, clip, 4, steps=1).count == 5  # of the packets
+        clip.frame_times = lambda: None
         assert preview(tiny_model, clip, 4, steps=1).seconds is None

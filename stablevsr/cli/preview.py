@@ -54,13 +54,13 @@ def show(model: Model, clip: Reader, output: Path, config: SamplingConfig, optio
     if found.seconds is not None:
         log.info(
             "the whole run, %d frames and %d steps, would take %s on %s, judging by this preview",
-            clip.frame_count,
+            found.count,
             config.steps,
             duration(found.seconds),
             model.device,
         )
     if options.json:
-        print(json.dumps({"preview": str(path), "frames": clip.frame_count, "seconds": found.seconds}, indent=1))
+        print(json.dumps({"preview": str(path), "frames": found.count, "seconds": found.seconds}, indent=1))
     return DONE
 
 

@@ -47,12 +47,14 @@ class Preview:
     picture: (h, w, 3) uint8; bicubic interpolation on the left, the result on the right, a row for each frame.
     frames: the frames shown, counted from 0.
     profile: the ICC profile of the picture, if the clip's has one.
-    seconds: an estimate for the whole clip on this machine; None if the clip does not know its length.
+    count: the number of frames of the whole clip; None if it does not know its length.
+    seconds: an estimate for all of them on this machine.
     """
 
     picture: np.ndarray
     frames: range
     profile: bytes | None
+    count: int | None
     seconds: float | None
 
 
@@ -97,11 +99,10 @@ def preview(
         for side, whole, full in zip(lr[0].shape[:2], size, (clip.height, clip.width), strict=True)
     )
     rows = [_row(before, after, target) for before, after in zip(lr, _as_images(result), strict=True)]
-    seconds = None
-    if clip.frame_count is not None:
-        pixels = clip.height * clip.width / (crop_or_all.height * crop_or_all.width)
-        seconds = pixels * watch.estimate(len(frames), clip.frame_count, config.steps)
-    return Preview(np.concatenate(list(_with_gaps(rows, axis=0))), shown, frames[0].profile, seconds)
+    pixels = clip.height * clip.width / (crop_or_all.height * crop_or_all.width)
+    count = _count(clip)
+    seconds = None if count is None else pixels * watch.estimate(len(frames), count, config.steps)
+    return Preview(np.concatenate(list(_with_gaps(rows, axis=0))), shown, frames[0].profile, count, seconds)
 
 
 def require_place(clip: Reader, frame: int, crop: Crop | None) -> None:
@@ -113,6 +114,14 @@ def require_place(clip: Reader, frame: int, crop: Crop | None) -> None:
         fits = 0 < crop.width <= clip.width - crop.left and 0 < crop.height <= clip.height - crop.top
         if not fits or min(crop.left, crop.top) < 0:
             raise OptionsError(f"got the part {crop}, expected one inside of {clip.width}x{clip.height}")
+
+
+def _count(clip: Reader) -> int | None:
+    """The number of frames; counted, without decoding, for files that do not state it."""
+    if clip.frame_count is not None:
+        return clip.frame_count
+    times = clip.frame_times()
+    return None if times is None else sum(1 for _ in times)
 
 
 def _frames(clip: Reader, frame: int, after: int) -> tuple[range, list[Frame]]:
