@@ -1,5 +1,6 @@
 """The model: its table of parts, and building it from a weights file."""
 
+import importlib
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -145,7 +146,9 @@ def build_model(
     """Build a model from a weights file, ready for `sample_video`.
 
     Args:
-        weights: a file made by `stablevsr convert`; None is the small model bundled with the package.
+        weights: a file made by `stablevsr convert`, or the name of a model on the Hugging Face hub, as in
+            "hub:claudiom4sir/StableVSR" or "hub:OWNER/NAME@REVISION", which is downloaded and converted once; None is
+            the small model bundled with the package.
         device: "cpu", "cuda", "cuda:1", "mps"; None takes the best one available.
         dtype: "fp32", "fp16" or "bf16", see `StableVSR.place`; None is fp32.
         compile: use `torch.compile`: faster after a slow first call.
@@ -153,7 +156,7 @@ def build_model(
             slower for the copies.
 
     Raises:
-        WeightsError: for a file that is missing, damaged or not ours.
+        WeightsError: for a file that is missing, damaged or not ours, and a name that the hub does not have.
         OptionsError: for an unknown device or dtype, and for offloading without a GPU.
         ResourceError: for a device that this machine does not have, or that does not support the options.
     """
@@ -165,7 +168,7 @@ def build_model(
         require_compiler(target)
     if offload and target.type != "cuda":
         raise OptionsError(f"offload saves GPU memory, but the device is {target}: leave it out")
-    path = Path(weights) if weights is not None else bundled_weights()
+    path = _weights_file(weights) if weights is not None else bundled_weights()
     header, tensors = read_weights(path)
     model = empty_model(header)
     check_tensors(tensors, model.state_dict(), str(path))
@@ -180,6 +183,13 @@ def build_model(
         if part.channels_last:  # even if `place` copied nothing
             network.to(memory_format=torch.channels_last)
     return Offloaded(model, target, [name for name, _, part in model.parts() if part.offloaded])
+
+
+def _weights_file(weights: str | os.PathLike[str]) -> Path:
+    if isinstance(weights, str) and not os.path.exists(weights):
+        # Loaded here and so, because the hub's room converts, and conversion needs this module.
+        return importlib.import_module("stablevsr.hub.fetch").weights_by_name(weights)
+    return Path(weights)
 
 
 def bundled_weights() -> Path:

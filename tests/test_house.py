@@ -32,11 +32,12 @@ ROOMS = {
     "media": BASE,
     "engine": MODEL | {"__init__", "media"},
     "convert": MODEL,
+    "hub": MODEL | {"convert"},
     "training": MODEL | {"media", "engine"},
     "metrics": MODEL | {"media"},
     "compare": MODEL | {"media", "metrics"},
     "__init__": {"engine", "errors", "model", "sampling"},
-    "cli": MODEL | {"__init__", "engine", "media", "convert", "training", "metrics", "compare"},
+    "cli": MODEL | {"__init__", "engine", "media", "convert", "hub", "training", "metrics", "compare"},
     "__main__": {"cli"},
 }
 FORBIDDEN = {"diffusers", "transformers", "accelerate"}

@@ -1,18 +1,23 @@
 """The arguments of the `stablevsr` command. Imports no PyTorch, so that --help is fast."""
 
 import argparse
-import dataclasses
-import types
-import typing
 from pathlib import Path
-from typing import Any
 
 from stablevsr import __version__
+from stablevsr.cli.options import (
+    add_yes,
+    crop_place,
+    for_clips_that_are_read,
+    for_commands_that_compute,
+    for_every_command,
+    frame_list,
+    frame_range,
+)
+from stablevsr.cli.upscale_options import add_upscale
 from stablevsr.config import DTYPE_NAMES
-from stablevsr.media.codecs import CODECS
-from stablevsr.sampling.config import PRESETS, SamplingConfig
 
 CONVERT_EXAMPLES = """examples:
+  by name, from the hub:   %(prog)s hub:claudiom4sir/StableVSR
   the published model:     %(prog)s --stablevsr StableVSR/ --flow raft_large.pth -o stablevsr.safetensors
   Stream-DiffVSR:          %(prog)s --stablevsr Stream-DiffVSR/ --flow raft_large.pth -o stream.safetensors
   a stock SD x4 upscaler:  %(prog)s --base x4-upscaler-ema.safetensors --flow raft_large.pth -o base.safetensors
@@ -33,37 +38,9 @@ def build_parser() -> argparse.ArgumentParser:
     add_train(commands)
     add_convert(commands)
     add_inspect(commands)
+    add_models(commands)
+    add_cache(commands)
     return parser
-
-
-def for_every_command() -> argparse.ArgumentParser:
-    """The arguments that all commands share."""
-    shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--debug", action="store_true", help="show the traceback of an unexpected error")
-    shared.add_argument("-v", "--verbose", action="store_const", const=1, default=0, help="show more messages")
-    shared.add_argument("-q", "--quiet", action="count", default=0, help="no progress (-qq: errors only)")
-    return shared
-
-
-def for_commands_that_compute() -> argparse.ArgumentParser:
-    """The arguments of commands that run networks."""
-    shared = argparse.ArgumentParser(add_help=False, parents=[for_every_command()])
-    shared.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best available)")
-    return shared
-
-
-def for_clips_that_are_read() -> argparse.ArgumentParser:
-    """The arguments of commands that read videos."""
-    shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument(
-        "--allow-truncated", action="store_true", help="accept a video that is cut short or damaged, as far as it goes"
-    )
-    shared.add_argument(
-        "--allow-hdr",
-        action="store_true",
-        help="accept HDR video: the result is labeled as HDR again; stills look flat",
-    )
-    return shared
 
 
 def add_train(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -154,114 +131,6 @@ def add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     command.add_argument("--force", action="store_true", help="replace the page if it exists")
 
 
-def add_upscale(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    command = commands.add_parser(
-        "upscale",
-        parents=[for_clips_that_are_read(), for_commands_that_compute()],
-        help="upscale a video or a folder of images four times",
-        description="Upscale a video or a folder of images four times. Frame times and audio are kept.",
-    )
-    command.add_argument(
-        "paths",
-        type=Path,
-        nargs="+",
-        metavar="PATH",
-        help="IN OUT: the input (a video, a folder of images, one image) and the output; with -o, inputs only; "
-        "- is a pipe, for --mode streaming: yuv4mpegpipe, for the input also NUT",
-    )
-    command.add_argument("-o", "--output", type=Path, metavar="OUT", help="the output; for several inputs a folder")
-    command.add_argument(
-        "--frames", type=frame_range, default=(0, None), metavar="A:B", help="only frames A to B - 1, counted from 0"
-    )
-    command.add_argument("--weights", type=Path, metavar="FILE", help="a weights file (default: the bundled one)")
-    command.add_argument("--dtype", choices=DTYPE_NAMES, help="precision of the networks (default: fp32)")
-    command.add_argument("--compile", action="store_true", help="compile the networks: faster after a slow start")
-    command.add_argument(
-        "--offload", action="store_true", help="keep only the active network on the GPU: less memory, slower"
-    )
-    command.add_argument(
-        "--side-by-side",
-        type=Path,
-        metavar="FILE",
-        help="a second output: bicubic interpolation left, the result right",
-    )
-    command.add_argument("--codec", choices=CODECS, help="video codec (default: vp9 for .webm, else h264)")
-    command.add_argument("--crf", type=int, help="video quality: 0 is best (default: nearly lossless)")
-    command.add_argument("--force", action="store_true", help="replace the output if it exists")
-    command.add_argument("--restart", action="store_true", help="start again instead of continuing an unfinished run")
-    command.add_argument(
-        "--keep-workspace", action="store_true", help="do not delete OUT.unfinished, the folder of the run"
-    )
-    command.add_argument("--json", action="store_true", help="print a summary to standard output, as JSON")
-    add_sampling(command)
-
-
-def add_sampling(command: argparse.ArgumentParser) -> None:
-    """An option for every field of `SamplingConfig`, `--temporal-every` for the field `every` of its group `temporal`.
-
-    Without the option the parsed value is None.
-    """
-    group = command.add_argument_group("sampling", "Options override the preset, or what the weights were made for.")
-    group.add_argument(
-        "--preset",
-        choices=PRESETS,
-        help="exact: 50 steps, as published; balanced: 20; fast: 10, guided by the tiny decoder, with flow at half "
-        "size; streaming: 4 steps per frame, past frames only, for streaming weights (default: what the weights were "
-        "made for)",
-    )
-    for name, field, hint in sampling_fields():
-        text, choices = field.metadata["help"], field.metadata.get("choices")
-        options = {"dest": name, "help": text}
-        if hint is bool:
-            group.add_argument(flag(name), action=argparse.BooleanOptionalAction, **options)
-        elif choices:
-            group.add_argument(flag(name), choices=choices, **options)
-        else:
-            group.add_argument(flag(name), type=reader_of(hint), metavar=field.metadata.get("metavar"), **options)
-
-
-def flag(name: str) -> str:
-    """The option of a sampling field: --temporal-every for temporal.every."""
-    return "--" + name.replace(".", "-").replace("_", "-")
-
-
-def sampling_fields() -> list[tuple[str, "dataclasses.Field[Any]", Any]]:
-    """Name, field and type of every sampling option; those of a group as `group.field`."""
-    found = []
-    hints = typing.get_type_hints(SamplingConfig)
-    for field in dataclasses.fields(SamplingConfig):
-        hint = hints[field.name]
-        if dataclasses.is_dataclass(hint):
-            inner = typing.get_type_hints(hint)
-            found += [(f"{field.name}.{each.name}", each, inner[each.name]) for each in dataclasses.fields(hint)]
-        else:
-            found.append((field.name, field, hint))
-    return found
-
-
-def sampling_values(options: argparse.Namespace) -> dict[str, Any]:
-    """The sampling options that were given, for `SamplingConfig.with_fields`."""
-    values = {name: getattr(options, name) for name, _, _ in sampling_fields()}
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def reader_of(hint: Any) -> "type | typing.Callable[[str], Any]":
-    """The function that parses the text of an option of this type."""
-    kinds = [kind for kind in (typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,))]
-    kinds = [kind for kind in kinds if kind is not types.NoneType]
-    if len(kinds) == 1:
-        return kinds[0]
-
-    def read(text: str) -> Any:
-        """A number, or numbers separated by commas, if the field takes them; else the text."""
-        parts = text.split(",")
-        if not all(part.lstrip("-").isdecimal() for part in parts):
-            return text
-        return int(text) if int in kinds else tuple(map(int, parts))
-
-    return read
-
-
 def add_convert(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     command = commands.add_parser(
         "convert",
@@ -272,6 +141,12 @@ def add_convert(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     source = command.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "name",
+        nargs="?",
+        metavar="hub:NAME",
+        help="a model on the Hugging Face hub, OWNER/NAME or OWNER/NAME@REVISION; without -o it is kept in the cache",
+    )
     source.add_argument("--stablevsr", type=Path, metavar="DIR", help="the published folder (unet, controlnet, ...)")
     source.add_argument(
         "--base",
@@ -294,6 +169,7 @@ def add_convert(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     command.add_argument("--dtype", choices=DTYPE_NAMES, help="of the tensors written (default: unchanged)")
     command.add_argument("--with-text", action="store_true", help="keep text encoder and vocabulary, for prompts")
     command.add_argument("--force", action="store_true", help="overwrite the output file")
+    add_yes(command)
 
 
 def add_inspect(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -307,26 +183,22 @@ def add_inspect(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     command.add_argument("file", type=Path, nargs="?", metavar="FILE", help="a weights file (default: the bundled one)")
 
 
-def frame_range(text: str) -> tuple[int, int | None]:
-    """Parse --frames: "10:20", "10:" or ":20"."""
-    first, colon, last = text.partition(":")
-    if not colon or not all(part.isdigit() for part in (first, last) if part):
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected A:B, as in 0:100")
-    return int(first or 0), int(last) if last else None
+def add_models(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    commands.add_parser(
+        "models",
+        parents=[for_every_command()],
+        help="list known weights and what they are for",
+        description="List the published weights that --weights takes by name, and what they are for.",
+    )
 
 
-def frame_list(text: str) -> tuple[int, ...]:
-    """Parse --flow-frames: "3,10"."""
-    if not all(part.isdecimal() for part in text.split(",")):
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected frame numbers, as in 3,10")
-    return tuple(dict.fromkeys(map(int, text.split(","))))
-
-
-def crop_place(text: str) -> tuple[int, int, int, int | None]:
-    """Parse --crop: "100,60,64" or "100,60,64@12"."""
-    place, at, frame = text.partition("@")
-    numbers = place.split(",")
-    if len(numbers) != 3 or not all(part.isdecimal() for part in (*numbers, *([frame] if at else []))):
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected X,Y,SIZE or X,Y,SIZE@FRAME, as in 100,60,64@12")
-    x, y, size = map(int, numbers)
-    return x, y, size, int(frame) if at else None
+def add_cache(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    command = commands.add_parser(
+        "cache",
+        parents=[for_every_command()],
+        help="list or delete downloaded weights",
+        description="List the weights that were downloaded by name and converted, or delete them.",
+    )
+    command.add_argument(
+        "--clear", nargs="*", metavar="NAME", help="delete those of these names; without names, everything"
+    )

@@ -12,15 +12,19 @@ from pathlib import Path
 
 from stablevsr.atomic import restore
 from stablevsr.cli.console import DONE, FAILED, ProgressBars
-from stablevsr.cli.parser import flag, sampling_fields, sampling_values
-from stablevsr.config import SCALE
+from stablevsr.cli.preview import check_place, check_preview, show
+from stablevsr.cli.upscale_options import flag, sampling_fields, sampling_values
+from stablevsr.cli.weights import asking
+from stablevsr.engine.outputs import needs_even_sides
 from stablevsr.engine.upscale import upscale
 from stablevsr.engine.workspace import workspace_path
 from stablevsr.errors import OptionsError
+from stablevsr.hub.fetch import Offer, weights_by_name
 from stablevsr.media import Encoding, PartReader, Reader, check_output, open_reader, output_for
 from stablevsr.media.pipe import PIPE
 from stablevsr.model import Model, build_model, bundled_weights
 from stablevsr.sampling.config import PRESETS, SamplingConfig
+from stablevsr.sampling.resizing import output_size
 from stablevsr.weights import read_header
 
 log = logging.getLogger(__name__)
@@ -39,19 +43,27 @@ class Task:
 
 def run(options: argparse.Namespace) -> int:
     tasks, done, model = find_tasks(options), [], None
+    if options.preview:
+        check_preview([task.output for task in tasks], [task.input for task in tasks])
+    if options.weights:
+        options.weights = find_weights(tasks, options)
     config = sampling_config(options)
     for task in tasks:
         fatal = len(tasks) == 1 or options.debug
         try:
-            for path in filter(None, (task.output, options.side_by_side)):
+            for path in filter(None, (task.output, options.side_by_side)) if not options.preview else ():
                 if path != PIPE:
                     restore(path)
                     check_output(path, task.input, options.force)
             with open_clip(task.input, options) as clip:
+                if options.preview:
+                    check_place(clip, options)
                 if model is None:
                     fatal = True  # errors of the weights or the device concern all inputs
                     model = load(options)
                     fatal = len(tasks) == 1 or options.debug
+                if options.preview:
+                    return show(model, clip, task.output, config, options)
                 done.append(upscale_one(model, clip, task, config, options))
         except BrokenPipeError:
             raise
@@ -97,9 +109,23 @@ def find_tasks(options: argparse.Namespace) -> list[Task]:
     return tasks
 
 
+def find_weights(tasks: list[Task], options: argparse.Namespace) -> Path:
+    """The weights file that --weights names; a single clip is looked at before weights for it are downloaded."""
+
+    def confirm(offer: Offer) -> bool:
+        for task in tasks if len(tasks) == 1 and PIPE not in (tasks[0].input, tasks[0].output) else ():
+            if not options.preview:
+                check_output(task.output, task.input, options.force)
+            with open_reader(task.input, options.allow_truncated, options.allow_hdr):
+                pass
+        return asking(options.yes)(offer)
+
+    return weights_by_name(options.weights, confirm)
+
+
 def sampling_config(options: argparse.Namespace) -> SamplingConfig:
     """The preset or the weights' own config, overridden by the options; checked against the weights file's header."""
-    header = read_header(options.weights or bundled_weights())
+    header = read_header(Path(options.weights or bundled_weights()))
     try:
         config = (PRESETS[options.preset] if options.preset else header.sampling).with_fields(sampling_values(options))
         config.check(header.config)
@@ -141,14 +167,16 @@ def untrained_parts(provenance: dict[str, str]) -> list[str]:
 
 def upscale_one(model: Model, clip: Reader, task: Task, config: SamplingConfig, options: argparse.Namespace) -> Task:
     """Run one task; returns it with the number of frames and the seconds it took."""
+    even = needs_even_sides(task.output, options.side_by_side)
+    height, width = output_size(config, clip.height, clip.width, even)
     log.info(
         "%s (%dx%d) to %s (%dx%d), %d steps on %s, %s",
         task.input,
         clip.width,
         clip.height,
         task.output,
-        SCALE * clip.width,
-        SCALE * clip.height,
+        width,
+        height,
         config.steps_taken,
         model.device,
         options.dtype or "fp32",

@@ -1,7 +1,7 @@
 """The conversion: read the parts, assemble them, write the weights file; and back to the published layout."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -34,6 +34,7 @@ class Sources:
     tokenizer: Path | None = None  # a vocabulary for a base without one (LDM)
     variant: str | None = None  # which files of a folder to take, for instance "fp16"
     with_text: bool = False  # keep text tower and vocabulary, for prompts
+    origin: dict[str, str] = field(default_factory=dict)  # where the base came from, to be added to the provenance
 
 
 def convert(
@@ -68,6 +69,7 @@ def convert(
         raise OptionsError(f"{sources.base} holds no text tower: leave out --with-text, or convert from its source")
     elif draft.tokenizer is None:
         raise OptionsError(f"{sources.base} holds no vocabulary, which prompts need: pass --tokenizer FOLDER")
+    draft.provenance |= sources.origin
     header, tensors = draft.finish()
     weights.check_tensors(tensors, empty_model(header).state_dict(), str(sources.base))
     weights.write(output, header, tensors, dtype)
@@ -146,6 +148,7 @@ def describe(path: Path) -> str:
             lines.append(f"  {part:5} {count:>13,}  {dtypes:9} {header.provenance.get(part, 'unknown source')}")
         else:
             lines.append(f"  {part:5} {'absent':>13}")
+    lines += [f"  {name}: {value}" for name, value in header.provenance.items() if name not in (*PARTS, "note")]
     if header.config.is_streaming:
         lines.append("  made for streaming: a temporal tiny autoencoder, past frames only")
     schedule = header.config.schedule

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from stablevsr.errors import WeightsError
 from stablevsr.weights import read_safetensors
 
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
+STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
+VARIANTS = (".bf16", ".fp16", ".fp32", ".non_ema")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -79,30 +82,41 @@ def _tensors_of(value: Any, path: Path) -> dict[str, Tensor]:
 
 
 def find_weights(folder: Path, variant: str | None = None) -> tuple[dict[str, Tensor], str]:
-    """The tensors of one component of a diffusers folder, and the name of the file they came from.
+    """The tensors of one component of a diffusers folder, and the name of the file they came from."""
+    name = choose_weights([path.name for path in folder.glob("*") if path.is_file()], str(folder), variant)
+    return _read_shards(folder / name) if name.endswith(".json") else read_tensors(folder / name), name
 
-    Prefers .safetensors to .bin, and full precision to a variant unless one is requested; shards are found through
-    their index.
+
+def choose_weights(names: Collection[str], source: str, variant: str | None = None) -> str:
+    """The file, or the index of shards, to read of those in one folder of the diffusers layout.
+
+    Prefers .safetensors to .bin, and full precision to a variant unless one is requested.
+
+    Args:
+        source: the folder, for messages.
+
+    Raises:
+        WeightsError: when there is none.
     """
-    stems = ("diffusion_pytorch_model", "model", "pytorch_model")
-    variants = [f".{variant}"] if variant else ["", *sorted(_variants(folder))]
+    present = set(names)
+    variants = [f".{variant}"] if variant else ["", *(each for each in VARIANTS if any(each in name for name in names))]
     for spelling in variants:
         for suffix in (".safetensors", ".bin"):
-            for stem in stems:
-                single = folder / f"{stem}{spelling}{suffix}"
-                if single.is_file():
-                    return read_tensors(single), single.name
-                for index in (f"{stem}{suffix}.index{spelling}.json", f"{stem}{spelling}{suffix}.index.json"):
-                    if (folder / index).is_file():
-                        return _read_shards(folder / index), index
-    wanted = f"{stems[0]}{variants[0]}.safetensors"
-    raise WeightsError(f"{folder} holds no weights: expected {wanted} (or {stems[1]}..., .bin, or an index of shards)")
+            for stem in STEMS:
+                indices = f"{stem}{suffix}.index{spelling}.json", f"{stem}{spelling}{suffix}.index.json"
+                for name in (f"{stem}{spelling}{suffix}", *indices):
+                    if name in present:
+                        return name
+    wanted = f"{STEMS[0]}{variants[0]}.safetensors"
+    raise WeightsError(f"{source} holds no weights: expected {wanted} (or {STEMS[1]}..., .bin, or an index of shards)")
 
 
-def _variants(folder: Path) -> set[str]:
-    """The variants in the file names of a folder, such as ".fp16"."""
-    known = (".fp16", ".bf16", ".fp32", ".non_ema")
-    return {variant for variant in known if any(variant in path.name for path in folder.glob("*"))}
+def shards_of(index: str, names: Collection[str]) -> list[str]:
+    """The shards that belong to an index from `choose_weights`, of the files in its folder, by their names."""
+    suffix = ".safetensors" if ".safetensors" in index else ".bin"
+    spelling = next((each for each in VARIANTS if each in index), "")
+    found = [name for name in names if "-of-" in name and name.endswith(suffix)]
+    return sorted(name for name in found if spelling in name and (spelling or not any(v in name for v in VARIANTS)))
 
 
 def _read_shards(index: Path) -> dict[str, Tensor]:

@@ -51,6 +51,19 @@ def read_folder(folder: Path, variant: str | None = None, notify: Notify | None 
     """
     if not folder.is_dir():
         raise WeightsError(f"{folder} {'is a file' if folder.exists() else 'does not exist'}, expected a folder")
+    draft = read_configs(folder, notify)
+    _read_unet(draft, folder / "unet", variant)
+    _read_vae(draft, folder / "vae", variant)
+    _read_text(draft, folder / "text_encoder", variant)
+    draft.tokenizer = read_tokenizer(folder / "tokenizer")
+    embed_empty_prompt(draft, read_tokens(draft, folder / "tokenizer"))
+    if (folder / "controlnet").is_dir():
+        read_tcm(draft, folder / "controlnet", variant, notify)
+    return draft
+
+
+def read_configs(folder: Path, notify: Notify | None = None) -> Draft:
+    """The configurations of `read_folder`, but for the TCM's, without any weights; raises as that does."""
     vae = _read_vae_config(folder / "vae", notify)
     is_streaming = isinstance(vae, TemporalTinyConfig)
     read_schedule = published_config.read_ddim_schedule if is_streaming else published_config.read_schedule
@@ -68,13 +81,6 @@ def read_folder(folder: Path, variant: str | None = None, notify: Notify | None 
         index = folder / "model_index.json"
         if index.is_file():
             draft.max_noise_level = read_json(index).get("max_noise_level") or draft.max_noise_level
-    _read_unet(draft, folder / "unet", variant)
-    _read_vae(draft, folder / "vae", variant)
-    _read_text(draft, folder / "text_encoder", variant)
-    draft.tokenizer = read_tokenizer(folder / "tokenizer")
-    embed_empty_prompt(draft, read_tokens(draft, folder / "tokenizer"))
-    if (folder / "controlnet").is_dir():
-        read_tcm(draft, folder / "controlnet", variant, notify)
     return draft
 
 

@@ -15,7 +15,7 @@ from stablevsr.media import Reader
 from stablevsr.media.paths import IMAGE_SUFFIXES
 from stablevsr.model import Model
 from stablevsr.runtime import describe
-from stablevsr.sampling.config import SamplingConfig
+from stablevsr.sampling.config import SIZES, SamplingConfig
 
 
 def fingerprint(model: Model, clip: Reader, config: SamplingConfig) -> dict[str, object]:
@@ -26,7 +26,8 @@ def fingerprint(model: Model, clip: Reader, config: SamplingConfig) -> dict[str,
         "part": clip.part,
         "weights": hash_weights(model),
         **describe(model),
-        **config.flat(),
+        # The size counts where it is in the outputs from the first frame on; elsewhere it may change to the last.
+        **{k: v for k, v in config.flat().items() if k not in SIZES or (v is not None and config.mode == "streaming")},
         "noise_level": config.noise_level_for(model.config),
     }
 

@@ -14,6 +14,7 @@ from stablevsr.sampling.denoiser import prompt_context
 from stablevsr.sampling.networks import Networks
 from stablevsr.sampling.noise import NoiseSource
 from stablevsr.sampling.pictures import Clip, ClipKind
+from stablevsr.sampling.resizing import output_size, resized
 
 
 def sample_video(
@@ -36,7 +37,7 @@ def sample_video(
         fields: fields of `SamplingConfig` by name, which override `config`'s.
 
     Returns:
-        The clip at (4h, 4w), of the same kind as `frames`.
+        The clip at (4h, 4w), or at the size that the config asks for, of the same kind as `frames`.
 
     Raises:
         UserError: for invalid frames, and options that are invalid or not supported by these weights, before any work;
@@ -45,6 +46,7 @@ def sample_video(
     """
     config = resolve(config, model.sampling, fields)
     kind = ClipKind.of(frames)
+    size = output_size(config, *kind.size)
     config.check(model.config, len(frames))
     context = prompt_context(model, config)
     store = MemoryStore()
@@ -63,7 +65,7 @@ def sample_video(
     )
     for event in run.events():
         report(progress, event)
-    return kind.finish(torch.stack(list(run.pictures())))
+    return kind.finish(torch.stack([resized(picture, size) for picture in run.pictures()]))
 
 
 def _streamed(
@@ -77,6 +79,6 @@ def _streamed(
 ) -> Tensor:
     stream, pictures = Stream(model, config, low_res.size, noise=noise, context=context), []
     for frame in stream.frames(low_res):
-        pictures.append(stream.picture(frame, kind.format))
+        pictures.append(resized(stream.picture(frame, kind.format), output_size(config, *kind.size)))
         report(progress, Progress("stream", len(pictures), len(low_res)))
     return torch.stack(pictures)

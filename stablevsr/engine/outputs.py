@@ -1,21 +1,25 @@
 """The outputs of a run: the result and, optionally, a side-by-side comparison."""
 
+import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from stablevsr.config import SCALE
 from stablevsr.engine.plan import Output
 from stablevsr.engine.workspace import Workspace
 from stablevsr.errors import OptionsError
 from stablevsr.media import Encoding, Frame, Reader, Writer, open_writer
 from stablevsr.media.paths import output_kind
+from stablevsr.media.pipe import PIPE
 from stablevsr.sampling.pictures import PictureFormat, bicubic, normalise
+from stablevsr.sampling.resizing import keeps_shape, pixel_aspect, resized
+
+log = logging.getLogger(__name__)
 
 
 class Sink(Protocol):
@@ -32,8 +36,11 @@ class Sink(Protocol):
 class Writers:
     """The outputs of a run, open."""
 
-    def __init__(self, result: Sink, pair: Writer | None = None, bounds: Sequence[Output] = ()) -> None:
+    def __init__(
+        self, result: Sink, size: tuple[int, int], pair: Writer | None = None, bounds: Sequence[Output] = ()
+    ) -> None:
         self.result = result
+        self.size = size  # (height, width) of the result
         self.pair = pair  # bicubic interpolation beside the result
         self.bounds = list(bounds)  # upper bounds on their disk space
         self._next = 0  # index of the frame to write next
@@ -49,20 +56,25 @@ class Writers:
         side_by_side: Path | None,
         encoding: Encoding | None,
         force: bool,
+        size: tuple[int, int],
     ) -> "Writers":
         """Open them on `stack`; the last one opened, the result, is the first to be put in place."""
+        lr_size = (clip.height, clip.width)
+        options: dict[str, Any] = {"force": force, "encoding": encoding}
+        options["aspect"] = pixel_aspect(clip.sample_aspect_ratio, lr_size, size)
 
         def open_one(path: Path, part: Path, width: int) -> Writer:
-            size = {"height": SCALE * clip.height, "width": width}
-            writer = stack.enter_context(open_writer(path, clip, force=force, part=part, encoding=encoding, **size))
-            bounds.append(Output.of(writer, clip, encoding, size["height"] * width, part.parent))
+            if output_kind(path) != "video" and not keeps_shape(lr_size, size):
+                log.warning("%s is stretched: %dx%d has another shape than the input", path.name, size[1], size[0])
+            writer = stack.enter_context(open_writer(path, clip, height=size[0], width=width, part=part, **options))
+            bounds.append(Output.of(writer, clip, encoding, size[0] * width, part.parent))
             return writer
 
         bounds: list[Output] = []
         pair = None
         if side_by_side:  # not in the workspace: it may be on another disk
-            pair = open_one(side_by_side, workspace.outside(side_by_side), 2 * SCALE * clip.width)
-        return cls(open_one(output, workspace.folder / "output", SCALE * clip.width), pair, bounds)
+            pair = open_one(side_by_side, workspace.outside(side_by_side), 2 * size[1])
+        return cls(open_one(output, workspace.folder / "output", size[1]), size, pair, bounds)
 
     def keep(self, workspace: Workspace) -> int:
         """Keep the growing outputs in the workspace, so that a killed run can continue; call before the first frame.
@@ -99,15 +111,25 @@ class Writers:
     def write(self, picture: Tensor, frame: Frame) -> None:
         """Append a finished picture, (4h, 4w, 3) uint8 or uint16, for `frame`, whose alpha is enlarged to match."""
         number, self._next = self._next, self._next + 1
+        image = resized(picture, self.size).numpy()
         if number >= self._done.get(self.result, 0):
-            image = in_depth(picture.numpy(), self.result.is_deep)
+            shown = in_depth(image, self.result.is_deep)
             if frame.alpha is not None and self.result.takes_alpha:
-                alpha = enlarged(frame.alpha[..., None], self.result.is_deep)
-                image = np.concatenate([image, alpha], axis=-1)
-            self.result.write(image, frame)
+                alpha = self._enlarged(frame.alpha[..., None], self.result.is_deep)
+                shown = np.concatenate([shown, alpha], axis=-1)
+            self.result.write(shown, frame)
         if self.pair and number >= self._done.get(self.pair, 0):
-            both = [enlarged(frame.image, self.pair.is_deep), in_depth(picture.numpy(), self.pair.is_deep)]
+            both = [self._enlarged(frame.image, self.pair.is_deep), in_depth(image, self.pair.is_deep)]
             self.pair.write(np.concatenate(both, axis=1), frame)
+
+    def _enlarged(self, image: np.ndarray, is_deep: bool) -> np.ndarray:
+        """LR (h, w, c) at the size of the result, by way of four times as large, as the result is."""
+        return resized(torch.from_numpy(enlarged(image, is_deep)), self.size).numpy()
+
+
+def needs_even_sides(*outputs: Path | None) -> bool:
+    """Whether one of them, if it is given, is a video or a pipe, which store color at half the size."""
+    return any(output == PIPE or output_kind(output) == "video" for output in outputs if output)
 
 
 def _same_disk(a: Path, b: Path) -> bool:

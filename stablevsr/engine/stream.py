@@ -15,6 +15,7 @@ from stablevsr.sampling.denoiser import prompt_context
 from stablevsr.sampling.networks import Networks
 from stablevsr.sampling.noise import NoiseSource, SeededNoise
 from stablevsr.sampling.pictures import Clip, ClipKind, PictureFormat, as_tensor, in_model_range
+from stablevsr.sampling.resizing import output_size, resized
 from stablevsr.sampling.samplers import sampler_by_name
 from stablevsr.sampling.stream_denoiser import StreamDenoiser
 from stablevsr.sampling.streaming import (
@@ -146,7 +147,8 @@ def stream_video(
         fields: fields of `SamplingConfig` by name, which override `config`'s.
 
     Returns:
-        The finished frames at (4h, 4w), of the same kind as those given, one by one.
+        The finished frames at (4h, 4w), or at the size that the config asks for, of the same kind as those given, one
+        by one.
 
     Raises:
         UserError: for options that are invalid or not supported by these weights, at once; for overflow, and a frame
@@ -166,6 +168,7 @@ def _stream(
     if first is None:
         return
     kind = _kind(first, 0)
+    size = output_size(config, *kind.size)
     stream = Stream(model, config, kind.size, noise=noise, context=context)
 
     def low_res() -> Iterator[Tensor]:
@@ -178,7 +181,7 @@ def _stream(
             yield in_model_range(as_tensor(frame).cpu())
 
     for finished in stream.frames(low_res()):
-        yield kind.finish(stream.picture(finished, kind.format))
+        yield kind.finish(resized(stream.picture(finished, kind.format), size))
         del finished  # nothing but the last frame is held while the stream pauses
 
 

@@ -5,16 +5,15 @@ from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from stablevsr.atomic import restore
-from stablevsr.config import SCALE
 from stablevsr.engine.fingerprint import fingerprint
 from stablevsr.engine.ingest import Footage, ingest
-from stablevsr.engine.outputs import Writers
+from stablevsr.engine.outputs import Writers, needs_even_sides
 from stablevsr.engine.pipe import upscale_pipe
 from stablevsr.engine.plan import Clock, Plan
 from stablevsr.engine.progress import OnProgress, Progress, report
@@ -31,6 +30,7 @@ from stablevsr.model import Model
 from stablevsr.sampling.config import SamplingConfig, resolve
 from stablevsr.sampling.denoiser import prompt_context
 from stablevsr.sampling.pictures import PictureFormat
+from stablevsr.sampling.resizing import output_size, pixel_aspect
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -50,10 +50,11 @@ def upscale(
     progress: OnProgress | None = None,
     **fields: object,
 ) -> int:
-    """Upscale a clip four times into `output`, which appears under its name only when it is complete.
+    """Upscale a clip four times, or to the size that the config asks for.
 
-    The work so far is kept in a folder beside the output; after a crash the same call continues it and ends with the
-    same bits. Memory does not grow with the number of frames. All options are checked before a frame is read.
+    The output appears under its name only when it is complete. The work so far is kept in a folder beside it; after a
+    crash the same call continues it and ends with the same bits. Memory does not grow with the number of frames. All
+    options are checked before a frame is read.
 
     Args:
         model: from `build_model`.
@@ -89,6 +90,7 @@ def upscale(
             if side_by_side or (output != PIPE and output_kind(output) == "image"):
                 raise OptionsError(f"got {side_by_side or output} with a pipe, which carries one video only: omit it")
             return _through_pipe(model, clip, output, config, context, encoding, force, progress)
+        size = output_size(config, clip.height, clip.width, needs_even_sides(output, side_by_side))
         for path in filter(None, (output, side_by_side)):
             restore(path)
             check_output(path, clip.path, force)
@@ -96,7 +98,7 @@ def upscale(
         stack.enter_context(_removed_if_refused(workspace))
         with ExitStack() as open_writers:
             # Opened first, so that what they refuse is refused before hours of work.
-            writers = Writers.open(open_writers, workspace, clip, output, side_by_side, encoding, force)
+            writers = Writers.open(open_writers, workspace, clip, output, side_by_side, encoding, force, size)
             for notice in writers.result.notices:
                 log.warning("%s", notice)
             job = fingerprint(model, clip, config)
@@ -128,19 +130,21 @@ def _through_pipe(
             f"got mode {config.mode} for a pipe, but it needs all frames before the first is done: use mode streaming, "
             "or files"
         )
-    height, width, failure, count = SCALE * clip.height, SCALE * clip.width, None, 0
+    size, failure, count = output_size(config, clip.height, clip.width, even=True), None, 0
+    form: dict[str, Any] = {"height": size[0], "width": size[1]}
+    form["aspect"] = pixel_aspect(clip.sample_aspect_ratio, (clip.height, clip.width), size)
     opened: AbstractContextManager[PipeWriter | Writer]
     if output == PIPE:
-        opened = PipeWriter(clip, height, width)
+        opened = PipeWriter(clip, **form)
     else:
         check_output(output, clip.path, force)
-        opened = open_writer(output, clip, height=height, width=width, force=force, encoding=encoding)
+        opened = open_writer(output, clip, force=force, encoding=encoding, **form)
     with opened as writer:
         for notice in writer.notices:
             log.warning("%s", notice)
         stream = Stream(model, config, (clip.height, clip.width), context=context)
         try:
-            count = upscale_pipe(stream, clip, Writers(writer), progress)
+            count = upscale_pipe(stream, clip, Writers(writer, size), progress)
         except IncompleteOutput as error:  # raised once the output is finished
             failure = error
     if failure:

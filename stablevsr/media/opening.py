@@ -1,5 +1,6 @@
 """Chooses the reader or the writer for a path."""
 
+from fractions import Fraction
 from itertools import islice
 from pathlib import Path
 
@@ -47,13 +48,14 @@ def open_writer(
     force: bool = False,
     part: Path | None = None,
     encoding: Encoding | None = None,
+    aspect: Fraction | None = None,
 ) -> Writer:
     """Open an output for frames of `height` x `width` pixels made from `source`; the suffix of `path` decides the kind.
 
     A video suffix gives a video with the source's timing and audio (height and width must be even), an image suffix
     one image, no suffix a folder of PNG files. The output is written to `part`, by default a hidden name beside `path`
     (it must be on the same file system); leftovers of a killed process are removed. `encoding` chooses the codec and
-    quality of a video.
+    quality of a video, `aspect` the width over height of its pixels (None: the source's).
 
     Raises OptionsError for what `check_output` refuses; for an image if the source has several frames or the result is
     larger than the format allows; for a video if a rehearsal shows that container or encoder cannot take it.
@@ -69,7 +71,7 @@ def open_writer(
         if source.has_audio:
             writer.notices.append(f"a folder of images holds no sound, so that of {source.path} is left out")
     elif kind == "video":
-        writer = VideoWriter(target, source, height, width, part, encoding)
+        writer = VideoWriter(target, source, height, width, part, encoding, aspect)
     else:
         if source.frame_count != 1 and len(list(islice(source, 2))) != 1:
             raise OptionsError(

@@ -143,11 +143,19 @@ class PipeWriter:
 
     Args:
         stream: None is standard output.
+        aspect: width over height of one pixel; None is the source's.
     """
 
     takes_alpha = False
 
-    def __init__(self, source: Reader, height: int, width: int, stream: BinaryIO | None = None) -> None:
+    def __init__(
+        self,
+        source: Reader,
+        height: int,
+        width: int,
+        stream: BinaryIO | None = None,
+        aspect: Fraction | None = None,
+    ) -> None:
         if stream is None:
             if sys.stdout.isatty():
                 raise OptionsError(
@@ -166,7 +174,7 @@ class PipeWriter:
         self._encoder = _raw_video("w", self._pixel_format, width, height)
         names = PIXEL_FORMATS | {"420": "", "420jpeg": "", "420paldv": ""}  # swscale's chroma sits as MPEG-2's does
         name = next(name for name, form in names.items() if form == self._pixel_format)
-        rate, aspect = source.frame_rate, source.sample_aspect_ratio
+        rate, aspect = source.frame_rate, aspect or source.sample_aspect_ratio
         self._header = (
             f"YUV4MPEG2 W{width} H{height} F{rate.numerator}:{rate.denominator} Ip "
             f"A{aspect.numerator}:{aspect.denominator} C{name} XCOLORRANGE=LIMITED\n"

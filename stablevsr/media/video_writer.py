@@ -36,10 +36,10 @@ class VideoWriter(Writer):
 
     Matroska and WebM have no times before 0: if audio starts earlier, audio and video are delayed together.
 
-    `source` gives the time base, the pixel aspect ratio and, if it is a video, the other streams, read from its file
-    again. Opening rehearses the whole with dummy frames and the first seconds of the source, and raises UserError for
-    what encoder or container refuse: a missing encoder, a variable frame rate in .avi. Audio that neither fits the
-    container nor can be decoded is dropped with a notice.
+    `source` gives the time base, the pixel aspect ratio unless `aspect` does, and, if it is a video, the other streams,
+    read from its file again. Opening rehearses the whole with dummy frames and the first seconds of the source, and
+    raises UserError for what encoder or container refuse: a missing encoder, a variable frame rate in .avi. Audio that
+    neither fits the container nor can be decoded is dropped with a notice.
     """
 
     def __init__(
@@ -50,6 +50,7 @@ class VideoWriter(Writer):
         width: int,
         part: Path | None = None,
         encoding: Encoding | None = None,
+        aspect: Fraction | None = None,
     ) -> None:
         if height % 2 or width % 2:
             raise ValueError(f"video needs an even height and width, got {height}x{width}")
@@ -80,7 +81,7 @@ class VideoWriter(Writer):
             width,
             source.frame_rate,
             time_base,
-            source.sample_aspect_ratio,
+            aspect or source.sample_aspect_ratio,
             source.colours,
         )
         self._tick: int | None = None

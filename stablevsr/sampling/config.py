@@ -5,6 +5,7 @@ weights were made for, and an unfinished run is identified by it. Imports no tor
 """
 
 import dataclasses
+import re
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
@@ -23,6 +24,8 @@ DISTILLED_STEPS = 4  # of the released streaming weights
 MAX_SIGNAL = 0.05
 FEW_STEPS = 10  # weights made for fewer are distilled: other steps are not what they learned
 MIN_TILE = 16
+SIZES = ("scale", "size", "height")  # the fields that say how large the result is; at most one of them
+SIZE = re.compile(r"[0-9]{1,6}x[0-9]{1,6}")
 
 
 def option(default: Any, help: str, **more: Any) -> Any:
@@ -125,6 +128,13 @@ class SamplingConfig:
     color_fix: str | None = option(
         None, "match the colors of the result to the input (default: no change)", choices=COLOR_FIXES
     )
+    scale: float | None = option(
+        None, "resize the result to F times the input's size, at most 4 (default: 4)", metavar="F"
+    )
+    size: str | None = option(
+        None, "resize the result to W x H pixels; a video of another shape is still shown in its own", metavar="WxH"
+    )
+    height: int | None = option(None, "resize the result to H lines, in the input's shape", metavar="H")
     temporal: TemporalGuidance = field(default_factory=TemporalGuidance)
     flow: FlowOptions = field(default_factory=FlowOptions)
 
@@ -171,6 +181,24 @@ class SamplingConfig:
             self.color_fix in (None, *COLOR_FIXES),
             f"got color_fix {self.color_fix!r}, expected one of {', '.join(COLOR_FIXES)}",
         )
+        self._check_size()
+
+    def _check_size(self) -> None:
+        given = [f"{name} {getattr(self, name)}" for name in SIZES if getattr(self, name) is not None]
+        _require(len(given) < 2, f"got {' and '.join(given)}, expected one of them")
+        _require(self.scale is None or self.scale > 0, f"got scale {self.scale}, expected a number above 0")
+        _require(self.height is None or self.height >= 1, f"got height {self.height}, expected 1 or more")
+        _require(
+            self.size is None or (SIZE.fullmatch(self.size) is not None and min(self.size_in_pixels) > 0),
+            f"got size {self.size!r}, expected WIDTHxHEIGHT in pixels, as in 1920x1080",
+        )
+
+    @property
+    def size_in_pixels(self) -> tuple[int, int]:
+        """`size` as (height, width)."""
+        assert self.size is not None
+        width, height = map(int, self.size.split("x"))
+        return height, width
 
     def check(self, model: ModelConfig, num_frames: int | None = None) -> None:
         """Check the fields against the weights and, if it is known, the number of frames.
@@ -330,7 +358,8 @@ def resolve(config: SamplingConfig | None, default: SamplingConfig, fields: dict
 
 
 def _make_plain(config: SamplingConfig) -> None:
-    """Turn numpy scalars into Python numbers, an empty prompt into None, and any collection of cuts into a tuple."""
+    """Turn numpy scalars into Python numbers, an empty prompt into None, any collection of cuts into a tuple, and a
+    size that is (width, height) into text."""
 
     def plain(value: Any) -> Any:
         return value.item() if type(value).__module__ == "numpy" and getattr(value, "ndim", 1) == 0 else value
@@ -341,6 +370,8 @@ def _make_plain(config: SamplingConfig) -> None:
             object.__setattr__(config, name, None)
         elif name == "scene_cuts" and isinstance(value, Collection) and not isinstance(value, str):
             object.__setattr__(config, name, tuple(map(plain, value)))
+        elif name == "size" and isinstance(value, tuple | list):
+            object.__setattr__(config, name, "x".join(str(plain(side)) for side in value))
 
 
 def _check_names(owner: Any, names: list[str], prefix: str = "") -> None:
