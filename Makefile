@@ -18,7 +18,7 @@ test: $(VENV)/installed-test
 	$(VENV)/bin/python -m mypy
 	$(VENV)/bin/python -m pytest
 
-# The manual, in site/: open site/index.html.
+# The manual, in site/. It opens from disk; its search needs a server: python3 -m http.server -d site
 docs: $(VENV)/installed-docs
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build
 

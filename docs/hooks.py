@@ -59,23 +59,23 @@ def command_reference(parser: argparse.ArgumentParser, level: int = 2) -> Iterat
 
 
 def one_command(command: argparse.ArgumentParser, level: int) -> Iterator[str]:
-    yield from ("", f"{'#' * level} {command.prog}", "", cell(command.description or ""), "")
-    yield from ("```", command.format_usage().removeprefix("usage: ").rstrip(), "```", "")
     formatter = command._get_formatter()
+    positional = [action for action in command._actions if not action.option_strings]
+    commands = [action for action in positional if isinstance(action, argparse._SubParsersAction)]
+    words = [command.prog, "[options]", *(formatter._format_args(action, action.metavar) for action in positional)]
+    yield from ("", f"{'#' * level} {command.prog}", "", cell(command.description or ""), "")
+    yield from () if commands else ("```", " ".join(words), "```", "")
     for group in command._action_groups:
-        actions = [
-            action
-            for action in group._group_actions
-            if action.help != argparse.SUPPRESS and not isinstance(action, argparse._SubParsersAction)
-        ]
+        actions = [each for each in group._group_actions if each not in commands and each.help != argparse.SUPPRESS]
         if not actions:
             continue
-        title = {"options": "", "positional arguments": ""}.get(group.title, group.title.capitalize())
-        yield from ([f"**{title}.** {cell(group.description or '')}", ""] if title else [])
+        if group.title not in ("options", "positional arguments"):
+            yield from (f"**{group.title.capitalize()}.** {cell(group.description or '')}", "")
         yield from ("| argument | meaning |", "| --- | --- |")
         for action in actions:
-            names = formatter._format_action_invocation(action)
-            yield f"| `{names.replace('|', chr(92) + '|')}` | {cell(formatter._expand_help(action))} |"
+            names = formatter._format_action_invocation(action).replace("|", r"\|")
+            needed = " (required)" if action.option_strings and action.required else ""
+            yield f"| `{names}` | {cell(formatter._expand_help(action))}{needed} |"
         yield ""
     if command.epilog:
         title, _, examples = (command.epilog % {"prog": command.prog}).strip().partition("\n")
