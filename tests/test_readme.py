@@ -1,5 +1,6 @@
 """The README does what it says: its commands run as they stand, its tables are measured, its links lead somewhere."""
 
+import hashlib
 import importlib.util
 import os
 import re
@@ -130,6 +131,12 @@ def test_tables_are_made_of_measured_results() -> None:
         assert (readme.RESULTS / file).exists()
     for page, text in texts.items():
         assert readme.with_tables(text) == text, f"{page}: run python benchmarks/readme.py"
+
+
+def test_the_plot_is_of_the_same_results() -> None:
+    results = (ROOT / "benchmarks/results/quality_photos.json").read_bytes()
+    plot = (ROOT / "docs/images/quality.svg").read_text()
+    assert hashlib.sha256(results).hexdigest() in plot, "run python benchmarks/plots.py"
 
 
 def anchors(text: str) -> set[str]:
