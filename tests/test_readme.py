@@ -1,13 +1,12 @@
 """The README does what it says: its commands run as they stand, its tables are measured, its links lead somewhere."""
 
+import argparse
 import hashlib
 import importlib.util
-import os
 import re
 import shlex
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import av
@@ -31,9 +30,10 @@ def code(text: str, language: str = "") -> list[str]:
 
 
 def command_lines(text: str) -> list[list[str]]:
-    """The arguments of every command in blocks without a language, one a line; pipes are split."""
-    lines = [line for block in code(text) for line in block.splitlines()]
-    return [shlex.split(part, comments=True) for line in lines for part in line.split(" | ") if part.strip()]
+    """The words of every `stablevsr` command in blocks without a language, one a line or a part of a pipe."""
+    lines = [line.strip() for block in code(text) for line in block.splitlines()]
+    parts = [part for line in lines for part in line.split(" | ") if part.startswith("stablevsr ")]
+    return [shlex.split(part, comments=True) for part in parts]
 
 
 def video_size(path: Path) -> tuple[int, int]:
@@ -44,9 +44,12 @@ def video_size(path: Path) -> tuple[int, int]:
 
 @pytest.fixture
 def reader_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What somebody who follows the README has: a clip, a folder of frames, the downloads (the golden checkpoint)."""
+    """What somebody who follows the README has: a clip, a folder of frames, the downloads.
+
+    All as small as they go: one frame, and the golden checkpoint.
+    """
     rng = np.random.default_rng(0)
-    clip = rng.integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
+    clip = rng.integers(0, 256, (1, 16, 16, 3), dtype=np.uint8)
     iio.imwrite(tmp_path / "in.mp4", clip, plugin="pyav", codec="libx264", fps=25)
     (tmp_path / "frames").mkdir()
     for index, frame in enumerate(clip):
@@ -59,7 +62,7 @@ def reader_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_commands_run_as_written(reader_folder: Path) -> None:
     """All `stablevsr` commands in their order, then the Python that follows them."""
-    commands = [line for line in command_lines(README) if line[0] == "stablevsr"]
+    commands = command_lines(README)
     assert [line[1] for line in commands] == ["upscale", "convert", "upscale", "upscale"]
     for _, *arguments in commands:
         for result in ("out.mp4", "out_frames"):
@@ -68,53 +71,66 @@ def test_the_commands_run_as_written(reader_folder: Path) -> None:
         assert main(arguments) == 0
         if arguments[0] == "upscale" and arguments[2] == "out.mp4":
             assert video_size(Path("out.mp4")) == (64, 64)
-    assert [iio.imread(path).shape for path in sorted(Path("out_frames").iterdir())] == [(64, 64, 3)] * 2
+    assert [iio.imread(path).shape for path in sorted(Path("out_frames").iterdir())] == [(64, 64, 3)]
 
     Path("out.mp4").unlink(missing_ok=True)
     (script,) = code(README, "python")
-    names = {"lr": np.stack([iio.imread(f"frames/{index}.png") for index in range(2)])}
+    names = {"lr": iio.imread("frames/0.png")[None]}
     exec(script, names)
-    assert names["hr"].shape == (2, 64, 64, 3)
+    assert names["hr"].shape == (1, 64, 64, 3)
     assert video_size(Path("out.mp4")) == (64, 64)
 
 
-def test_make_demo_runs_with_the_bundled_model(tmp_path: Path) -> None:
-    """The command as the Makefile has it, on two frames; the installation before it is a stand-in."""
-    for name in ("stablevsr", "setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+def test_make_demo_runs_with_the_bundled_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command that the Makefile has, on two frames; the environment that it would make first is a stand-in."""
+    for name in ("stablevsr", "setup.cfg", "pyproject.toml"):
         (tmp_path / name).symlink_to(ROOT / name)
-    venv = tmp_path / ".venv"
-    (venv / "bin").mkdir(parents=True)
-    (venv / "installed").touch()
-    command = venv / "bin/stablevsr"
-    command.write_text(
-        f"#!{sys.executable}\nimport sys\nfrom stablevsr.cli import main\n"
-        "sys.exit(main([*sys.argv[1:], '--frames', '0:2']))\n"
-    )
+    command = tmp_path / ".venv/bin/stablevsr"
+    command.parent.mkdir(parents=True)
+    command.write_text("#!/bin/sh\nprintf '%s\\n' \"$@\" > arguments\n")
     command.chmod(0o755)
+    (tmp_path / ".venv/installed").touch()
+    monkeypatch.chdir(tmp_path)
     assert "make demo" in README
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    subprocess.run(["make", "-f", str(ROOT / "Makefile"), "demo"], cwd=tmp_path, env=environment, check=True)
-    assert video_size(tmp_path / "demo/demo_x4.mp4") == (320, 240)
-    assert video_size(tmp_path / "demo/side_by_side.mp4") == (640, 240)
+    subprocess.run(["make", "--no-print-directory", "-f", ROOT / "Makefile", "demo"], check=True)
+    assert main([*Path("arguments").read_text().splitlines(), "--frames", "0:2"]) == 0
+    assert video_size(Path("demo/demo_x4.mp4")) == (320, 240)
+    assert video_size(Path("demo/side_by_side.mp4")) == (640, 240)
 
 
 TEXTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "recipes/README.md", "benchmarks/README.md")]
 TEXTS += sorted((ROOT / "docs").glob("*.md"))
+OTHERS = {"--gpus", "--footage", "--crf", "--pictures"}  # options of Docker and of the benchmarks
 SCRIPTS = sorted((ROOT / "examples").glob("*.py"))
 
 
+def parsers() -> dict[str, argparse.ArgumentParser]:
+    """The parser of each command."""
+    (commands,) = (action for action in build_parser()._actions if isinstance(action, argparse._SubParsersAction))
+    return commands.choices
+
+
 @pytest.mark.parametrize("path", TEXTS + SCRIPTS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_every_quoted_command_parses(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_quoted_command_parses(path: Path) -> None:
     text = path.read_text()
     if path.suffix == ".py":
-        text = "```\n" + re.sub(r"^ {4}(?= *stablevsr )", "", text.split('"""')[1], flags=re.M) + "```"
-    lines = re.findall(r"^ *(stablevsr [a-z]+ .*)$", "\n".join(code(text)), re.M)
-    lines += re.findall(r"`(stablevsr (?:upscale|convert|train|evaluate|compare|inspect) [^`\[]* [^`\[]*)`", text)
-    for line in lines:
-        for part in line.split(" | "):
-            words = shlex.split(part, comments=True)
-            if words[:1] == ["stablevsr"] and "..." not in words and words[1:] != ["COMMAND", "--help"]:
-                build_parser().parse_args(words[1:])  # SystemExit for an option that does not exist
+        text = "```\n" + re.sub(r"^ {4}", "", text.split('"""')[1], flags=re.M) + "```"
+    commands = parsers()
+    for words in command_lines(text):
+        if words[1] in commands and "..." not in words:
+            build_parser().parse_args(words[1:])  # SystemExit for an option that does not exist
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_option_in_the_text_exists(path: Path) -> None:
+    known = {name: set(parser._option_string_actions) for name, parser in parsers().items()}
+    every = set().union(*known.values()) | {"--version", "--help"}
+    for span in re.findall(r"`([^`\n]+)`", FENCE.sub("", path.read_text())):
+        options = re.findall(r"(?<!\S)--[a-z][a-z-]*", span)
+        if match := re.match(r"stablevsr ([a-z]+) ", span):
+            assert set(options) <= known[match[1]] | {"--help"}, span
+        elif span.startswith("--"):
+            assert set(options) <= every | OTHERS, span
 
 
 def test_the_readme_is_short() -> None:
