@@ -168,9 +168,12 @@ def test_the_notebook_runs_and_shows_its_outputs(
 
     monkeypatch.setattr("stablevsr.model.bundled_weights", lambda: quick_weights)
     monkeypatch.chdir(tmp_path)
+    make_clip(tmp_path / "small.mp4", frames=4)
+    source = "\n".join("".join(cell["source"]) for cell in cells)
+    demo = 'files("stablevsr") / "assets/demo.mp4"'
+    assert demo in source
     names: dict[str, object] = {}
-    for cell in cells:
-        exec("".join(cell["source"]), names)
-    assert names["hr"].shape == (4, 240, 320, 3)
-    assert names["count"] == 12
-    assert [frame[1:] for frame in pictures_of(tmp_path / "demo_x4.mp4")] == [(320, 240)] * 12
+    exec(source.replace(demo, '"small.mp4"'), names)
+    assert names["hr"].shape == (4, 64, 96, 3)
+    assert names["count"] == 4
+    assert [frame[1:] for frame in pictures_of(tmp_path / "demo_x4.mp4")] == [(96, 64)] * 4
