@@ -4,7 +4,8 @@
     python examples/camera.py /dev/video0 --format v4l2 --weights stream.safetensors live.mp4      # Linux
     python examples/camera.py 0 --format avfoundation --weights stream.safetensors live.mp4        # macOS
     python examples/camera.py "video=Integrated Camera" --format dshow ... live.mp4                # Windows
-    python examples/camera.py in.mp4 live.mp4                        # a file in the camera's place
+    python examples/camera.py testsrc2,realtime --format lavfi live.mp4    # a test picture in the place of a camera
+    python examples/camera.py in.mp4 live.mp4                        # a file
     python examples/camera.py in.mp4 - | ffplay -                    # to look at it at once
 
 A camera does not wait: while a frame is computed it films others, and only its newest one is taken next. A file waits,
@@ -118,10 +119,11 @@ def main(arguments: list[str] | None = None) -> int:
         with contextlib.suppress(KeyboardInterrupt):
             start = time.monotonic()
             for picture in stream_video(model, frames):
-                output = output or Output(options.output, options.rate)
+                if output is None:
+                    output, start = Output(options.output, options.rate), time.monotonic()
                 output.write(picture, time.monotonic() - start if options.format else count / options.rate)
                 count += 1
-        print(f"{count} frames, {count / (time.monotonic() - start):.2f} a second", file=sys.stderr)
+        print(f"{count} frames in {time.monotonic() - start:.1f} s after the first", file=sys.stderr)
     except (UserError, av.error.FFmpegError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2
