@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """Upscale a camera as it films: each frame is finished before the next one is taken.
 
-    python examples/camera.py /dev/video0 --format v4l2 --weights stream.safetensors live.mp4      # Linux
-    python examples/camera.py 0 --format avfoundation --weights stream.safetensors live.mp4        # macOS
-    python examples/camera.py "video=Integrated Camera" --format dshow ... live.mp4                # Windows
-    python examples/camera.py testsrc2,realtime --format lavfi live.mp4    # a test picture in the place of a camera
-    python examples/camera.py in.mp4 live.mp4                        # a file
-    python examples/camera.py in.mp4 - | ffplay -                    # to look at it at once
+    python examples/camera.py /dev/video0 --format v4l2 --weights stream.safetensors live.mp4    # Linux
+    python examples/camera.py 0 --format avfoundation --weights stream.safetensors live.mp4      # macOS
+    python examples/camera.py "video=Integrated Camera" --format dshow ... live.mp4              # Windows
+    python examples/camera.py testsrc2,realtime --format lavfi live.mp4                          # a test picture
+    python examples/camera.py in.mp4 live.mp4                                                    # a file
+    python examples/camera.py in.mp4 - | ffplay -                                                # shown at once
 
 A camera does not wait: while a frame is computed it films others, and only its newest one is taken next. A file waits,
 so all of its frames are. Ctrl-C stops and finishes the output. With weights that were not made for streaming there is a
