@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 
-.PHONY: demo test newest clean
+.PHONY: demo test newest docs dist clean
 
 demo: $(VENV)/installed
 	mkdir -p demo
@@ -17,6 +17,15 @@ test: $(VENV)/installed-test
 	$(VENV)/bin/python -m ruff format --check .
 	$(VENV)/bin/python -m mypy
 	$(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+
+# The manual, in site/. It opens from disk; its search needs a server: python3 -m http.server -d site
+docs: $(VENV)/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build
+
+# A wheel and an sdist, in dist/.
+dist: $(VENV)/installed
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check build
+	$(VENV)/bin/python -m build
 
 # The tests on the newest release of every dependency, beyond the bounds in setup.cfg: shows upcoming breakage early.
 newest:
@@ -39,5 +48,10 @@ $(VENV)/installed-test: setup.cfg pyproject.toml
 		(timeout 60 apt-get update && timeout 180 apt-get install -y chromium) >/dev/null 2>&1 || true
 	touch $@
 
+$(VENV)/installed-docs: setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -e '.[docs]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(VENV)-newest demo
+	rm -rf $(VENV) $(VENV)-newest demo site dist build

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write the README's tables, between their markers, from the JSON in benchmarks/results."""
+"""Write the tables of the README and the manual, between their markers, from the JSON in benchmarks/results."""
 
 import json
 import re
@@ -9,6 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results"
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 Report = dict[str, dict]
 
 
@@ -57,12 +58,27 @@ def streaming_table(report: Report) -> str:
     return table(head, lines)
 
 
+def summary_table(report: Report) -> str:
+    """The README's few figures: bicubic interpolation against the bundled model, on both kinds of clips."""
+    rows = {
+        "PSNR, dB": "PSNR",
+        "HaarPSI": "HaarPSI",
+        "distance of deep features (lower is better)": "features",
+        "flicker along the true motion (lower is better)": "warp",
+    }
+    kinds = ("photographs", "footage")
+    head = ["", *(f"{kind}: {name}" for kind in kinds for name in ("bicubic", "bundled model"))]
+    means = [report[kind]["mean"][variant] for kind in kinds for variant in ("bicubic", "default")]
+    return table(head, [[title, *(f"{mean[key]:.3f}" for mean in means)] for title, key in rows.items()])
+
+
 # Name of the marker -> (result file, function that makes the table).
 TABLES: dict[str, tuple[str, Callable[[Report], str]]] = {
     "quality": ("quality_photos.json", means_table),
     "footage": ("quality_photos.json", partial(means_table, kind="footage")),
     "shares": ("quality_photos.json", shares_table),
     "shares_footage": ("quality_photos.json", partial(shares_table, kind="footage")),
+    "summary": ("quality_photos.json", summary_table),
     "streaming": ("streaming_small_cpu.json", streaming_table),
     "speed": ("speed_small_cpu.json", speed_table),
 }
@@ -81,8 +97,8 @@ def with_tables(text: str) -> str:
 
 
 def main() -> None:
-    readme = ROOT / "README.md"
-    readme.write_text(with_tables(readme.read_text()))
+    for page in PAGES:
+        page.write_text(with_tables(page.read_text()))
 
 
 if __name__ == "__main__":

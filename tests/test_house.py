@@ -1,7 +1,6 @@
 """The rules of the house: who may import whom, what is never imported, how long files and functions are."""
 
 import ast
-import importlib.util
 import re
 import subprocess
 import sys
@@ -108,14 +107,3 @@ def test_no_blanket_ignores() -> None:
         for number, line in enumerate(path.read_text().splitlines(), 1):
             if "type: ignore" in line:
                 assert re.search(r"# type: ignore\[[a-z-]+\]  # \w", line), f"{path}:{number}: which error, and why?"
-
-
-def test_the_tables_of_the_readme_are_made_of_measured_results() -> None:
-    spec = importlib.util.spec_from_file_location("readme", ROOT / "benchmarks/readme.py")
-    readme = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(readme)
-    text = (ROOT / "README.md").read_text()
-    for name, (file, _) in readme.TABLES.items():
-        assert f"<!-- table: {name} -->" in text
-        assert (readme.RESULTS / file).exists()
-    assert readme.with_tables(text) == text, "run python benchmarks/readme.py"
