@@ -14,7 +14,7 @@ import folder_paths
 import torch
 from comfy_api.input_impl import VideoFromFile
 
-from stablevsr import PRESETS, Progress, sample_video, upscale
+from stablevsr import PRESETS, Progress, SamplingConfig, sample_video, upscale
 from stablevsr.engine.fingerprint import hash_weights
 from stablevsr.errors import InputError
 from stablevsr.media import Encoding, open_reader
@@ -28,6 +28,13 @@ WEIGHTS_OWN = "as the weights recommend"
 UNCHANGED = "unchanged"
 CODECS = ("h264", "hevc", "av1")  # that an MP4 takes and ComfyUI can copy
 
+# Only in versions of the package that have it.
+STRENGTH: dict[str, Any] = {}
+if "strength" in SamplingConfig.__dataclass_fields__:
+    STRENGTH["strength"] = (
+        "FLOAT",
+        {"default": 1.0, "min": 0.05, "max": 1.0, "step": 0.05, "tooltip": "How much may be invented."},
+    )
 SEED = (
     "INT",
     {"default": 0, "min": 0, "max": 2**64 - 1, "control_after_generate": True, "tooltip": "Seed of the noise."},
@@ -108,6 +115,7 @@ class UpscaleVideo:
                 "negative_prompt": ("STRING", {"default": "", "multiline": True}),
                 "cfg_scale": ("FLOAT", {"default": 1.0, "min": 1.0, "max": 20.0, "step": 0.5}),
                 "tile": TILE,
+                **STRENGTH,  # last: saved workflows give values by their position
             },
         }
 
@@ -120,7 +128,9 @@ class UpscaleVideo:
         n, height, width = images.shape[:3]
         config.check(model.model.config, n)  # before other models leave the GPU
         units = (
-            {"stream": n} if config.mode == "streaming" else {"flow": n - 1, "denoise": n * config.steps, "decode": n}
+            {"stream": n}
+            if config.mode == "streaming"
+            else {"flow": n - 1, "denoise": n * getattr(config, "steps_taken", config.steps), "decode": n}
         )
         with model.on_device(height, width) as ready:
             return (to_images(sample_video(ready, to_frames(images), config, progress=watching(units))),)
@@ -217,7 +227,7 @@ def file_of(video: Any) -> Path:
 
 
 def temporary(*key: object) -> Path:
-    """A name in ComfyUI's temporary folder; the last part of the key is its suffix. ComfyUI empties it when it starts."""
+    """A name in ComfyUI's temporary folder, which is emptied when it starts; the key's last part is the suffix."""
     folder = Path(folder_paths.get_temp_directory())
     folder.mkdir(parents=True, exist_ok=True)
     *same, suffix = map(str, key)

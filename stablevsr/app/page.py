@@ -14,7 +14,7 @@ from stablevsr.app.clips import ClipFacts, look_at, read_frame
 from stablevsr.app.studio import FORMATS, WEIGHTS_OWN, Studio
 from stablevsr.engine.progress import Progress
 from stablevsr.errors import UserError
-from stablevsr.sampling.config import COLOR_FIXES
+from stablevsr.sampling.config import COLOR_FIXES, SamplingConfig
 
 TITLE = "StableVSR"
 REFRESH = 1.0  # seconds
@@ -27,6 +27,7 @@ PRESET_NAMES = {
     "fast": "Fast",
     "streaming": "Streaming",
 }
+HAS_STRENGTH = "strength" in SamplingConfig.__dataclass_fields__
 COLORS = {"Unchanged": None, "Wavelet": "wavelet", "AdaIN": "adain"}
 ASK = "(number) => [number, confirm('Discard this run? Unfinished work is deleted; a finished result is kept.')]"
 
@@ -38,16 +39,18 @@ def asset(name: str) -> str:
 
 @dataclass(frozen=True)
 class Settings:
-    """The components that make up the options of a run, in the order in which events take them."""
+    """The options of a run."""
 
     preset: gr.Radio
     steps: gr.Number
     seed: gr.Number
+    strength: gr.Slider
     color: gr.Radio
     format: gr.Dropdown
 
-    def all(self) -> list[Any]:
-        return [self.preset, self.steps, self.seed, self.color, self.format]
+    def sampling(self) -> list[Any]:
+        """The arguments of `options_of`."""
+        return [self.preset, self.steps, self.seed, self.strength, self.color]
 
 
 def build_page(studio: Studio) -> gr.Blocks:
@@ -70,7 +73,10 @@ def build_page(studio: Studio) -> gr.Blocks:
         part.change(lambda value: value["moved"], part, view.number, show_progress="hidden", api_visibility="private")
         view.connect(studio, facts, settings)
         start.click(
-            submitting(studio), [facts, part, *settings.all()], [told, runs.chosen], api_visibility="private"
+            submitting(studio),
+            [facts, part, settings.format, *settings.sampling()],
+            [told, runs.chosen],
+            api_visibility="private",
         ).then(runs.refresh, [runs.chosen, runs.shown], runs.parts(), show_progress="hidden", api_visibility="private")
         runs.connect(page)
     return page
@@ -98,6 +104,9 @@ def settings_of(studio: Studio) -> Settings:
         steps = gr.Number(own.steps, label="Steps", minimum=1, maximum=MAX_STEPS, elem_id="steps", **limits)
         seed = gr.Number(own.seed, label="Seed", minimum=0, maximum=MAX_SEED, elem_id="seed", **limits)
     named = {value: name for name, value in COLORS.items()}
+    strength = gr.Slider(
+        0.05, 1, value=1, step=0.05, label="Strength: 1 invents most", visible=HAS_STRENGTH, elem_id="strength"
+    )
     with gr.Row():
         color = gr.Radio(list(COLORS), value=named[own.color_fix], label="Colors of the input", min_width=200)
         format = gr.Dropdown(list(FORMATS), value=next(iter(FORMATS)), label="Format", min_width=160)
@@ -107,7 +116,7 @@ def settings_of(studio: Studio) -> Settings:
 
     preset.change(follow, preset, [steps, color], show_progress="hidden", api_visibility="private")
     assert set(named) == {None, *COLOR_FIXES}
-    return Settings(preset, steps, seed, color, format)
+    return Settings(preset, steps, seed, strength, color, format)
 
 
 def take_clip(path: str | None) -> list[Any]:
@@ -135,13 +144,17 @@ def take_clip(path: str | None) -> list[Any]:
     ]
 
 
-def options_of(studio: Studio, preset: str, steps: int | None, seed: int | None, color: str) -> Any:
-    """The `SamplingConfig` that the page shows.
+def options_of(
+    studio: Studio, preset: str, steps: float | None, seed: float | None, strength: float, color: str
+) -> SamplingConfig:
+    """The options that the page shows.
 
     Raises:
         OptionsError: for values out of range.
     """
     fields: dict[str, Any] = {"color_fix": COLORS[color]}
+    if HAS_STRENGTH:
+        fields["strength"] = strength
     if steps is not None:  # emptied fields are the preset's
         fields["steps"] = int(steps)
     if seed is not None:
@@ -152,11 +165,9 @@ def options_of(studio: Studio, preset: str, steps: int | None, seed: int | None,
 def submitting(studio: Studio) -> Callable[..., tuple[str, Any]]:
     """The handler of the button that starts a run."""
 
-    def submit(
-        facts: ClipFacts, part: dict[str, Any], preset: str, steps: int, seed: int, color: str, format: str
-    ) -> tuple[str, Any]:
+    def submit(facts: ClipFacts, part: dict[str, Any], format: str, *options: Any) -> tuple[str, Any]:
         try:
-            config = options_of(studio, preset, steps, seed, color)
+            config = options_of(studio, *options)
             job = studio.submit(facts, int(part["first"]), int(part["last"]), config, format)
         except UserError as error:
             return texts.problem(error), gr.skip()
@@ -204,7 +215,7 @@ class View:
             **quiet,
         ).then(
             previewing(studio),
-            [facts, self.number, *settings.all()],
+            [facts, self.number, *settings.sampling()],
             [self.frame, self.pair, self.told],
             show_progress_on=[self.frame, self.pair],
             api_visibility="private",
@@ -233,17 +244,17 @@ def previewing(studio: Studio) -> Callable[..., tuple[Any, Any, Any]]:
         facts: ClipFacts,
         index: float,
         preset: str,
-        steps: int,
-        seed: int,
+        steps: float | None,
+        seed: float | None,
+        strength: float,
         color: str,
-        format: str,
         bar: gr.Progress = gr.Progress(),  # noqa: B008  # how Gradio asks for it
     ) -> tuple[Any, Any, Any]:
         def show(now: Progress) -> None:
             bar((now.done, now.total), desc=texts.PHASES[now.phase][0], unit=texts.PHASES[now.phase][1])
 
         try:
-            config = options_of(studio, preset, steps, seed, color)
+            config = options_of(studio, preset, steps, seed, strength, color)
             pair: tuple[np.ndarray, np.ndarray] | None = studio.preview(facts.path, int(index), config, show)
         except UserError as error:
             return gr.skip(), gr.skip(), texts.problem(error)
