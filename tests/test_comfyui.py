@@ -19,6 +19,7 @@ import torch
 from clips_made import picture, write_video
 
 from stablevsr import PRESETS, build_model, sample_video, upscale
+from stablevsr.engine import store
 from stablevsr.errors import OptionsError, WeightsError
 from stablevsr.media import Encoding, open_reader
 
@@ -138,8 +139,14 @@ def test_widgets_become_fields(pack: ModuleType) -> None:
 
 
 def test_a_file_is_streamed_interrupted_and_continued(
-    pack: ModuleType, comfy: stand_in.ComfyUI, weights: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    pack: ModuleType,
+    comfy: stand_in.ComfyUI,
+    weights: str,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(store, "SAVE_EVERY", 0)
     clip = write_video(tmp_path / "clip.mp4", [picture(16, 24, index) for index in range(4)], audio=0.1)
     model = run(pack, "LoadStableVSR", weights=weights)
     inputs = {"model": model, "video": stand_in.VideoFromFile(str(clip)), "steps": 2, "codec": "h264", "seed": 1}
