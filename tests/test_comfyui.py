@@ -55,11 +55,15 @@ def weights(comfy: stand_in.ComfyUI, tiny_weights: Path) -> str:
 
 
 def images(n: int = 3) -> torch.Tensor:
-    return torch.from_numpy(np.stack([picture(8, 12, index) for index in range(n)])).float() / 255
+    with torch.inference_mode():
+        return torch.from_numpy(np.stack([picture(8, 12, index) for index in range(n)])).float() / 255
 
 
 def run(pack: ModuleType, name: str, **inputs: object) -> object:
-    """Run a node with these inputs and the defaults of its widgets, as ComfyUI does; returns its only output."""
+    """Run a node with these inputs and the defaults of its widgets, in inference mode, as ComfyUI does.
+
+    Returns its only output.
+    """
     node = pack.NODE_CLASS_MAPPINGS[name]
     values = {}
     for group in node.INPUT_TYPES().values():
@@ -67,7 +71,8 @@ def run(pack: ModuleType, name: str, **inputs: object) -> object:
             if each not in inputs and options:
                 values[each] = options[0]["default"]
                 assert not isinstance(kind, list) or values[each] in kind
-    (result,) = getattr(node(), node.FUNCTION)(**values | inputs)
+    with torch.inference_mode():
+        (result,) = getattr(node(), node.FUNCTION)(**values | inputs)
     return result
 
 

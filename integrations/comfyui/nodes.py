@@ -82,6 +82,7 @@ class LoadStableVSR:
             },
         }
 
+    @torch.inference_mode(False)  # ComfyUI runs nodes in it, but the engine tells by a tensor's version if it changed
     def load(self, weights: str, dtype: str, offload: bool, file: str = "") -> tuple[LoadedModel]:
         return (load(file.strip() or weights, dtype, offload),)
 
@@ -119,6 +120,7 @@ class UpscaleVideo:
             },
         }
 
+    @torch.inference_mode(False)
     def upscale(
         self, model: LoadedModel, images: torch.Tensor, preset: str, steps: int, **options: Any
     ) -> tuple[torch.Tensor]:
@@ -162,6 +164,7 @@ class StreamUpscale:
             },
         }
 
+    @torch.inference_mode(False)
     def upscale(
         self, model: LoadedModel, video: Any, steps: int, codec: str, crf: int, **options: Any
     ) -> tuple[VideoFromFile]:
