@@ -4,7 +4,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import comfy.model_management as management
 import folder_paths
@@ -86,11 +85,11 @@ def load(name: str, dtype: str, offload: bool) -> LoadedModel:
     return LoadedModel(model, patcher)
 
 
-def _find(name: str) -> Path | None:
+def _find(name: str) -> str | None:
+    """What `build_model` takes for this: a path as text, because it looks for a name that is no file elsewhere."""
     if name == BUNDLED:
         return None
-    found = folder_paths.get_full_path(FOLDER, name)
-    return Path(found) if found else Path(name).expanduser()
+    return folder_paths.get_full_path(FOLDER, name) or os.path.expanduser(name)
 
 
 def to_frames(images: torch.Tensor) -> torch.Tensor:

@@ -36,6 +36,7 @@ class Job:
     frames: tuple[int, int] | None  # first, and one after the last; None for all
     config: dict[str, Any]  # of `SamplingConfig`, as JSON types
     codec: str | None = None
+    start: float = 0.0  # seconds of the first frame in its clip, to show both in step
     state: str = "waiting"
     note: str = ""
     seconds: float = 0.0  # it has run, in all attempts

@@ -28,8 +28,10 @@ PRESET_NAMES = {
     "streaming": "Streaming",
 }
 HAS_STRENGTH = "strength" in SamplingConfig.__dataclass_fields__
-COLORS = {"Unchanged": None, "Wavelet": "wavelet", "AdaIN": "adain"}
-ASK = "(number) => [number, confirm('Discard this run? Unfinished work is deleted; a finished result is kept.')]"
+COLORS = {"None": None, "Wavelet": "wavelet", "AdaIN": "adain"}
+DISCARD = {"stopped": "Discard its work", "failed": "Discard its work", "done": "Remove from the list"}
+ASK = """(number) => [number, document.querySelector("#discard").innerText.includes("Remove") ||
+    confirm("Discard this run and what it has done so far?")]"""
 
 
 def asset(name: str) -> str:
@@ -45,7 +47,7 @@ class Settings:
     steps: gr.Number
     seed: gr.Number
     strength: gr.Slider
-    color: gr.Radio
+    color: gr.Dropdown
     format: gr.Dropdown
 
     def sampling(self) -> list[Any]:
@@ -108,8 +110,8 @@ def settings_of(studio: Studio) -> Settings:
         0.05, 1, value=1, step=0.05, label="Strength: 1 invents most", visible=HAS_STRENGTH, elem_id="strength"
     )
     with gr.Row():
-        color = gr.Radio(list(COLORS), value=named[own.color_fix], label="Colors of the input", min_width=200)
-        format = gr.Dropdown(list(FORMATS), value=next(iter(FORMATS)), label="Format", min_width=160)
+        color = gr.Dropdown(list(COLORS), value=named[own.color_fix], label="Color match", min_width=120)
+        format = gr.Dropdown(list(FORMATS), value=next(iter(FORMATS)), label="Format", min_width=120)
 
     def follow(name: str) -> tuple[int, str]:
         return presets[name].steps, named[presets[name].color_fix]
@@ -292,7 +294,7 @@ class Runs:
                     resume = gr.Button("Go on", variant="primary", visible=False, elem_id="resume", min_width=90)
                     discard = gr.Button("Discard", visible=False, elem_id="discard", min_width=90)
             with gr.Column(scale=7, min_width=340):
-                result = gr.HTML(elem_id="result")
+                result = gr.HTML(js_on_load=asset("result.js"), elem_id="result")
         return cls(studio, jobs, about, stop, resume, discard, result, gr.State(None), gr.State({}))
 
     def parts(self) -> list[Any]:
@@ -320,13 +322,14 @@ class Runs:
             "about": texts.about_job(job, self.studio.jobs.ahead_of(job.number)) if job else texts.note("None yet."),
             "stop": job is not None and job.state in ("waiting", "running"),
             "resume": job is not None and job.state in ("stopped", "failed"),
-            "discard": job is not None and job.state in ("stopped", "failed", "done"),
+            "discard": DISCARD.get(job.state) if job else None,
             "result": texts.result_of(job) if job else "",
         }
         updates = {
             "list": lambda value: gr.update(choices=value[0], value=value[1], visible=len(value[0]) > 1),
             "about": lambda value: value,
             "result": lambda value: value,
+            "discard": lambda label: gr.update(value=label, visible=True) if label else gr.update(visible=False),
         }
         changes = [
             gr.skip() if shown.get(name) == value else updates.get(name, lambda is_on: gr.update(visible=is_on))(value)

@@ -83,7 +83,14 @@ def serving(studio: Studio, host: str, port: int, max_upload: int) -> Iterator[s
     from stablevsr.app.page import asset, build_page
 
     page = build_page(studio)
-    font = ["system-ui", "sans-serif"]  # names, not files from elsewhere
+    # Fonts are names, not files from elsewhere; labels are plain text.
+    theme = gr.themes.Base(
+        primary_hue="indigo",
+        neutral_hue="slate",
+        radius_size="lg",
+        font=["system-ui", "sans-serif"],
+        font_mono=["ui-monospace", "monospace"],
+    ).set(block_title_text_weight="600", block_shadow="none", body_background_fill="*neutral_50")
     try:
         _, address, _ = page.queue(api_open=False, default_concurrency_limit=2).launch(
             server_name=host,
@@ -91,10 +98,10 @@ def serving(studio: Studio, host: str, port: int, max_upload: int) -> Iterator[s
             share=False,
             quiet=True,
             prevent_thread_lock=True,
-            allowed_paths=[str(studio.folders.outputs)],
+            allowed_paths=[str(studio.folders.inputs), str(studio.folders.outputs)],
             max_file_size=max_upload,
             app_kwargs={"middleware": _middleware(host)},
-            theme=gr.themes.Soft(primary_hue="indigo", font=font, font_mono=["ui-monospace", "monospace"]),
+            theme=theme,
             css=asset("page.css"),
             footer_links=[],
             run_history=False,

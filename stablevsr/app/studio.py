@@ -37,7 +37,7 @@ SHOWN_BY_BROWSERS = (".mp4", ".webm", ".png")
 
 @dataclass(frozen=True)
 class Folders:
-    """Where the app keeps its files. `uploads` and `outputs` are served, and nothing else.
+    """Where the app keeps its files. These three folders are served, and nothing else.
 
     uploads: what pages have sent, and the pictures that they show; emptied when the app starts.
     inputs: the clips of jobs.
@@ -171,6 +171,7 @@ class Studio:
             frames=None if whole else (first, last + 1),
             config=to_dict(config),
             codec=codec,
+            start=first / facts.frame_rate,
         )
 
     def discard(self, number: int) -> None:

@@ -23,7 +23,7 @@ def heading(studio: Studio) -> str:
     model = studio.model
     weights = f"{studio.weights} on {model.device}, {str(model.dtype).removeprefix('torch.')}"
     return (
-        f"<h1>StableVSR</h1><p>Weights: {escape(weights)}. "
+        f"<h1>StableVSR</h1><p>Video super-resolution with {escape(weights)}. "
         f"Results are kept in {escape(str(studio.folders.outputs))}.</p>"
     )
 
@@ -66,21 +66,34 @@ def about_job(job: Job, ahead: list[Job]) -> str:
 
 
 def result_of(job: Job) -> str:
-    """The result to watch and to download; empty unless it is done."""
+    """The result over its input, to look at and to download; empty unless the job is done. See result.js."""
     path = Path(job.output)
     if job.state != "done":
         return ""
     if not path.exists():
         return note(f"{path} is no longer there")
-    # Named by time too: a browser keeps what it has seen under an address.
-    url = f"gradio_api/file={quote(str(path))}?{int(path.stat().st_mtime)}"
     shown = note("Browsers do not play this format: download it.")
     if path.suffix == ".png":
-        shown = f'<img src="{url}" alt="the result">'
+        shown = f'''<div class="stage"><img class="after" src="{_url(path)}" alt="the result">
+            <img class="before" src="{_url(Path(job.input))}" alt=""></div>{_CUT}'''
     elif path.suffix in SHOWN_BY_BROWSERS and job.codec != "hevc10":
-        shown = f'<video src="{url}" controls loop muted playsinline preload="auto"></video>'
-    link = f'<a class="download" href="{url}" download="{escape(job.name)}">Download {escape(job.name)}'
+        more = "muted playsinline preload=auto"
+        shown = f'''<div class="stage"><video class="after" src="{_url(path)}" loop {more}></video>
+            <video class="before" src="{_url(Path(job.input))}" data-start="{job.start}" {more}></video></div>{_CUT}
+            <div class="controls"><button class="play">Play</button>
+            <input class="time" type="range" min="0" max="1" step="0.001" value="0" aria-label="time"></div>'''
+    link = f'<a class="download" href="{_url(path)}" download="{escape(job.name)}">Download {escape(job.name)}'
     return f'<div class="result">{shown}{link} ({size(path.stat().st_size)})</a></div>'
+
+
+_CUT = """<input class="cut" type="range" min="0" max="100" value="50" aria-label="input or result">
+    <div class="sides"><span>input</span><span>result</span></div>"""
+
+
+def _url(path: Path) -> str:
+    """Where Gradio serves a file. With its time: a browser keeps what it has seen under an address."""
+    time = int(path.stat().st_mtime) if path.exists() else 0
+    return f"gradio_api/file={quote(str(path))}?{time}"
 
 
 def time_left(seconds: float) -> str:
@@ -108,7 +121,7 @@ def _where(job: Job, ahead: list[Job]) -> str:
     text = f"{what.capitalize()}: {job.progress.done} of {job.progress.total} {unit}"
     if job.seconds_left is not None and job.progress.done < job.progress.total:
         text += f", {time_left(job.seconds_left)} left"
-    return text + (f" (phase {part})." if part else ".")
+    return text + (f" in phase {part}." if part else ".")
 
 
 def _took(seconds: float) -> str:
