@@ -12,6 +12,7 @@ import numpy as np
 from stablevsr.app import texts
 from stablevsr.app.clips import ClipFacts, look_at, read_frame
 from stablevsr.app.studio import FORMATS, WEIGHTS_OWN, Studio
+from stablevsr.engine.plan import size
 from stablevsr.engine.progress import Progress
 from stablevsr.errors import UserError
 from stablevsr.sampling.config import COLOR_FIXES, SamplingConfig
@@ -55,14 +56,20 @@ class Settings:
         return [self.preset, self.steps, self.seed, self.strength, self.color]
 
 
-def build_page(studio: Studio) -> gr.Blocks:
-    """The page, not served yet."""
+def build_page(studio: Studio, max_upload: int) -> gr.Blocks:
+    """The page, not served yet.
+
+    Args:
+        max_upload: bytes of a file that it may send.
+    """
     with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
         gr.HTML(texts.heading(studio), elem_id="head")
         facts = gr.State(None)
         with gr.Row(equal_height=False):
             with gr.Column(scale=5, min_width=340):
-                clip = gr.File(label="A video, an animation or an image", elem_id="clip", height=130)
+                clip = gr.File(
+                    label=f"A video, an animation or an image, up to {size(max_upload)}", elem_id="clip", height=130
+                )
                 about = gr.HTML(elem_id="about")
                 part = handles()
                 settings = settings_of(studio)

@@ -82,7 +82,7 @@ def serving(studio: Studio, host: str, port: int, max_upload: int) -> Iterator[s
 
     from stablevsr.app.page import asset, build_page
 
-    page = build_page(studio)
+    page = build_page(studio, max_upload)
     # Fonts are names, not files from elsewhere; labels are plain text.
     theme = gr.themes.Base(
         primary_hue="indigo",
