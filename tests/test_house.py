@@ -35,8 +35,9 @@ ROOMS = {
     "training": MODEL | {"media", "engine"},
     "metrics": MODEL | {"media"},
     "compare": MODEL | {"media", "metrics"},
+    "app": MODEL | {"media", "engine"},
     "__init__": {"engine", "errors", "model", "sampling"},
-    "cli": MODEL | {"__init__", "engine", "media", "convert", "hub", "training", "metrics", "compare"},
+    "cli": MODEL | {"__init__", "engine", "media", "convert", "hub", "training", "metrics", "compare", "app"},
     "__main__": {"cli"},
 }
 FORBIDDEN = {"diffusers", "transformers", "accelerate"}

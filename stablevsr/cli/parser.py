@@ -33,6 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"stablevsr {__version__}")
     commands = parser.add_subparsers(title="commands", dest="command", required=True)
     add_upscale(commands)
+    add_app(commands)
     add_evaluate(commands)
     add_compare(commands)
     add_train(commands)
@@ -51,6 +52,34 @@ def add_train(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
         description="Train one part of a model from a recipe. A stopped run continues from its checkpoint.",
     )
     command.add_argument("recipe", type=Path, metavar="RECIPE", help="a TOML file, see recipes/")
+
+
+def add_app(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    command = commands.add_parser(
+        "app",
+        parents=[for_commands_that_compute()],
+        help="upscale in a web page on this machine",
+        description="Serve a web page on which clips are upscaled, to this machine only. Needs the extra `app`.",
+    )
+    command.add_argument("--weights", metavar="FILE", help="a weights file (default: the bundled one)")
+    command.add_argument("--dtype", choices=DTYPE_NAMES, help="precision of the networks (default: fp32)")
+    command.add_argument("--compile", action="store_true", help="compile the networks: faster after a slow start")
+    command.add_argument("--offload", action="store_true", help="keep only the active network on the GPU")
+    command.add_argument(
+        "--folder",
+        type=Path,
+        default=Path("stablevsr-app"),
+        metavar="DIR",
+        help="where clips and results are kept (default: %(default)s)",
+    )
+    command.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 lets other machines in (default: this one)"
+    )
+    command.add_argument("--port", type=int, default=7860, help="port to listen on (default: %(default)s)")
+    command.add_argument(
+        "--max-upload", type=int, default=2000, metavar="MB", help="largest file to accept (default: %(default)s)"
+    )
+    command.add_argument("--open", action="store_true", help="open the page in the default browser")
 
 
 def add_evaluate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

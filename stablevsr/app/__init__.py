@@ -1,0 +1,1 @@
+"""`stablevsr app`: upscaling in a web page on this machine. Needs Gradio, the extra `app`."""

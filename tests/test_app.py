@@ -1,0 +1,352 @@
+"""The app without its page: the queue of runs, clips, messages, the folders, the command."""
+
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from clips_made import picture, write_video
+from PIL import Image
+
+from stablevsr import Progress, SamplingConfig, Stopped, sample_video, upscale
+from stablevsr.app import jobs, texts
+from stablevsr.app.clips import look_at, read_frame
+from stablevsr.app.jobs import Job, JobQueue, Pace
+from stablevsr.app.server import is_loopback, open_folders
+from stablevsr.app.studio import FORMATS, Folders, Studio
+from stablevsr.cli import main
+from stablevsr.engine import store
+from stablevsr.engine.workspace import workspace_path
+from stablevsr.errors import IncompleteOutput, InputError, OptionsError, ResourceError
+from stablevsr.media import Encoding, PartReader, open_reader
+from stablevsr.model import StableVSR
+from stablevsr.sampling.config import PRESETS
+
+FORMAT = next(iter(FORMATS))
+
+
+def clip_of(path: Path, frames: int) -> Path:
+    """A video of 24x16 pixels, lossless."""
+    return write_video(path, [picture(16, 24, index) for index in range(frames)])
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 20) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "it did not happen"
+        time.sleep(0.005)
+
+
+class Work:
+    """A job's work that waits at each of its ten units until it is let on."""
+
+    def __init__(self) -> None:
+        self.units, self.began, self.error = threading.Semaphore(0), [], None
+
+    def __call__(self, job: Job, progress: Callable[[Progress], bool]) -> int:
+        self.began.append(job.number)
+        for done in range(1, 11):
+            assert self.units.acquire(timeout=20)
+            if self.error:
+                raise self.error
+            if progress(Progress("denoise", done, 10)) is False:
+                raise Stopped
+        return 1
+
+    def go_on(self, units: int = 10) -> None:
+        for _ in range(units):
+            self.units.release()
+
+
+@pytest.fixture
+def work() -> Work:
+    return Work()
+
+
+@pytest.fixture
+def queue(tmp_path: Path, work: Work) -> Iterator[JobQueue]:
+    queue = JobQueue(tmp_path / "runs.json", work, threading.Lock())
+    yield queue
+    work.go_on(50)
+    queue.close()
+
+
+def submit(queue: JobQueue, name: str = "a_x4.mp4") -> int:
+    return queue.submit(input="/in/a.mp4", output=f"/out/{name}", frames=None, config={}).number
+
+
+def test_the_second_run_waits_is_told_and_starts_by_itself(queue: JobQueue, work: Work) -> None:
+    first, second = submit(queue), submit(queue, "b_x4.mp4")
+    wait_until(lambda: queue.find(first).state == "running")
+    assert queue.find(second).state == "waiting"
+    assert "Waiting for another run: a_x4.mp4" in texts.about_job(queue.find(second), queue.ahead_of(second))
+    work.go_on(10)
+    wait_until(lambda: queue.find(second).state == "running")
+    assert queue.find(first).state == "done"
+    assert work.began == [first, second]
+
+
+def test_a_run_is_stopped_and_goes_on(queue: JobQueue, work: Work) -> None:
+    number = submit(queue)
+    work.go_on(3)
+    wait_until(lambda: queue.find(number).progress == Progress("denoise", 3, 10))
+    queue.stop(number)
+    assert queue.find(number).state == "stopping"
+    work.go_on(1)
+    wait_until(lambda: queue.find(number).state == "stopped")
+    assert 'aria-valuenow="40"' in texts.about_job(queue.find(number), [])
+    queue.resume(number)
+    work.go_on(10)
+    wait_until(lambda: queue.find(number).state == "done")
+    assert work.began == [number, number]
+
+
+def test_a_waiting_run_is_stopped_at_once_and_passed_over(queue: JobQueue, work: Work) -> None:
+    first, second, third = submit(queue), submit(queue), submit(queue)
+    queue.stop(second)
+    assert queue.find(second).state == "stopped"
+    work.go_on(20)
+    wait_until(lambda: queue.find(third).state == "done")
+    assert work.began == [first, third]
+
+
+@pytest.mark.parametrize(
+    ("error", "state", "note"),
+    [
+        (InputError("clip.mp4 is damaged: replace it"), "failed", "clip.mp4 is damaged: replace it"),
+        (ValueError("7"), "failed", "ValueError: 7"),
+        (IncompleteOutput("no sound"), "done", "no sound"),
+    ],
+)
+def test_a_run_that_fails_says_why_and_the_next_one_runs(
+    queue: JobQueue, work: Work, error: Exception, state: str, note: str
+) -> None:
+    work.error = error
+    first = submit(queue)
+    work.go_on(1)
+    wait_until(lambda: queue.find(first).state == state)
+    assert queue.find(first).note == note
+    assert note in texts.about_job(queue.find(first), []) or note[1:] in texts.about_job(queue.find(first), [])
+    work.error = None
+    second = submit(queue)
+    work.go_on(10)
+    wait_until(lambda: queue.find(second).state == "done")
+
+
+def test_runs_outlive_the_app(tmp_path: Path, work: Work) -> None:
+    first = JobQueue(tmp_path / "runs.json", work, threading.Lock())
+    numbers = [submit(first), submit(first)]
+    work.go_on(2)
+    wait_until(lambda: first.find(numbers[0]).progress)
+    work.go_on(1)
+    closing = threading.Thread(target=first.close)
+    closing.start()
+    work.go_on(1)
+    closing.join(20)
+    assert not closing.is_alive()
+    again = JobQueue(tmp_path / "runs.json", work, threading.Lock())
+    assert [job.state for job in again.all()] == ["stopped", "stopped"]
+    again.resume(numbers[1])
+    work.go_on(20)
+    wait_until(lambda: again.find(numbers[1]).state == "done")
+    assert again.find(numbers[0]).state == "stopped"
+    again.close()
+
+
+def test_a_damaged_list_of_runs_is_refused(tmp_path: Path, work: Work) -> None:
+    for text in ("{", "[1]", '[{"number": 1}]'):
+        (tmp_path / "runs.json").write_text(text)
+        with pytest.raises(OptionsError, match="list of runs"):
+            JobQueue(tmp_path / "runs.json", work, threading.Lock())
+        assert (tmp_path / "runs.json").read_text() == text
+
+
+def test_too_many_runs_are_refused(queue: JobQueue, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "MAX_WAITING", 2)
+    first = submit(queue)
+    wait_until(lambda: queue.find(first).state == "running")
+    for _ in range(2):
+        submit(queue)
+    with pytest.raises(OptionsError, match="2 runs are waiting"):
+        submit(queue)
+
+
+def test_the_time_left_follows_the_last_units() -> None:
+    pace = Pace()
+    assert pace.seconds_left(Progress("denoise", 1, 100), 50.0) is None  # began long before
+    assert pace.seconds_left(Progress("denoise", 2, 100), 52.0) is None
+    assert pace.seconds_left(Progress("denoise", 3, 100), 54.0) == pytest.approx(97 * 2)
+    for done in range(4, 40):
+        left = pace.seconds_left(Progress("denoise", done, 100), 54.0 + 5 * (done - 3))
+    assert left == pytest.approx(61 * 5)
+    assert pace.seconds_left(Progress("decode", 1, 9), 300.0) is None
+    assert [texts.time_left(each) for each in (1, 42, 600)] == ["about 5 s", "about 40 s", "about 10 min"]
+
+
+def test_hostile_names_are_only_text(tmp_path: Path) -> None:
+    evil = "<img src=x onerror=alert(1)>.png"
+    (tmp_path / evil).touch()
+    job = Job(1, "/in/x", str(tmp_path / evil), None, {}, state="done", note=evil)
+    for html in (texts.about_job(job, []), texts.about_job(replace(job, state="failed"), []), texts.result_of(job)):
+        assert "<img src=x" not in html
+    assert "<img" not in texts.problem(InputError(evil))
+
+
+def test_a_clip_is_described(tmp_path: Path) -> None:
+    facts = look_at(clip_of(tmp_path / "clip.mp4", 7))
+    assert facts.frame_count == 7
+    assert f"{facts.width}×{facts.height} → {4 * facts.width}×{4 * facts.height}, 7 frames" in facts.sentence
+    assert read_frame(facts.path, 6).shape == (facts.height, facts.width, 3)
+    with pytest.raises(InputError, match=r"clip\.mp4 ends before frame 7"):
+        read_frame(facts.path, 7)
+    Image.new("RGB", (10, 6)).save(tmp_path / "still.png")
+    still = look_at(tmp_path / "still.png")
+    assert (still.is_video, still.sentence) == (False, "10×6 → 40×24, one image")
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "clip.mp4", "still.png"])
+def test_an_upload_that_is_no_video_is_told_in_a_sentence(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("no pixels here")
+    with pytest.raises(InputError, match=name) as raised:
+        look_at(tmp_path / name)
+    assert str(tmp_path) not in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.fixture
+def studio(tmp_path: Path, tiny_model: StableVSR) -> Iterator[Studio]:
+    folders = Folders(tmp_path / "app")
+    folders.make()
+    studio = Studio(tiny_model, "tiny", folders)
+    yield studio
+    studio.close()
+
+
+def uploaded(studio: Studio, frames: int = 5) -> Path:
+    """A clip where Gradio puts what a page sends."""
+    folder = studio.folders.uploads / "0123abcd"
+    folder.mkdir(exist_ok=True)
+    return clip_of(folder / "clip.mp4", frames)
+
+
+def test_a_part_is_upscaled_stopped_and_gone_on_with_to_the_same_bits(
+    studio: Studio, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level("INFO", "stablevsr")
+    monkeypatch.setattr(store, "SAVE_EVERY", 0)
+    facts = look_at(uploaded(studio))
+    config = studio.config("exact", {"steps": 3, "seed": 5})
+    job = studio.submit(facts, 1, 3, config, "MKV (lossless)")
+    wait_until(lambda: (now := studio.jobs.find(job.number)).progress and now.progress.phase == "denoise")
+    studio.jobs.stop(job.number)
+    wait_until(lambda: studio.jobs.find(job.number).state == "stopped")
+    facts.path.unlink()  # the page may be closed: the run has a clip of its own
+    studio.jobs.resume(job.number)
+    wait_until(lambda: studio.jobs.find(job.number).state == "done")
+    assert re.search(r"continuing: \d+ of 9 in phase denoise are done", caplog.text)
+    assert Path(job.output) == studio.folders.outputs / "clip_x4.mkv"
+    with open_reader(job.input) as clip:
+        upscale(studio.model, PartReader(clip, 1, 4), tmp_path / "direct.mkv", config, encoding=Encoding("ffv1"))
+    for index in range(3):
+        assert np.array_equal(read_frame(Path(job.output), index), read_frame(tmp_path / "direct.mkv", index))
+    assert look_at(Path(job.output)).frame_count == 3
+
+
+def test_results_never_replace_each_other_and_an_image_gives_an_image(studio: Studio) -> None:
+    path = studio.folders.uploads / "ab" / "still.webp"
+    path.parent.mkdir()
+    Image.new("RGB", (8, 6), "red").save(path)
+    config = studio.config("weights", {"steps": 1})
+    numbers = [studio.submit(look_at(path), 0, 0, config, FORMAT).number for _ in range(2)]
+    wait_until(lambda: all(studio.jobs.find(number).state == "done" for number in numbers))
+    names = [studio.jobs.find(number).name for number in numbers]
+    assert names == ["still_x4.png", "still_x4-2.png"]
+    with Image.open(studio.folders.outputs / names[0]) as image:
+        assert image.size == (32, 24)
+    for number in numbers:
+        studio.discard(number)
+    assert sorted(each.name for each in studio.folders.outputs.iterdir()) == sorted(names)
+    assert not list(studio.folders.inputs.iterdir())
+
+
+def test_discarding_deletes_the_unfinished_work(studio: Studio) -> None:
+    job = studio.submit(look_at(uploaded(studio)), 0, 4, studio.config("exact", {"steps": 50}), FORMAT)
+    wait_until(lambda: workspace_path(Path(job.output)).exists())
+    with pytest.raises(OptionsError, match="stop it first"):
+        studio.discard(job.number)
+    studio.jobs.stop(job.number)
+    wait_until(lambda: studio.jobs.find(job.number).state == "stopped")
+    studio.discard(job.number)
+    assert not list(studio.folders.outputs.iterdir())
+    assert not list(studio.folders.inputs.iterdir())
+    assert studio.jobs.all() == []
+
+
+def test_a_preview_is_the_frame_upscaled_alone(studio: Studio) -> None:
+    facts, seen = look_at(uploaded(studio)), []
+    config = studio.config("exact", {"steps": 2, "seed": 3})
+    before, after = studio.preview(facts.path, 2, config, seen.append)
+    assert before.shape == after.shape == (4 * facts.height, 4 * facts.width, 3)
+    frame = read_frame(facts.path, 2)
+    assert np.array_equal(after, sample_video(studio.model, frame[None], config)[0])
+    assert seen[-1].phase == "decode"
+
+    def stop(now: Progress) -> None:
+        studio.stop_preview()
+
+    assert studio.preview(facts.path, 2, config, stop) is None
+
+
+def test_preview_and_run_do_not_compute_at_the_same_time(studio: Studio) -> None:
+    facts = look_at(uploaded(studio))
+    config = studio.config("exact", {"steps": 50})
+    job = studio.submit(facts, 0, 4, config, FORMAT)
+    wait_until(lambda: studio.jobs.find(job.number).state == "running")
+    with pytest.raises(ResourceError, match="the model is busy"):
+        studio.preview(facts.path, 0, config, lambda now: None)
+    studio.jobs.stop(job.number)
+
+
+def test_bad_options_are_refused(studio: Studio) -> None:
+    assert "streaming" in studio.presets()
+    assert studio.presets()["weights"] == PRESETS["exact"]
+    for fields in ({"steps": 0}, {"steps": 1001}, {"seed": -1}, {"color_fix": "paint"}):
+        with pytest.raises(OptionsError):
+            studio.config("exact", fields)
+    facts = look_at(uploaded(studio))
+    for first, last in ((-1, 2), (3, 2), (0, 5)):
+        with pytest.raises(OptionsError, match="expected some of 0 to 4"):
+            studio.submit(facts, first, last, SamplingConfig(), FORMAT)
+
+
+def test_one_app_a_folder(tmp_path: Path) -> None:
+    folders = Folders(tmp_path / "app")
+    with open_folders(folders):
+        (folders.outputs / "kept.mp4").touch()
+        with pytest.raises(ResourceError, match="in use by another app"), open_folders(folders):
+            pass
+    (folders.uploads / "old").mkdir()
+    with open_folders(folders):
+        assert not list(folders.uploads.iterdir())
+        assert (folders.outputs / "kept.mp4").exists()
+    (tmp_path / "file").touch()
+    with pytest.raises(ResourceError, match="choose another with --folder"), open_folders(Folders(tmp_path / "file")):
+        pass
+
+
+def test_hosts_that_only_this_machine_reaches() -> None:
+    assert all(map(is_loopback, ("127.0.0.1", "localhost", "::1", "127.3.2.1")))
+    assert not any(map(is_loopback, ("0.0.0.0", "192.168.1.2", "::", "example.com")))
+
+
+def test_the_command_asks_for_gradio(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert main(["app", "--folder", str(tmp_path / "app")]) == 2
+    assert "pip install 'stablevsr[app]'" in capsys.readouterr().err
+    assert not (tmp_path / "app").exists()
