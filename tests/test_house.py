@@ -31,12 +31,13 @@ ROOMS = {
     "model": BASE | {"nn", "sampling", "prompt", "weights"},
     "media": BASE,
     "engine": MODEL | {"__init__", "media"},
+    "cluster": MODEL | {"__init__", "engine", "media"},
     "convert": MODEL,
     "training": MODEL | {"media", "engine"},
     "metrics": MODEL | {"media"},
     "compare": MODEL | {"media", "metrics"},
     "__init__": {"engine", "errors", "model", "sampling"},
-    "cli": MODEL | {"__init__", "engine", "media", "convert", "training", "metrics", "compare"},
+    "cli": MODEL | {"__init__", "engine", "cluster", "media", "convert", "training", "metrics", "compare"},
     "__main__": {"cli"},
 }
 FORBIDDEN = {"diffusers", "transformers", "accelerate"}

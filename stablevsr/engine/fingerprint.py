@@ -31,6 +31,23 @@ def fingerprint(model: Model, clip: Reader, config: SamplingConfig) -> dict[str,
     }
 
 
+def shared_fingerprint(machine: dict[str, str], clip: Reader, config: SamplingConfig) -> dict[str, object]:
+    """As `fingerprint`, for a run whose scenes are sampled by several processes, none of which need be this one.
+
+    The model of the GPU is left out, so that machines can be added and replaced.
+
+    Args:
+        machine: versions, weights and precision that all of them share.
+    """
+    return {
+        "division": "into scenes",
+        **machine,
+        "input": hash_input(clip.path),
+        "part": clip.part,
+        **config.flat(),
+    }
+
+
 # For each model, the state of its tensors and their digest: a batch of clips hashes gigabytes once. The state does not
 # depend on where the tensors are, because an offloaded model moves them.
 _known: WeakKeyDictionary[object, tuple[list[tuple[int, int]], str]] = WeakKeyDictionary()

@@ -1,0 +1,12 @@
+"""One run on many machines: clips are divided into scenes, which are sampled anywhere and joined in one place.
+
+No guidance crosses a scene cut, and noise is a function of (seed, frame, step): a scene that is sampled on its own has
+the bits that it has in a run over the whole clip.
+
+    units.py      the scenes of a clip, and how they are shared out
+    run_unit.py   samples one scene into a file of lossless pictures
+    pieces.py     those files
+    job.py        one clip: its workspace, its units, and how their pictures become the output
+    shard.py      `--shard I/N`: processes that know nothing of each other but a shared folder
+    ray_pool.py, worker.py, driver.py, connect.py    `--cluster`: the same units on a Ray cluster
+"""
