@@ -212,7 +212,7 @@ def test_the_list_of_files_is_complete(output: Path) -> None:
     """What a run leaves must be known, or the next one takes it for somebody else's."""
     with open_workspace(output) as workspace:
         workspace.begin({})
-        for name in ("frames", "alpha", "flows", "latents", "estimates", "pictures"):
+        for name in ("frames", "alpha", "flows", "latents", "estimates", "borders", "pictures"):
             workspace.arrays(name, (1,))
         for name in ("clip", "plan", "units", "probe"):
             workspace.note(name, {})

@@ -8,6 +8,7 @@
     flows.raw        both flows of each pair, float32, at the size at which they were estimated; deleted after the loop
     latents.raw      two slots per frame, so that the input of a step outlives the step
     estimates.raw    the same for the clean estimates, if the sampler needs them
+    borders.raw      the clean estimates at the borders of segments, if there are any
     pictures.raw     decoded frames, uint8 or uint16; in streaming mode those not yet safe in `written`
     written, written.pair    in streaming mode, the outputs so far: finished segments, or a folder's images
     state.safetensors    how far the run is, and the last clean estimate
@@ -57,6 +58,7 @@ FILES = (
     "flows.raw",
     "latents.raw",
     "estimates.raw",
+    "borders.raw",
     "state.safetensors",
     "pictures.raw",
     "written",
