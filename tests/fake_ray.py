@@ -13,7 +13,7 @@ import torch
 from stablevsr.cluster.connect import Connection
 from stablevsr.cluster.description import ModelDescription
 from stablevsr.cluster.pieces import write_piece
-from stablevsr.cluster.run_unit import Order
+from stablevsr.cluster.run_unit import Made, Order
 from stablevsr.cluster.worker import Outcome, Place
 from stablevsr.engine.progress import Progress
 
@@ -67,9 +67,9 @@ class GrayWorker:
         if piece is None:
             assert self.received == order.unit.count
             self._data = b"not read by the driver" * order.unit.count
-            return Outcome(len(self._data), 0.0)
-        write_piece(Path(piece), iter(pictures), is_deep=False)
-        return Outcome(Path(piece).stat().st_size, 0.0)
+            return Outcome(Made("of another", 0.0), len(self._data))
+        digest = write_piece(Path(piece), iter(pictures), is_deep=False)
+        return Outcome(Made(digest, 0.0), Path(piece).stat().st_size)
 
     def read(self, offset: int, size: int) -> bytes:
         return self._data[offset : offset + size]

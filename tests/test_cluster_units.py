@@ -14,8 +14,8 @@ from stablevsr.cli import main
 from stablevsr.cluster import shard
 from stablevsr.cluster.description import ModelDescription
 from stablevsr.cluster.job import Result, Setting
-from stablevsr.cluster.pieces import bound, read_piece, write_piece
-from stablevsr.cluster.run_unit import Order
+from stablevsr.cluster.pieces import Record, bound, read_piece, write_piece
+from stablevsr.cluster.run_unit import Made, Order
 from stablevsr.cluster.shard import run_shard
 from stablevsr.cluster.units import Shard, Unit, cuts_of_stream, longest_first, units_between
 from stablevsr.engine import store
@@ -83,17 +83,17 @@ def test_the_cuts_of_a_stream_are_those_it_finds_itself() -> None:
 def test_pieces_are_lossless_and_bounded(tmp_path: Path, is_deep: bool) -> None:
     kind, top = (np.uint16, 65536) if is_deep else (np.uint8, 256)
     noise = np.random.default_rng(0).integers(0, top, (5, 48, 64, 3), kind)
-    write_piece(tmp_path / "piece.mkv", map(torch.from_numpy, noise), is_deep)
-    found = list(read_piece(tmp_path / "piece.mkv", 5, is_deep))
+    digest = write_piece(tmp_path / "piece.mkv", map(torch.from_numpy, noise), is_deep)
+    found = list(read_piece(tmp_path / "piece.mkv", Record(5, digest), is_deep))
     assert np.array_equal(torch.stack(found).numpy(), noise)
     assert found[0].dtype == (torch.uint16 if is_deep else torch.uint8)
     assert (tmp_path / "piece.mkv").stat().st_size <= bound(tmp_path, 48, 64, is_deep).bytes(5)
 
 
-@pytest.mark.parametrize("damage", ["short", "changed", "gone", "other"])
+@pytest.mark.parametrize("damage", ["short", "changed", "gone"])
 def test_a_damaged_piece_is_noticed(tmp_path: Path, damage: str) -> None:
     path, noise = tmp_path / "piece.mkv", np.random.default_rng(0).integers(0, 256, (4, 48, 64, 3), np.uint8)
-    write_piece(path, map(torch.from_numpy, noise[: 3 if damage == "other" else 4]), is_deep=False)
+    record = Record(4, write_piece(path, map(torch.from_numpy, noise), is_deep=False))
     data = bytearray(path.read_bytes())
     if damage == "changed":
         data[len(data) // 2] ^= 0xFF
@@ -101,7 +101,7 @@ def test_a_damaged_piece_is_noticed(tmp_path: Path, damage: str) -> None:
     if damage == "gone":
         path.unlink()
     with pytest.raises(UserError, match=r"piece.mkv, a finished scene, is damaged: delete it and piece.json to"):
-        list(read_piece(path, 4, is_deep=False))
+        list(read_piece(path, record, is_deep=False))
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +183,7 @@ def fail_at(monkeypatch: pytest.MonkeyPatch, first: int, error: Exception) -> No
     """Let the unit that starts at this frame fail."""
     real = shard.run_unit
 
-    def run(model: object, order: Order, *more: object) -> float:
+    def run(model: object, order: Order, *more: object) -> Made:
         if order.unit.first == first:
             raise error
         return real(model, order, *more)
@@ -196,17 +196,18 @@ def test_a_scene_that_fails_does_not_stop_the_others(
 ) -> None:
     targets = {clip: tmp_path / clip.name for clip in list(clips)[:2]}
     with monkeypatch.context() as patch:
-        fail_at(patch, 3, OptionsError("a decoded frame overflowed"))
+        fail_at(patch, 2, OptionsError("a decoded frame overflowed"))
         first, second = share(tiny_weights, targets, "1/1")
-    assert first.error == "frames 3 to 4: a decoded frame overflowed"
-    assert not second.error
-    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["b.mp4"]
-    assert not share(tiny_weights, targets, "1/1")[0].error
+    assert second.error == "frames 2 to 2: a decoded frame overflowed"
+    assert not first.error
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["a.mp4"]
+    assert not share(tiny_weights, targets, "1/1")[1].error
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "b.mp4"]
 
 
 def command(weights: Path, *arguments: object) -> int:
-    return main(["upscale", *map(str, arguments), "--weights", str(weights), "--steps", "2", "--device", "cpu", "-q"])
+    options = ["--weights", str(weights), "--steps", "1", "--scene-cuts", "auto", "--device", "cpu", "-q"]
+    return main(["upscale", *map(str, arguments), *options])
 
 
 @pytest.mark.parametrize(
@@ -251,6 +252,6 @@ def test_other_runs_and_shards_refuse_each_other(tiny_weights: Path, tmp_path: P
     assert command(tiny_weights, clip, out, "--shard", "2/2", "--seed", "3") == 2
     assert "was started with another seed (0, now 3)" in capsys.readouterr().err
     assert command(tiny_weights, clip, out) == 2
-    assert "was started with another division (into scenes, now None)" in capsys.readouterr().err
+    assert "was started with another division (into scenes, now none)" in capsys.readouterr().err
     assert command(tiny_weights, clip, out, "--shard", "2/2") == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.mp4", "out.mp4"]

@@ -67,14 +67,10 @@ class _Clip:
     job: Job
     stack: ExitStack  # closes the job
     assignments: dict[Unit, Assignment]
+    left: set[Unit]  # not finished, nor given up
     start: float = field(default_factory=time.monotonic)
     joining: Generator[Unit, None, None] | None = None
     wanted: Unit | None = None  # the unit whose pictures are to be written next
-
-    @property
-    def is_settled(self) -> bool:
-        """Whether nothing of it is left to be sampled."""
-        return all(each.record or each.is_given_up for each in self.assignments.values())
 
     @property
     def has_failed(self) -> bool:
@@ -82,7 +78,7 @@ class _Clip:
 
     def has(self, unit: Unit | None) -> bool:
         """Whether the pictures of a unit are there."""
-        return unit is not None and self.assignments[unit].record is not None
+        return unit is not None and unit not in self.left and self.assignments[unit].record is not None
 
 
 class _Driver:
@@ -100,7 +96,7 @@ class _Driver:
         self._setting, self._pool, self._side_by_side, self._progress = setting, pool, side_by_side, progress
         self._results = [Result(*clip) for clip in clips]
         self._next = 0  # number of the clip to be read next
-        self._ahead = AHEAD * workers
+        self._workers, self._ahead = workers, AHEAD * workers
         self._clips: list[_Clip] = []  # that are being worked on
         self._done = 0  # frame-steps of the others
         self._told: set[str] = set()  # notices
@@ -121,12 +117,14 @@ class _Driver:
     def _step(self) -> bool:
         """Do the most urgent thing; returns whether anything is left to be done."""
         self._hear()
-        clip = next((clip for clip in self._clips if clip.joining and clip.has(clip.wanted)), None)
-        if clip is not None:
-            self._join_next_unit(clip)
-        elif self._next < len(self._results) and self._pool.waiting < self._ahead:
+        joined = next((clip for clip in self._clips if clip.joining and clip.has(clip.wanted)), None)
+        complete = [clip for clip in self._clips if not (clip.left or clip.joining or clip.has_failed)]
+        can_read = self._next < len(self._results) and self._pool.waiting < self._ahead
+        if joined:
+            self._join_next_unit(joined)
+        elif can_read and (not complete or (self._pool.waiting < self._workers and len(complete) <= self._workers)):
             self._read_next_clip()
-        elif (clip := self._clip_to_join()) is not None:
+        elif clip := self._clip_to_join(complete):
             clip.joining = clip.job.joining(self._tell)
             clip.stack.callback(clip.joining.close)
             self._join_next_unit(clip)
@@ -149,13 +147,14 @@ class _Driver:
                 assert self._pool.failure is not None
                 raise self._pool.failure
             clip = next(clip for clip in self._clips if clip.job is assignment.job)
+            clip.left.remove(assignment.unit)
             if assignment.record is not None:
                 for notice in set(assignment.record.notices) - self._told:
                     self._told.add(notice)
                     log.warning("%s", notice)
             else:
                 self._fail(clip.number, f"{assignment.unit}: {assignment.failures[-1]}")
-            if clip.is_settled and clip.has_failed:
+            if not clip.left and clip.has_failed:
                 self._close(clip)
 
     def _read_next_clip(self) -> None:
@@ -178,8 +177,9 @@ class _Driver:
             return
         assignments = {unit: Assignment(job, unit, record=job.record(unit)) for unit in job.units}
         result.frames = job.frames
-        self._clips.append(_Clip(number, job, stack, assignments))
-        finished = sum(each.record is not None for each in assignments.values())
+        left = {unit for unit, each in assignments.items() if each.record is None}
+        self._clips.append(_Clip(number, job, stack, assignments, left))
+        finished = len(assignments) - len(left)
         before = f", {finished} of them finished before" if finished else ""
         log.info("%s: %d frames in %d scenes%s", job.input, job.frames, len(assignments), before)
         for assignment in assignments.values():
@@ -188,13 +188,11 @@ class _Driver:
             else:
                 assignment.done = assignment.work
 
-    def _clip_to_join(self) -> _Clip | None:
+    def _clip_to_join(self, complete: list[_Clip]) -> _Clip | None:
         """A complete one if there is any, else one that is joined while the rest of it is being sampled."""
-        idle = [clip for clip in self._clips if clip.joining is None and not clip.has_failed]
-        complete = next((clip for clip in idle if clip.is_settled), None)
         if complete or any(clip.joining for clip in self._clips):
-            return complete
-        return next((clip for clip in idle if clip.has(clip.job.units[0])), None)
+            return complete[0] if complete else None
+        return next((clip for clip in self._clips if clip.has(clip.job.units[0]) and not clip.has_failed), None)
 
     def _join_next_unit(self, clip: _Clip) -> None:
         """Write the pictures of the unit whose turn it is; after the last one the output is in place."""

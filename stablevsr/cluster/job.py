@@ -133,7 +133,9 @@ class Job:
             footage = run_to_end(ingest(store, workspace, clip, setting.config), None)
             for unit in self.units:
                 yield unit
-                pictures = read_piece(self.piece(unit), unit.count, self._is_deep)
+                record = self.record(unit)
+                assert record is not None  # the caller has waited for it
+                pictures = read_piece(self.piece(unit), record, self._is_deep)
                 for index, picture in enumerate(pictures, unit.first):
                     writers.write(picture, footage.frame(index))
                     report(progress, Progress("write", index + 1, self.frames))

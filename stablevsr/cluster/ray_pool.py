@@ -269,7 +269,7 @@ class _Seat(threading.Thread):
             assignment.note(self._ray.get(handle.progress.remote()))
         outcome: Outcome = self._ray.get(reference)
         if not is_shared:
-            self._fetch(piece, outcome.size)
+            self._fetch(piece, outcome)
         return outcome
 
     def _send(self, job: Job, order: Order) -> None:
@@ -286,10 +286,10 @@ class _Seat(threading.Thread):
         finally:
             file.close()
 
-    def _fetch(self, piece: Path, size: int) -> None:
+    def _fetch(self, piece: Path, outcome: Outcome) -> None:
         """Fetch a piece from a worker that cannot write here."""
         with using(piece), replacing(piece) as part, part.open("wb") as file:
-            for offset in range(0, size, CHUNK):
+            for offset in range(0, outcome.size, CHUNK):
                 file.write(self._ray.get(self._handle.read.remote(offset, CHUNK)))
         self._ray.get(self._handle.end.remote())
 
@@ -298,10 +298,11 @@ class _Seat(threading.Thread):
         assert place is not None
         record = Record(
             assignment.unit.count,
+            outcome.made.digest,
             f"{place.machine}, process {place.process}",
             place.gpu,
             round(seconds, 3),
-            round(outcome.sampling, 3),
+            outcome.made.sampling,
             len(assignment.failures),
             list(outcome.notices),
         )

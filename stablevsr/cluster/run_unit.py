@@ -54,6 +54,14 @@ class Order:
         return self.config.steps * self.unit.count
 
 
+@dataclass(frozen=True)
+class Made:
+    """What has become of an order."""
+
+    digest: str  # of the piece
+    sampling: float  # seconds in the networks
+
+
 class FrameFile:
     """LR frames in a file that many processes read, as an `engine.store.Array`.
 
@@ -79,8 +87,8 @@ class FrameFile:
         self._file.close()
 
 
-def run_unit(model: Model, order: Order, frames: Array, piece: Path, progress: OnProgress | None = None) -> float:
-    """Sample a unit, or continue it, and write its pictures to `piece`; returns the seconds spent on sampling.
+def run_unit(model: Model, order: Order, frames: Array, piece: Path, progress: OnProgress | None = None) -> Made:
+    """Sample a unit, or continue it, and write its pictures to `piece`.
 
     Args:
         frames: the unit's LR frames, from index 0.
@@ -102,9 +110,9 @@ def run_unit(model: Model, order: Order, frames: Array, piece: Path, progress: O
             sample = _stream if order.config.mode == "streaming" else _sample
             pictures = sample(model, order, low_res, workspace, store, progress)
             seconds = time.monotonic() - start
-            write_piece(piece, pictures, order.is_deep)
+            digest = write_piece(piece, pictures, order.is_deep)
         workspace.remove()
-    return seconds
+    return Made(digest, round(seconds, 3))
 
 
 def _sample(

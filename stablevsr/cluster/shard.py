@@ -113,14 +113,14 @@ class _Run:
         frames = FrameFile(job.frames_path, order, unit.first)
         try:
             with collecting_notices(notices):
-                sampling = run_unit(self.model, order, frames, job.piece(unit), self.progress)
+                made = run_unit(self.model, order, frames, job.piece(unit), self.progress)
         finally:
             frames.close()
             for notice in notices[len(self.told) :]:
                 log.warning("%s", notice)
             self.told = notices
         seconds = round(time.monotonic() - start, 3)
-        record = Record(unit.count, machine_name(), gpu_name(self.model), seconds, round(sampling, 3))
+        record = Record(unit.count, made.digest, machine_name(), gpu_name(self.model), seconds, made.sampling)
         write_record(job.piece(unit), record)
 
     def join_if_complete(self, number: int) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from stablevsr.cluster.description import ModelDescription, gpu_name, machine_name
-from stablevsr.cluster.run_unit import FrameFile, Order, collecting_notices, run_unit
+from stablevsr.cluster.run_unit import FrameFile, Made, Order, collecting_notices, run_unit
 from stablevsr.engine.progress import Progress
 from stablevsr.errors import ResourceError
 from stablevsr.model import Model
@@ -32,8 +32,8 @@ class Place:
 class Outcome:
     """What a worker has done."""
 
+    made: Made
     size: int  # of the piece, in bytes
-    sampling: float  # seconds in the networks
     notices: Sequence[str] = field(default=())
 
 
@@ -104,10 +104,10 @@ class Worker:
         file = FrameFile(Path(frames), order, order.unit.first) if frames else FrameFile(self._frames(), order, 0)
         try:
             with collecting_notices(notices):
-                sampling = run_unit(self._model, order, file, path, self._report)
+                made = run_unit(self._model, order, file, path, self._report)
         finally:
             file.close()
-        return Outcome(path.stat().st_size, sampling, notices)
+        return Outcome(made, path.stat().st_size, notices)
 
     def read(self, offset: int, size: int) -> bytes:
         """A part of the piece."""

@@ -17,7 +17,7 @@ class StoredBorders:
     """
 
     def __init__(self, array: Array, starts: Sequence[int]) -> None:
-        self._array = array
+        self._array, self.starts = array, starts
         self._number = {start: number for number, start in enumerate(starts)}
 
     def get(self, index: int, frame: int) -> Tensor | None:

@@ -21,6 +21,7 @@ from stablevsr.sampling.config import SamplingConfig
 def fingerprint(model: Model, clip: Reader, config: SamplingConfig) -> dict[str, object]:
     """Everything that changes the bits of a result, by name."""
     return {
+        "division": "none",
         "version of stablevsr": __version__,
         "input": hash_input(clip.path),
         "part": clip.part,

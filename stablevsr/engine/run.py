@@ -151,7 +151,6 @@ class Run:
             start,
             self._sampler,
             estimates,
-            self._segments,
             self._borders(),
         )
         watch = OverflowWatch(n)

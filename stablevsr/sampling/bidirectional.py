@@ -1,6 +1,6 @@
 """The frame-wise bidirectional loop (paper, section 4.3): each step visits all frames, in alternating direction."""
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -90,7 +90,6 @@ def bidirectional_sampling(
     start: SamplingState = START,
     sampler: Sampler = DDPM,
     estimates: Latents | None = None,
-    segments: Collection[int] = (),
     borders: Borders = NO_BORDERS,
 ) -> Iterator[FrameStep]:
     """Run the loop in place, one frame-step at a time.
@@ -106,8 +105,7 @@ def bidirectional_sampling(
         start: where to continue; `latents` must be as they were then.
         sampler: the step from one noise level to the next.
         estimates: storage for the x0 of every frame, if the sampler needs it; None keeps it in memory.
-        segments: the frames that start a new segment.
-        borders: where segments leave what their neighbors need, and find what these left.
+        borders: of segments, and what crosses them.
 
     Yields:
         A `FrameStep` for every frame of every step, in the order visited.
@@ -121,7 +119,7 @@ def bidirectional_sampling(
         for position in range(first, n):
             frame = order[position]
             source = frame - order.step  # the one before it in this pass
-            starts_segment = position == 0 or max(frame, source) in segments
+            starts_segment = position == 0 or max(frame, source) in borders.starts
             if starts_segment:
                 x0 = borders.get(step.index - 1, source)
             assert starts_segment or x0 is not None  # a resumed run reads it from its state file

@@ -6,7 +6,8 @@ of the *previous* pass, one noise level older. Passes alternate in direction, so
 frame of its own segment: it is ready as soon as that segment has begun. One tensor crosses each border per pass.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol
 
@@ -14,7 +15,12 @@ from torch import Tensor
 
 
 class Borders(Protocol):
-    """The clean estimates at the borders of segments."""
+    """Where segments leave what their neighbors need, and find what these left: clean estimates, at the borders."""
+
+    @property
+    def starts(self) -> Collection[int]:
+        """The frames that start a new segment, apart from the first one."""
+        ...
 
     def get(self, index: int, frame: int) -> Tensor | None:
         """The estimate (c, h, w) of `frame` in pass `index`; None if there is none, as before the first pass."""
@@ -25,8 +31,11 @@ class Borders(Protocol):
         ...
 
 
+@dataclass(frozen=True)
 class NoBorders:
     """`Borders` of a clip without segments, or of segments that exchange nothing."""
+
+    starts: Collection[int] = ()
 
     def get(self, index: int, frame: int) -> Tensor | None:
         return None
