@@ -17,7 +17,7 @@ from fake_ray import FakeRay, GrayWorker
 
 from stablevsr import PRESETS, Progress, Stopped
 from stablevsr.cli import main
-from stablevsr.cluster import driver, ray_pool
+from stablevsr.cluster import driver, ray_pool, upscale_on_cluster
 from stablevsr.cluster.connect import Cluster
 from stablevsr.cluster.description import ModelDescription
 from stablevsr.cluster.driver import run_on_cluster
@@ -59,6 +59,17 @@ def upscale(weights: Path, *clips: Path, workers: int = 2, progress: object = No
         Cluster(workers=workers),
         progress=progress,
     )
+
+
+def test_the_python_function(cluster, tiny_weights: Path, clip: Path) -> None:
+    cluster()
+    model = ModelDescription(str(tiny_weights), "cpu")
+    with pytest.raises(OptionsError, match="two inputs would both be written to"):
+        upscale_on_cluster({clip: "out.mp4", "other.mp4": "out.mp4"}, model)
+    with pytest.raises(OptionsError, match="got steps 0"):
+        upscale_on_cluster({clip: target(clip)}, model, steps=0)
+    (result,) = upscale_on_cluster({clip: target(clip)}, model, steps=1, scene_cuts=(3,), cluster=Cluster(workers=1))
+    assert [(unit["first"], unit["last"]) for unit in result.units] == [(0, 3), (3, 9)]
 
 
 def target(clip: Path) -> Path:
@@ -207,8 +218,8 @@ def test_pieces_travel_through_the_object_store_where_nothing_is_shared(
         real(piece, record)
 
     monkeypatch.setattr(ray_pool, "write_record", write_record)
-    with pytest.raises(UserError, match=r"0000000\.mkv, a finished scene, is damaged"):  # it is not a video
-        upscale(tiny_weights, clip)
+    (result,) = upscale(tiny_weights, clip)
+    assert "0000000.mkv, a finished scene, is damaged" in result.error  # it is not a video
     assert fetched["0000000.mkv"] == b"not read by the driver" * 2
 
 

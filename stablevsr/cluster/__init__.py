@@ -8,5 +8,12 @@ the bits that it has in a run over the whole clip.
     pieces.py     those files
     job.py        one clip: its workspace, its units, and how their pictures become the output
     shard.py      `--shard I/N`: processes that know nothing of each other but a shared folder
-    ray_pool.py, worker.py, driver.py, connect.py    `--cluster`: the same units on a Ray cluster
+    upscale.py, driver.py, ray_pool.py, worker.py, connect.py    `--cluster`: the same units on a Ray cluster
 """
+
+from stablevsr.cluster.connect import Cluster
+from stablevsr.cluster.description import ModelDescription
+from stablevsr.cluster.job import Result
+from stablevsr.cluster.upscale import upscale_on_cluster
+
+__all__ = ["Cluster", "ModelDescription", "Result", "upscale_on_cluster"]

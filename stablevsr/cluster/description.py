@@ -1,6 +1,7 @@
 """A model as a description, from which every worker builds its own."""
 
 import hashlib
+import os
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ class ModelDescription:
     of its own. None takes GPUs if the cluster has any.
     """
 
-    weights: Path | None = None
+    weights: str | os.PathLike[str] | None = None
     device: str | None = None
     dtype: str | None = None
     compile: bool = False
@@ -37,7 +38,7 @@ class ModelDescription:
         Raises:
             WeightsError: when the weights file cannot be read.
         """
-        path = self.weights or bundled_weights()
+        path = Path(self.weights or bundled_weights())
         try:
             with path.open("rb") as file:
                 weights = hashlib.file_digest(file, "sha256").hexdigest()[:16]

@@ -201,10 +201,9 @@ class _Driver:
         try:
             clip.wanted = next(clip.joining, None)
         except UserError as error:
-            if len(self._results) == 1:
-                raise
+            clip.wanted = None
             self._fail(clip.number, str(error))
-        if clip.wanted is None or result.error:
+        if clip.wanted is None:
             if not result.error:
                 log.info("wrote %s: %d frames", result.output, result.frames)
             self._close(clip)
