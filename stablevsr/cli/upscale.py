@@ -5,10 +5,11 @@ import json
 import logging
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from stablevsr.atomic import restore
 from stablevsr.cli.console import DONE, FAILED, ProgressBars
@@ -27,6 +28,9 @@ from stablevsr.sampling.config import PRESETS, SamplingConfig
 from stablevsr.sampling.resizing import output_size
 from stablevsr.weights import read_header
 
+if TYPE_CHECKING:
+    from stablevsr.cluster.job import Result
+
 log = logging.getLogger(__name__)
 
 
@@ -42,6 +46,10 @@ class Task:
 
 
 def run(options: argparse.Namespace) -> int:
+    if any(each is not None for each in (options.cluster, options.shard, options.workers, options.cpus_per_worker)):
+        from stablevsr.cli.cluster import run_on_several
+
+        return run_on_several(options)
     tasks, done, model = find_tasks(options), [], None
     if options.preview:
         check_preview([task.output for task in tasks], [task.input for task in tasks])
@@ -211,7 +219,7 @@ def pointing_to(workspace: Path) -> Iterator[None]:
         raise
 
 
-def print_summary(done: list[Task], options: argparse.Namespace) -> None:
+def print_summary(done: "Sequence[Task | Result]", options: argparse.Namespace) -> None:
     """Log the result of each task if there are several; print all as JSON with --json."""
     if len(done) > 1:
         for task in done:

@@ -120,6 +120,12 @@ class SamplingConfig:
         "frames that start a new scene, which guidance does not cross; auto detects them",
         metavar="auto|off|I,J,...",
     )
+    segments: int | None = option(
+        None,
+        "divide scenes into segments of at most N frames, whose first frames are guided by their neighbors' estimates "
+        "of the step before (default: whole scenes)",
+        metavar="N",
+    )
     tile: str | int = option(
         "auto",
         "decode in overlapping tiles of N LR pixels to save memory; auto: only after running out of memory",
@@ -172,6 +178,11 @@ class SamplingConfig:
         _require(
             cuts in ("auto", "off") or (isinstance(cuts, tuple) and all(cut > 0 for cut in cuts)),
             f"got scene_cuts {cuts!r}, expected auto, off or frame numbers above 0",
+        )
+        _require(self.segments is None or self.segments >= 2, f"got segments {self.segments}, expected 2 or more")
+        _require(
+            self.segments is None or self.mode != "streaming",
+            f"got segments {self.segments} in mode streaming, where each frame needs the one before: omit it",
         )
         _require(
             self.tile in ("auto", "off") or (isinstance(self.tile, int) and self.tile >= MIN_TILE),
