@@ -27,6 +27,7 @@ from stablevsr.weights import read as read_weights
 
 log = logging.getLogger(__name__)
 
+BUNDLED = ("small", "small-streaming")  # weights in the package, by name
 DTYPES = {name: getattr(torch, dtype) for name, dtype in DTYPE_NAMES.items()}
 
 
@@ -145,7 +146,7 @@ def build_model(
     """Build a model from a weights file, ready for `sample_video`.
 
     Args:
-        weights: a file made by `stablevsr convert`; None is the small model bundled with the package.
+        weights: a file made by `stablevsr convert`, or the name of one in the package (`BUNDLED`); None is "small".
         device: "cpu", "cuda", "cuda:1", "mps"; None takes the best one available.
         dtype: "fp32", "fp16" or "bf16", see `StableVSR.place`; None is fp32.
         compile: use `torch.compile`: faster after a slow first call.
@@ -165,7 +166,7 @@ def build_model(
         require_compiler(target)
     if offload and target.type != "cuda":
         raise OptionsError(f"offload saves GPU memory, but the device is {target}: leave it out")
-    path = Path(weights) if weights is not None else bundled_weights()
+    path = find_weights(weights)
     header, tensors = read_weights(path)
     model = empty_model(header)
     check_tensors(tensors, model.state_dict(), str(path))
@@ -182,6 +183,14 @@ def build_model(
     return Offloaded(model, target, [name for name, _, part in model.parts() if part.offloaded])
 
 
-def bundled_weights() -> Path:
-    """The weights file inside the package."""
-    return Path(str(resources.files("stablevsr") / "assets" / "small.safetensors"))
+def bundled_weights(name: str = "small") -> Path:
+    """A weights file inside the package, one of `BUNDLED`."""
+    return Path(str(resources.files("stablevsr") / "assets" / f"{name}.safetensors"))
+
+
+def find_weights(weights: str | os.PathLike[str] | None) -> Path:
+    """The path of a weights file; a name of `BUNDLED` is one in the package, unless there is a file of that name."""
+    if weights is None:
+        return bundled_weights()
+    path = Path(weights)
+    return bundled_weights(str(path)) if str(path) in BUNDLED and not path.exists() else path

@@ -173,7 +173,12 @@ def add_upscale(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     command.add_argument(
         "--frames", type=frame_range, default=(0, None), metavar="A:B", help="only frames A to B - 1, counted from 0"
     )
-    command.add_argument("--weights", type=Path, metavar="FILE", help="a weights file (default: the bundled one)")
+    command.add_argument(
+        "--weights",
+        type=Path,
+        metavar="FILE",
+        help="a weights file, or small or small-streaming, which are bundled (default: small)",
+    )
     command.add_argument("--dtype", choices=DTYPE_NAMES, help="precision of the networks (default: fp32)")
     command.add_argument("--compile", action="store_true", help="compile the networks: faster after a slow start")
     command.add_argument(

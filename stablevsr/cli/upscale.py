@@ -18,7 +18,7 @@ from stablevsr.engine.workspace import workspace_path
 from stablevsr.errors import OptionsError
 from stablevsr.media import Encoding, PartReader, Reader, check_output, open_reader, output_for
 from stablevsr.media.pipe import PIPE
-from stablevsr.model import Model, build_model, bundled_weights
+from stablevsr.model import Model, build_model, find_weights
 from stablevsr.sampling.config import PRESETS, SamplingConfig
 from stablevsr.weights import read_header
 
@@ -98,7 +98,7 @@ def find_tasks(options: argparse.Namespace) -> list[Task]:
 
 def sampling_config(options: argparse.Namespace) -> SamplingConfig:
     """The preset or the weights' own config, overridden by the options; checked against the weights file's header."""
-    header = read_header(options.weights or bundled_weights())
+    header = read_header(find_weights(options.weights))
     config = (PRESETS[options.preset] if options.preset else header.sampling).with_fields(sampling_values(options))
     config.check(header.config)
     return config
