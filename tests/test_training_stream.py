@@ -1,4 +1,4 @@
-"""Stages of streaming models: the stream that is trained is the stream that is sampled, and each stage trains its part."""
+"""Stages of streaming models: the stream that is trained is the one that is sampled, and each stage trains its part."""
 
 from dataclasses import replace
 from pathlib import Path
