@@ -2,7 +2,8 @@
 """What the model is worth on held-out clips: against bicubic, with and without the TCM, one-way and two-way.
 
 Streaming weights take the variants "default" (each frame guided by the previous result), "default per frame" (every
-frame on its own) and "half flow"; "exact", "balanced" and "fast" are the presets. Prints tables and writes JSON. Metrics, per clip and then over clips:
+frame on its own) and "half flow"; "exact", "balanced" and "fast" are the presets. Prints tables and writes JSON.
+Metrics, per clip and then over clips:
 
     PSNR, SSIM  fidelity, higher is better (HaarPSI and GMSD are piq's)
     HaarPSI     perceptual similarity to the truth, higher is better (Reisenhofer et al. 2018)
