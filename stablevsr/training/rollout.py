@@ -23,6 +23,8 @@ from stablevsr.training.features import feature_distance
 from stablevsr.training.losses import autoencoder_of, flow_network_of, tiny_decoder_of
 from stablevsr.training.recipe import RolloutRecipe
 
+Motion = tuple[Tensor, Tensor]  # flow and valid of `temporal_loss`
+
 
 @dataclass(frozen=True)
 class Objective:
@@ -128,21 +130,37 @@ def latent_of(vae: VAE | TemporalTinyVAE, picture: Tensor) -> Tensor:
     )
 
 
-def picture_loss(picture: Tensor, truth: Tensor, objective: Objective) -> Tensor:
-    """L1 and feature distance of frames, weighted by the recipe.
+def pictures_loss(
+    pictures: Tensor, truth: Tensor, objective: Objective, motion: Motion | None = None, first: int = 0
+) -> Tensor:
+    """L1 and feature distance of the frames from `first` on, and the temporal losses of all, weighted by the recipe.
 
     Args:
-        picture: (n, 3, 4h, 4w), decoded, roughly in [-1, 1].
-        truth: (n, 3, 4h, 4w) in [-1, 1].
+        pictures: (n, frames, 3, h, w), decoded, about [-1, 1].
+        truth: (n, frames, 3, h, w) in [-1, 1].
+        motion: None without ground-truth flow, and then without `temporal_loss`.
     """
     weights = objective.recipe
-    loss = weights.picture * F.l1_loss(picture, truth) / 2
+    loss = weights.picture * F.l1_loss(pictures[:, first:], truth[:, first:]) / 2
     if objective.features is not None:
         with torch.no_grad():
-            target = objective.features(truth / 2 + 0.5)
-        ours = objective.features(picture / 2 + 0.5)
-        loss = loss + weights.features * feature_distance(ours, target).mean()
+            target = objective.features(truth.flatten(0, 1) / 2 + 0.5)
+        ours = objective.features(pictures.flatten(0, 1) / 2 + 0.5)
+        loss = loss + weights.features * feature_distance(ours, target).view(truth.shape[:2])[:, first:].mean()
+        if weights.feature_changes:
+            changes = [_changes(features, *truth.shape[:2]) for features in (ours, target)]
+            loss = loss + weights.feature_changes * (changes[0] - changes[1]).abs().mean()
+    if motion is not None:
+        loss = loss + weights.temporal * temporal_loss(pictures, truth, *motion)
     return loss
+
+
+def _changes(features: list[Tensor], count: int, frames: int) -> Tensor:
+    """Feature distance between neighbouring frames of flattened clips: (count * (frames - 1),)."""
+    clips = [each.unflatten(0, (count, frames)) for each in features]
+    return feature_distance(
+        [each[:, 1:].flatten(0, 1) for each in clips], [each[:, :-1].flatten(0, 1) for each in clips]
+    )
 
 
 def temporal_loss(picture: Tensor, truth: Tensor, flow: Tensor, valid: Tensor) -> Tensor:
@@ -179,7 +197,7 @@ def rollout_loss(
     """
     x0 = roll_out(model, low_res, noise, context, objective.steps(model))
     picture = model.vae.decode(x0 / model.vae.scaling_factor).float()
-    return _latent_loss(model, x0, truth, objective) + picture_loss(picture, truth, objective)
+    return _latent_loss(model, x0, truth, objective) + pictures_loss(picture[:, None], truth[:, None], objective)
 
 
 def tcm_rollout_loss(
@@ -189,7 +207,7 @@ def tcm_rollout_loss(
     noise: Tensor,
     context: Tensor,
     objective: Objective,
-    motion: tuple[Tensor, Tensor] | None,
+    motion: Motion | None,
 ) -> Tensor:
     """Rollout loss of the TCM on short clips.
 
@@ -198,12 +216,9 @@ def tcm_rollout_loss(
         low_res: (n, frames, 3, h, w) in [-1, 1].
         noise: (n, frames, latent channels, h, w).
         context: (n, tokens, width).
-        motion: flow and valid of `temporal_loss`, or None without ground-truth flow.
+        motion: None without ground-truth flow.
     """
     x0 = roll_out_clips(model, low_res, noise, context, objective.steps(model)).flatten(0, 1)
     picture = model.vae.decode(x0 / model.vae.scaling_factor).float()
-    frames = truth.flatten(0, 1)
-    loss = _latent_loss(model, x0, frames, objective) + picture_loss(picture, frames, objective)
-    if motion is not None:
-        loss = loss + objective.recipe.temporal * temporal_loss(picture.view_as(truth), truth, *motion)
-    return loss
+    latent = _latent_loss(model, x0, truth.flatten(0, 1), objective)
+    return latent + pictures_loss(picture.view_as(truth), truth, objective, motion)

@@ -164,7 +164,8 @@ def stage_of(recipe: Recipe, device: torch.device, teacher: VAE | None = None) -
     stage = STAGES[recipe.stage]
     if not stage.is_rollout:
         return stage
-    features = load_features("lite0").to(device) if recipe.rollout.features else None
+    seen = recipe.rollout.features or recipe.rollout.feature_changes
+    features = load_features("lite0").to(device) if seen else None
     return stage._replace(
         needs_flow=stage.needs_flow and recipe.rollout.temporal > 0,
         loss=partial(stage.loss, objective=Objective(recipe.rollout, features, teacher)),

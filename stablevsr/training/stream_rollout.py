@@ -13,9 +13,7 @@ from stablevsr.sampling.flow import estimate_flow
 from stablevsr.sampling.networks import Networks
 from stablevsr.sampling.schedule import Step
 from stablevsr.training.losses import flow_network_of, temporal_autoencoder_of
-from stablevsr.training.rollout import Objective, denoise, latent_of, picture_loss, temporal_loss
-
-Motion = tuple[Tensor, Tensor]  # flow and valid of `temporal_loss`
+from stablevsr.training.rollout import Motion, Objective, denoise, latent_of, pictures_loss
 
 
 def roll_out_stream(
@@ -77,7 +75,7 @@ def stream_vae_loss(
         motion: without ground-truth flow there is no temporal term.
     """
     _, pictures = roll_out_stream(model, low_res, noise, context, objective.steps(model))
-    loss = _pictures_loss(pictures, truth, objective, motion)
+    loss = pictures_loss(pictures, truth, objective, motion)
     if objective.teacher is not None and objective.recipe.latent:
         frame = truth[:, 0]
         latent = temporal_autoencoder_of(model).encode(frame).float()
@@ -101,14 +99,4 @@ def stream_tcm_loss(
     latents, pictures = roll_out_stream(model, low_res, noise, context, objective.steps(model))
     target = latent_of(model.vae, truth[:, 1:].flatten(0, 1))
     latent = objective.recipe.latent * F.mse_loss(latents[:, 1:].flatten(0, 1), target)
-    return latent + _pictures_loss(pictures, truth, objective, motion, first=1)
-
-
-def _pictures_loss(
-    pictures: Tensor, truth: Tensor, objective: Objective, motion: Motion | None, first: int = 0
-) -> Tensor:
-    """Picture loss of the frames from `first` on, and temporal loss of all."""
-    loss = picture_loss(pictures[:, first:].flatten(0, 1), truth[:, first:].flatten(0, 1), objective)
-    if motion is not None:
-        loss = loss + objective.recipe.temporal * temporal_loss(pictures, truth, *motion)
-    return loss
+    return latent + pictures_loss(pictures, truth, objective, motion, first=1)
