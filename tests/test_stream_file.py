@@ -302,7 +302,9 @@ def test_what_is_told(model, clip, tmp_path, caplog) -> None:
     run(model, clip, tmp_path / "out")
     assert "11 frames; temporary disk space: up to 9.22 kB" in caplog.text
     assert "continuing: 5 frames are done" in caplog.text
-    assert "distilled for 4 steps, not 2" in caplog.text
+    assert "distilled" not in caplog.text
+    run(model, clip, tmp_path / "more", steps=4)
+    assert "distilled for 2 ddim steps with trailing spacing, their default, not for 4 ddim" in caplog.text
 
 
 KILLED = """

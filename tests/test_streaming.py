@@ -224,6 +224,9 @@ class Lambdas:
         if predict is not None:
             self.predict = predict
 
+    def encode(self, low_res: Tensor) -> None:
+        self.asked.append("encode")
+
     def flow(self, low_res: Tensor, previous_low_res: Tensor) -> Tensor:
         self.asked.append("flow")
         return (low_res - previous_low_res).mean()
@@ -263,7 +266,8 @@ def pictures(frames: Iterator[StreamFrame]) -> list[Tensor]:
 def test_the_order_of_work() -> None:
     networks = Lambdas()
     list(run(clip(2), networks))
-    first, later = ["predict", "predict", "decode"], ["flow", "guide", "embed", "predict", "predict", "decode"]
+    first = ["encode", "predict", "predict", "decode"]
+    later = ["flow", "guide", "encode", "embed", "predict", "predict", "decode"]
     assert networks.asked == first + later
 
 

@@ -216,14 +216,18 @@ def add_sampling(command: argparse.ArgumentParser) -> None:
     )
     for name, field, hint in sampling_fields():
         text, choices = field.metadata["help"], field.metadata.get("choices")
-        flag = "--" + name.replace(".", "-").replace("_", "-")
         options = {"dest": name, "help": text}
         if hint is bool:
-            group.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
+            group.add_argument(flag(name), action=argparse.BooleanOptionalAction, **options)
         elif choices:
-            group.add_argument(flag, choices=choices, **options)
+            group.add_argument(flag(name), choices=choices, **options)
         else:
-            group.add_argument(flag, type=reader_of(hint), metavar=field.metadata.get("metavar"), **options)
+            group.add_argument(flag(name), type=reader_of(hint), metavar=field.metadata.get("metavar"), **options)
+
+
+def flag(name: str) -> str:
+    """The option of a sampling field: --temporal-every for temporal.every."""
+    return "--" + name.replace(".", "-").replace("_", "-")
 
 
 def sampling_fields() -> list[tuple[str, "dataclasses.Field[Any]", Any]]:

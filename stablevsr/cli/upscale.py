@@ -3,6 +3,7 @@
 import argparse
 import json
 import logging
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from stablevsr.atomic import restore
 from stablevsr.cli.console import DONE, FAILED, ProgressBars
-from stablevsr.cli.parser import sampling_values
+from stablevsr.cli.parser import flag, sampling_fields, sampling_values
 from stablevsr.config import SCALE
 from stablevsr.engine.upscale import upscale
 from stablevsr.engine.workspace import workspace_path
@@ -99,9 +100,18 @@ def find_tasks(options: argparse.Namespace) -> list[Task]:
 def sampling_config(options: argparse.Namespace) -> SamplingConfig:
     """The preset or the weights' own config, overridden by the options; checked against the weights file's header."""
     header = read_header(find_weights(options.weights))
-    config = (PRESETS[options.preset] if options.preset else header.sampling).with_fields(sampling_values(options))
-    config.check(header.config)
+    try:
+        config = (PRESETS[options.preset] if options.preset else header.sampling).with_fields(sampling_values(options))
+        config.check(header.config)
+    except OptionsError as error:
+        raise OptionsError(with_flags(str(error))) from error
     return config
+
+
+def with_flags(message: str) -> str:
+    """A message with sampling options named as they are typed: --cfg-scale for cfg_scale; single words stay."""
+    names = [name for name, _, _ in sampling_fields() if "_" in name or "." in name]
+    return re.sub(rf"\b({'|'.join(map(re.escape, names))})\b", lambda match: flag(match[0]), message)
 
 
 @contextmanager
@@ -139,7 +149,7 @@ def upscale_one(model: Model, clip: Reader, task: Task, config: SamplingConfig, 
         task.output,
         SCALE * clip.width,
         SCALE * clip.height,
-        config.steps,
+        config.steps_taken,
         model.device,
         options.dtype or "fp32",
     )

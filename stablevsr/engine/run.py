@@ -25,7 +25,7 @@ from stablevsr.sampling.bidirectional import (
 )
 from stablevsr.sampling.color_fix import fix_colors
 from stablevsr.sampling.config import SamplingConfig
-from stablevsr.sampling.denoiser import Denoiser, noisy_low_res, prompt_context
+from stablevsr.sampling.denoiser import Denoiser, NoisedEnlargements, noisy_low_res, prompt_context
 from stablevsr.sampling.flow import EstimatedFlows, FlowSource
 from stablevsr.sampling.networks import Networks
 from stablevsr.sampling.noise import NoiseSource, SeededNoise
@@ -73,12 +73,17 @@ class Run:
         self._noise = noise or SeededNoise(config.seed, self._latent_shape)
         self._context = prompt_context(model, config) if context is None else context
         self._format, self._picture_shape = format, format.shape(SCALE * height, SCALE * width)
-        for notice in config.notices(model.config):
+        for notice in config.notices(model.config, model.sampling):
             log.warning("%s", notice)
         if len(frames) == 1 and config.tcm_scale != 1.0:
             log.warning("tcm_scale has no effect on a single frame")
         self._sampler = sampler_by_name(config.sampler, config.eta)
         self._decoder = PictureDecoder(model, config.tile)
+        self._steps = run_steps(config.schedule_for(model.config), config.steps, config.strength)
+        self._initial = self._noise
+        if config.strength < 1:
+            encode, first = self._decoder.encode_enlarged, self._steps[0]
+            self._initial = NoisedEnlargements(frames, self._noise, encode, first.alpha_bar)
         self._estimated = None
         if model.flow is not None and len(frames) > 1:
             self._estimated = EstimatedFlows(model.flow, frames, model.device, config.flow.half_size)
@@ -88,7 +93,7 @@ class Run:
 
     @property
     def num_frame_steps(self) -> int:
-        return self._config.steps * len(self._frames)
+        return len(self._steps) * len(self._frames)
 
     def sizes(self) -> dict[str, int]:
         """Bytes of the arrays of a run, by name."""
@@ -138,7 +143,7 @@ class Run:
         estimates = self._latents("estimates", start.done) if self._sampler.keeps_x0 else None
         loop = bidirectional_sampling(
             latents,
-            run_steps(schedule, config.steps),
+            self._steps,
             schedule,
             self._noise,
             denoiser.predict,
@@ -224,7 +229,7 @@ class Run:
     def _latents(self, name: str, done: int) -> StepLatents:
         array = self._store.array(name, self._latent_shape, FLOAT, self._model.device)
         shape, device = self._latent_shape, self._model.device
-        return StepLatents(array, len(self._frames), self._noise, shape, device, done, self._store.slots)
+        return StepLatents(array, len(self._frames), self._initial, shape, device, done, self._store.slots)
 
     def _flows(self) -> FlowSource | None:
         """The flows, stored or estimated on demand; None for a single frame."""

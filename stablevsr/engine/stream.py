@@ -51,7 +51,7 @@ class Stream:
         noise: NoiseSource | None = None,
         context: Tensor | None = None,
     ) -> None:
-        for notice in config.notices(model.config):
+        for notice in config.notices(model.config, model.sampling):
             log.warning("%s", notice)
         self._device, self._config = model.device, config
         self.decoder = PictureDecoder(model, config.tile)
@@ -62,6 +62,7 @@ class Stream:
             config.cfg_scale,
             config.flow.half_size,
             None if model.config.is_streaming else self.decoder,
+            self.decoder.encode_enlarged if config.strength < 1 else None,
         )
         self._noise = noise or SeededNoise(config.seed, (model.config.vae.latent_channels, *size))
         self._schedule = config.schedule_for(model.config)
@@ -80,7 +81,7 @@ class Stream:
         """
         loop = streaming_sampling(
             (to_device(frame, self._device) for frame in low_res),
-            stream_steps(self._schedule, self._config.steps),
+            stream_steps(self._schedule, self._config.steps, self._config.strength),
             self._schedule,
             self._noise,
             self._networks,

@@ -18,9 +18,10 @@ SAMPLERS = ("ddpm", "ddim", "dpm++")
 SPACINGS = ("leading", "trailing", "linspace")
 COLOR_FIXES = ("wavelet", "adain")
 DEFAULT_NOISE_LEVEL = 20
-DISTILLED_STEPS = 4  # of the released streaming weights; other numbers work, but are not what they were trained for
+DISTILLED_STEPS = 4  # of the released streaming weights
 # Share of the clean picture at the first timestep, sqrt(abar_t), above which a notice is due: sampling starts with none
 MAX_SIGNAL = 0.05
+FEW_STEPS = 10  # weights made for fewer are distilled: other steps are not what they learned
 MIN_TILE = 16
 
 
@@ -32,6 +33,11 @@ def option(default: Any, help: str, **more: Any) -> Any:
 def _require(ok: bool, message: str) -> None:
     if not ok:
         raise OptionsError(message)
+
+
+def steps_within(num_steps: int, strength: float) -> int:
+    """How many of the last steps of a schedule a strength leaves; rounded down, as in img2img of diffusers."""
+    return min(int(num_steps * strength), num_steps)
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,11 @@ class SamplingConfig:
         choices=MODES,
     )
     steps: int = option(50, "denoising steps", metavar="N")
+    strength: float = option(
+        1.0,
+        "how much may be invented: 1 starts from pure noise; less starts from the enlarged input with noise, and runs "
+        "only that share of the steps",
+    )
     spacing: str | None = option(
         None,
         "spacing of the timesteps; use trailing, which starts at the noisiest, for few steps (default: the weights')",
@@ -123,6 +134,11 @@ class SamplingConfig:
         if isinstance(self.scene_cuts, tuple):
             object.__setattr__(self, "scene_cuts", tuple(sorted(self.scene_cuts)))
         _require(self.steps >= 1, f"got steps {self.steps}, expected 1 or more")
+        _require(0 < self.strength <= 1, f"got strength {self.strength:g}, expected above 0 and at most 1")
+        _require(
+            self.steps_taken >= 1,
+            f"got strength {self.strength:g} with steps {self.steps}, which leaves no step: increase one of them",
+        )
         for name, choices in (("mode", MODES), ("sampler", SAMPLERS)):
             value = getattr(self, name)
             _require(value in choices, f"got {name} {value!r}, expected one of {', '.join(choices)}")
@@ -174,7 +190,7 @@ class SamplingConfig:
                 "got mode bidirectional for streaming weights, which were trained on guidance from past frames only: "
                 "use preset streaming, or StableVSR weights",
             )
-        timesteps(self.schedule_for(model), self.steps)
+        timesteps(self.schedule_for(model), self.steps, self.strength)
         for name in ("prompt", "negative_prompt"):
             _require(
                 not getattr(self, name) or model.text is not None,
@@ -219,8 +235,12 @@ class SamplingConfig:
             f"got tile {self.tile}, but streaming weights decode whole frames only: omit it",
         )
 
-    def notices(self, model: ModelConfig) -> list[str]:
-        """Warnings about options that work with these weights, but may not do what is expected; a sentence each."""
+    def notices(self, model: ModelConfig, made_for: Self) -> list[str]:
+        """Warnings about options that work with these weights, but may not do what is expected; a sentence each.
+
+        Args:
+            made_for: the weights' own config.
+        """
         from stablevsr.sampling.schedule import alphas_cumprod, timesteps  # imports torch
 
         found = []
@@ -228,19 +248,30 @@ class SamplingConfig:
             found.append(f"cfg_scale {self.cfg_scale:g} means no classifier-free guidance, which needs a scale above 1")
         first = timesteps(self.schedule_for(model), self.steps)[0]
         signal = alphas_cumprod(model.schedule)[first].item() ** 0.5
-        if signal > MAX_SIGNAL:
+        if self.strength == 1 and signal > MAX_SIGNAL:
             found.append(
                 f"{self.steps} steps start at timestep {first}, where {100 * signal:.0f}% of the picture should "
                 "remain, but sampling starts from pure noise: use more steps, or spacing trailing"
             )
+        learned, asked = made_for._steps_in_words(model), self._steps_in_words(model)
+        if made_for.steps < FEW_STEPS and asked != learned:
+            found.append(f"these weights were distilled for {learned}, their default, not for {asked}")
         if self.mode == "streaming":
             if not model.is_streaming:
                 found.append("these weights were not trained for streaming, and flicker more than streaming weights")
-            elif self.steps != DISTILLED_STEPS:
-                found.append(f"streaming weights were distilled for {DISTILLED_STEPS} steps, not {self.steps}")
             if replace(self.temporal, tiny=False) != TemporalGuidance():
                 found.append("the temporal options have no effect in streaming, which is guided by output frames")
         return found
+
+    def _steps_in_words(self, model: ModelConfig) -> str:
+        """The steps that distilled weights depend on: "4 ddim steps with trailing spacing"."""
+        noise = f", eta {self.eta:g}" if self.eta else ""
+        return f"{self.steps} {self.sampler} steps with {self.schedule_for(model).timestep_spacing} spacing{noise}"
+
+    @property
+    def steps_taken(self) -> int:
+        """The number of steps that are run: `steps`, or fewer with a `strength` below 1."""
+        return steps_within(self.steps, self.strength)
 
     def schedule_for(self, model: ModelConfig) -> ScheduleConfig:
         """The weights' noise schedule, with this config's spacing if it is set."""

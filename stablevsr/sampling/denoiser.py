@@ -120,6 +120,27 @@ class NoisyFrames:
         return add_noise(frame, draw.to(frame), self.alpha_bar.to(frame))
 
 
+@dataclass(frozen=True)
+class NoisedEnlargements:
+    """A noise source whose `initial` is where frames start with a strength below 1: their enlargement with noise.
+
+    `initial` returns (c, h, w) float32 on the model's device, computed on each call.
+    """
+
+    frames: Frames
+    noise: NoiseSource
+    encode: Callable[[Tensor], Tensor]  # an LR frame to the latent of its enlargement
+    alpha_bar: Tensor  # of the first step
+
+    def initial(self, frame: int) -> Tensor:
+        latent = self.encode(self.frames[frame])
+        draw = as_draw(self.noise.initial(frame), latent.shape, f"frame {frame}")
+        return add_noise(latent, to_device(draw, latent.device), self.alpha_bar)
+
+    def step(self, index: int, frame: int) -> Tensor:
+        return self.noise.step(index, frame)
+
+
 def noisy_low_res(model: Networks, low_res: Frames, config: SamplingConfig, noise: NoiseSource) -> Frames:
     """The LR frames as the model expects them: noised to the noise level for stock SD x4 models, else unchanged."""
     level = config.noise_level_for(model.config)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from stablevsr.config import ScheduleConfig
 from stablevsr.errors import OptionsError
+from stablevsr.sampling.config import steps_within
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,12 @@ def alphas_cumprod(config: ScheduleConfig) -> Tensor:
     return torch.cumprod(1.0 - betas(config), dim=0)
 
 
-def timesteps(config: ScheduleConfig, num_steps: int) -> list[int]:
+def timesteps(config: ScheduleConfig, num_steps: int, strength: float = 1.0) -> list[int]:
     """The timesteps of a run, noisiest first. Spacings as in table 2 of Lin et al. 2023 (arXiv 2305.08891).
+
+    Args:
+        num_steps: of the whole schedule.
+        strength: the share of it that is run, from above 0 to 1: its last, cleanest timesteps.
 
     Raises:
         OptionsError: when the schedule has fewer timesteps than `num_steps`, or the offset leads outside it.
@@ -69,13 +74,16 @@ def timesteps(config: ScheduleConfig, num_steps: int) -> list[int]:
             f"{num_steps} steps with steps_offset {config.steps_offset} start at timestep {times[0]}, but the model "
             f"has only {n}: use fewer steps"
         )
-    return times
+    return times[num_steps - steps_within(num_steps, strength) :]
 
 
-def run_steps(config: ScheduleConfig, num_steps: int) -> list[Step]:
-    """The steps of a run, in order. `abar_next` follows the list itself, which is right for every spacing."""
+def run_steps(config: ScheduleConfig, num_steps: int, strength: float = 1.0) -> list[Step]:
+    """The steps of a run, in order; arguments as of `timesteps`.
+
+    `abar_next` follows the list itself, which is right for every spacing.
+    """
     products = alphas_cumprod(config)
-    times = timesteps(config, num_steps)
+    times = timesteps(config, num_steps, strength)
     bars = [products[time] for time in times]
     nexts, befores = [*bars[1:], torch.tensor(1.0)], [None, *bars[:-1]]
     return [Step(i, *each) for i, each in enumerate(zip(times, bars, nexts, befores, strict=True))]

@@ -15,6 +15,7 @@ from stablevsr.nn.tiny import TemporalTinyVAE
 from stablevsr.nn.vae import VAE
 from stablevsr.nn.warp import warp_published
 from stablevsr.runtime import compiled_parts
+from stablevsr.sampling.ddpm import add_noise
 from stablevsr.sampling.flow import StreamFlows
 from stablevsr.sampling.networks import Networks
 from stablevsr.sampling.noise import NoiseSource, as_draw
@@ -27,6 +28,10 @@ IsCut = Callable[[int, Tensor, Tensor], bool]
 
 class StreamNetworks(Protocol):
     """What the loop calls; `StreamDenoiser` is one. Tensors are single frames, without a batch dimension."""
+
+    def encode(self, low_res: Tensor) -> Tensor | None:
+        """The clean latent that is noised to start from, (c, h, w); None to start from pure noise."""
+        ...
 
     def flow(self, low_res: Tensor, previous_low_res: Tensor) -> Tensor:
         """The flow that warps the previous frame onto the current one, (2, 4h, 4w); LR frames are (3, h, w)."""
@@ -78,8 +83,8 @@ class StreamStep(NamedTuple):
 OnStep = Callable[[StreamStep], None]
 
 
-def ddim_steps(config: ScheduleConfig, num_steps: int) -> list[Step]:
-    """The steps of diffusers' DDIM scheduler, with which streaming weights were distilled.
+def ddim_steps(config: ScheduleConfig, num_steps: int, strength: float = 1.0) -> list[Step]:
+    """The steps of diffusers' DDIM scheduler, with which streaming weights were distilled; arguments as of `timesteps`.
 
     A step ends at t - n // num_steps (n trained timesteps). That is the run's next timestep only where num_steps
     divides n, or with "leading" spacing. The last step ends at abar_0 or at 1, as the weights were trained; at 1 for
@@ -88,7 +93,7 @@ def ddim_steps(config: ScheduleConfig, num_steps: int) -> list[Step]:
     Raises:
         UserError: as `timesteps` does.
     """
-    times, products = timesteps(config, num_steps), alphas_cumprod(config)
+    times, products = timesteps(config, num_steps, strength), alphas_cumprod(config)
     stride = config.num_train_timesteps // num_steps
     short = isinstance(config, DDIMScheduleConfig) and not config.set_alpha_to_one
     end = products[0] if short else torch.tensor(1.0)
@@ -98,9 +103,9 @@ def ddim_steps(config: ScheduleConfig, num_steps: int) -> list[Step]:
     ]
 
 
-def stream_steps(config: ScheduleConfig, num_steps: int) -> list[Step]:
+def stream_steps(config: ScheduleConfig, num_steps: int, strength: float = 1.0) -> list[Step]:
     """The steps of a run: `ddim_steps` for streaming weights; for others each step ends where the next one starts."""
-    return (ddim_steps if isinstance(config, DDIMScheduleConfig) else run_steps)(config, num_steps)
+    return (ddim_steps if isinstance(config, DDIMScheduleConfig) else run_steps)(config, num_steps, strength)
 
 
 def cuts_at(frames: Collection[int]) -> IsCut:
@@ -175,6 +180,9 @@ class _FrameByFrame:
             condition = networks.guide(state.picture, networks.flow(low_res, state.low_res))
         draw = self.noise.initial(frame)
         x = as_draw(draw, (len(draw), *low_res.shape[1:]), f"frame {frame}").to(low_res)
+        clean = networks.encode(low_res)
+        if clean is not None:
+            x = add_noise(clean, x, self.steps[0].alpha_bar)
         latent = self._denoise(frame, x, low_res, condition)
         picture = networks.decode(latent, condition)
         # The latent is checked too: the decoder's tanh turns infinity into a valid picture.
@@ -221,6 +229,7 @@ class StreamDenoiser:
     half_flow: bool = False  # estimate flow at half the HR size
     # Scaled latents (1, c, h, w) to pictures, for an autoencoder without temporal modules; None decodes whole frames.
     picture_decoder: Callable[[Tensor], Tensor] | None = None
+    encoder: Callable[[Tensor], Tensor] | None = None  # LR frames to latents to start from; None: from pure noise
 
     @cached_property
     def _flows(self) -> StreamFlows:
@@ -231,6 +240,10 @@ class StreamDenoiser:
     def _text(self) -> Context:
         """Its keys and values are computed once per run; a compiled network computes them in every step."""
         return self.context if compiled_parts(self.model) else CachedContext(self.context)
+
+    def encode(self, low_res: Tensor) -> Tensor | None:
+        """The latent of an LR frame, (3, h, w) to (c, h, w), where the run starts from pictures."""
+        return None if self.encoder is None else self.encoder(low_res).to(low_res.dtype)
 
     def flow(self, low_res: Tensor, previous_low_res: Tensor) -> Tensor:
         """The flow from the current frame to the previous one: (2, 4h, 4w) in pixels."""
