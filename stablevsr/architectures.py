@@ -82,7 +82,7 @@ SMALL = ModelConfig(
 # The bundled model for streaming: the same networks, in the same latent space, around a temporal tiny autoencoder.
 SMALL_STREAMING = replace(
     SMALL,
-    vae=TemporalTinyConfig(latent_channels=8, width=16),
+    vae=TemporalTinyConfig(latent_channels=8, width=24),
     tiny=None,
     schedule=DDIMScheduleConfig(
         beta_schedule="scaled_linear",

