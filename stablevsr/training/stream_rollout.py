@@ -55,13 +55,13 @@ def _guidance(model: Networks, previous: Tensor, low_res: Tensor, previous_low_r
 
 
 def _decode_truth(model: Networks, truth: Tensor, teacher: VAE, motion: Motion | None) -> Tensor:
-    """The teacher's latents of clips (n, frames, 3, 4h, 4w), decoded by the model, with features of the true previous
-    frame, which moves along the true flow; without a flow it does not move. The first frames go without."""
+    """The teacher's latents of clips (n, frames, 3, 4h, 4w), decoded by the model: the same shape.
+
+    The features are those of the true previous frame, warped along the true flow; without a flow it stays in place.
+    """
     vae, (count, frames) = temporal_autoencoder_of(model), truth.shape[:2]
     latent = latent_of(teacher, truth.flatten(0, 1)).unflatten(0, (count, frames))
     first = vae.decode(latent[:, 0]).float()[:, None]
-    if frames == 1:
-        return first
     previous = truth[:, :-1].flatten(0, 1)
     if motion is not None:
         previous = warp_published(previous, motion[0].flatten(0, 1))
