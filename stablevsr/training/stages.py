@@ -150,7 +150,7 @@ STAGES = {
     "rollout": Stage("unet", 1, False, rollout_stage, is_rollout=True),
     "tcm-rollout": Stage("tcm", 3, True, partial(clip_stage, loss=tcm_rollout_loss), is_rollout=True),
     "stream-vae": Stage("vae", 2, True, partial(clip_stage, loss=stream_vae_loss), True, True),
-    "stream-tcm": Stage("tcm", 4, True, partial(clip_stage, loss=stream_tcm_loss), True, True),
+    "stream-tcm": Stage("tcm", 3, True, partial(clip_stage, loss=stream_tcm_loss), True, True),
 }
 TRAINED = tuple(dict.fromkeys(stage.part for stage in STAGES.values()))  # parts that can be trained
 
