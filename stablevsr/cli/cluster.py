@@ -19,7 +19,6 @@ from stablevsr.engine.workspace import workspace_path
 from stablevsr.errors import OptionsError
 from stablevsr.media import Encoding
 from stablevsr.media.pipe import PIPE
-from stablevsr.model import bundled_weights
 from stablevsr.runtime import pick_device
 from stablevsr.weights import read_header
 
@@ -34,7 +33,7 @@ def run_on_several(options: argparse.Namespace) -> int:
     if PIPE in [path for clip in clips for path in clip]:
         raise OptionsError("got - with --cluster or --shard, but a pipe cannot be divided: use files")
     config = sampling_config(options)
-    header = read_header(options.weights or bundled_weights())
+    header = read_header(find_weights(options.weights))
     for notice in untrained_parts(header.provenance):
         log.warning("%s", notice)
     device = str(pick_device(options.device)) if shard else options.device

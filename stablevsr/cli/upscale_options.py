@@ -42,7 +42,8 @@ def add_upscale(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     command.add_argument(
         "--weights",
         metavar="FILE|NAME",
-        help="a weights file, or the name of a model on the Hugging Face hub, see stablevsr models (default: bundled)",
+        help="a weights file; small or small-streaming, which are bundled; or the name of a model on the Hugging Face "
+        "hub, see stablevsr models (default: small)",
     )
     add_yes(command)
     command.add_argument("--dtype", choices=DTYPE_NAMES, help="precision of the networks (default: fp32)")
