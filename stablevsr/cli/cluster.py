@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from stablevsr.cli.console import DONE, FAILED, ProgressBars
-from stablevsr.cli.upscale import find_tasks, open_clip, print_summary, sampling_config, untrained_parts
+from stablevsr.cli.upscale import fetch_weights, find_tasks, open_clip, print_summary, sampling_config, untrained_parts
 from stablevsr.cluster.connect import Cluster
 from stablevsr.cluster.description import ModelDescription
 from stablevsr.cluster.driver import run_on_cluster
@@ -29,9 +29,12 @@ def run_on_several(options: argparse.Namespace) -> int:
     """Run `upscale` with one of the options for several machines."""
     _check(options)
     shard = Shard.parse(options.shard) if options.shard else None
-    clips = [(task.input, task.output) for task in find_tasks(options)]
+    tasks = find_tasks(options)
+    clips = [(task.input, task.output) for task in tasks]
     if PIPE in [path for clip in clips for path in clip]:
         raise OptionsError("got - with --cluster or --shard, but a pipe cannot be divided: use files")
+    if options.weights:
+        options.weights = fetch_weights(tasks, options)
     config = sampling_config(options)
     header = read_header(find_weights(options.weights))
     for notice in untrained_parts(header.provenance):

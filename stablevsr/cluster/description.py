@@ -4,14 +4,13 @@ import hashlib
 import os
 import socket
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from stablevsr import __version__
 from stablevsr.errors import ResourceError, WeightsError
-from stablevsr.model import Model, build_model, bundled_weights
+from stablevsr.model import Model, build_model, find_weights
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class ModelDescription:
         Raises:
             WeightsError: when the weights file cannot be read.
         """
-        path = Path(self.weights or bundled_weights())
+        path = find_weights(self.weights)
         try:
             with path.open("rb") as file:
                 weights = hashlib.file_digest(file, "sha256").hexdigest()[:16]
