@@ -19,6 +19,7 @@ from stablevsr.engine.workspace import workspace_path
 from stablevsr.errors import OptionsError
 from stablevsr.media import Encoding
 from stablevsr.media.pipe import PIPE
+from stablevsr.model import find_weights
 from stablevsr.runtime import pick_device
 from stablevsr.weights import read_header
 
