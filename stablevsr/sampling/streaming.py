@@ -10,7 +10,7 @@ from torch import Tensor
 from stablevsr.config import DDIMScheduleConfig, ScheduleConfig
 from stablevsr.errors import InputError, OptionsError
 from stablevsr.nn.unet import Features
-from stablevsr.runtime import SideStream
+from stablevsr.runtime import SideStream, to_device
 from stablevsr.sampling.ddpm import add_noise
 from stablevsr.sampling.noise import NoiseSource, as_draw
 from stablevsr.sampling.samplers import DDIM, Sampler
@@ -205,7 +205,8 @@ class _FrameByFrame:
         if previous_low_res is not None and not self.is_cut(frame, low_res, previous_low_res):
             flow = networks.flow(low_res, previous_low_res)
         draw = self.noise.initial(frame)
-        x = as_draw(draw, (len(draw), *low_res.shape[1:]), f"frame {frame}").to(low_res)
+        draw = as_draw(draw, (len(draw), *low_res.shape[1:]), f"frame {frame}")
+        x = to_device(draw, low_res.device).to(low_res.dtype)
         clean = networks.encode(low_res)
         if clean is not None:
             x = add_noise(clean, x, self.steps[0].alpha_bar)
