@@ -117,7 +117,7 @@ def test_kill_9_of_the_driver(address, clips, tiny_weights, tmp_path) -> None:
     options = ["--weights", tiny_weights, "--steps", STEPS, "--scene-cuts", "auto", "--json", "--workers", 2]
     command = [sys.executable, "-m", "stablevsr", "upscale", clip, output, "--cluster", address, *options]
     driver = subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    give_up = time.monotonic() + 60
+    give_up = time.monotonic() + 120
     while not list(workspace.glob("units/*.json")):
         assert driver.poll() is None
         assert time.monotonic() < give_up
