@@ -17,7 +17,7 @@ from fake_ray import FakeRay, GrayWorker
 
 from stablevsr import PRESETS, Progress, Stopped
 from stablevsr.cli import main
-from stablevsr.cluster import driver, ray_pool, upscale_on_cluster
+from stablevsr.cluster import connect, driver, ray_pool, upscale_on_cluster
 from stablevsr.cluster.connect import Cluster
 from stablevsr.cluster.description import ModelDescription
 from stablevsr.cluster.driver import run_on_cluster
@@ -25,7 +25,7 @@ from stablevsr.cluster.job import Result, Setting
 from stablevsr.cluster.pieces import Record
 from stablevsr.cluster.run_unit import Order
 from stablevsr.engine.workspace import workspace_path
-from stablevsr.errors import OptionsError, ResourceError, UserError
+from stablevsr.errors import OptionsError, ResourceError, UserError, WeightsError
 from stablevsr.weights import read_header
 
 Act = Callable[[GrayWorker, Order], None]
@@ -203,6 +203,32 @@ def test_a_machine_that_differs_is_named_before_the_work(cluster, tiny_weights: 
         upscale(tiny_weights, clip)
     assert not started
     assert left(clip.parent) == []
+
+
+def test_a_machine_without_the_weights_is_named(cluster, tiny_weights: Path, clip: Path) -> None:
+    def facts(self: GrayWorker) -> dict[str, str]:
+        return ModelDescription(tiny_weights.with_name("none.safetensors"), "cpu").facts()
+
+    cluster(facts=facts)
+    words = r"machine\d \(process \d\): weights .*none.safetensors cannot be read .*: every machine needs them"
+    with pytest.raises(WeightsError, match=words):
+        upscale(tiny_weights, clip)
+    assert left(clip.parent) == []
+
+
+def test_who_works_where() -> None:
+    """As many workers as there is room for; GPUs if there are any."""
+    ray, description = FakeRay(GrayWorker, slots=8), ModelDescription()
+    found = connect._connection(ray, Cluster(), description)
+    assert (found.workers, found.description.device, found.needs) == (8, "cpu", {"num_gpus": 0, "num_cpus": 1})
+    assert connect._connection(ray, Cluster(cpus_per_worker=3), description).workers == 2
+    with pytest.raises(ResourceError, match="got device cuda, but the cluster has no GPU: use device cpu, or add"):
+        connect._connection(ray, Cluster(), ModelDescription(device="cuda"))
+    assert connect._connection(ray, Cluster(workers=5), ModelDescription(device="cuda")).workers == 5  # to be added
+    ray.cluster_resources = lambda: {"CPU": 8, "GPU": 3}
+    found = connect._connection(ray, Cluster(), description)
+    assert (found.workers, found.description.device, found.needs) == (3, "cuda", {"num_gpus": 1, "num_cpus": 0})
+    assert connect._connection(ray, Cluster(), ModelDescription(device="cpu")).workers == 8
 
 
 def test_pieces_travel_through_the_object_store_where_nothing_is_shared(

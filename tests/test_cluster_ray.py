@@ -28,6 +28,7 @@ STEPS = 3
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
     """A cluster of two machines with a core each, as far as Ray knows."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     from ray.cluster_utils import Cluster as Machines
 
     machines = Machines(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})

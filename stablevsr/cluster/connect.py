@@ -93,6 +93,7 @@ def connected(cluster: Cluster, description: ModelDescription) -> Iterator[Conne
 
 
 def _start(ray: ModuleType, address: str, cluster: Cluster, description: ModelDescription) -> None:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing here sends anything anywhere
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # or it warns of a change to come
     quiet = {"log_to_driver": False, "logging_level": logging.CRITICAL}
     if address == "local":
