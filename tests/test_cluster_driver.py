@@ -328,6 +328,11 @@ def test_options_that_make_no_sense(tiny_weights, clip, capsys, monkeypatch, arg
     assert left(clip.parent) == []
 
 
+def test_an_input_that_was_taken_for_an_address(tiny_weights: Path, clip: Path, capsys) -> None:
+    assert command(tiny_weights, "--cluster", clip, target(clip)) == 2
+    assert "expected HOST:PORT, auto or nothing: put --cluster after the paths" in capsys.readouterr().err
+
+
 def test_an_address_where_nobody_listens(tiny_weights: Path, clip: Path, capsys: pytest.CaptureFixture) -> None:
     pytest.importorskip("ray")
     with socket.socket() as free:
