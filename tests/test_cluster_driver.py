@@ -21,9 +21,10 @@ from stablevsr.cluster import connect, driver, ray_pool, upscale_on_cluster
 from stablevsr.cluster.connect import Cluster
 from stablevsr.cluster.description import ModelDescription
 from stablevsr.cluster.driver import run_on_cluster
-from stablevsr.cluster.job import Result, Setting
+from stablevsr.cluster.job import Job, Result, Setting
 from stablevsr.cluster.pieces import Record
 from stablevsr.cluster.run_unit import Order
+from stablevsr.cluster.units import Unit
 from stablevsr.engine.workspace import workspace_path
 from stablevsr.errors import OptionsError, ResourceError, UserError, WeightsError
 from stablevsr.weights import read_header
@@ -296,6 +297,30 @@ def test_many_clips_are_not_all_open_at_once(cluster, tiny_weights: Path, tmp_pa
     assert most <= 4 + 2 + 3 + 1  # waiting, at work, finished but not joined yet, being read
     assert max(open_files) - min(open_files) < 20
     assert len(left(tmp_path)) == 12
+
+
+def test_an_output_that_cannot_be_written_does_not_stop_the_others(cluster, tiny_weights, clip, tmp_path, monkeypatch):
+    """It fails while other scenes of the same clip are still to be sampled."""
+    other, begun = scenes_video(tmp_path / "other_in.mp4", 2), threading.Event()
+    real, failed = Job.joining, []
+
+    def joining(self: Job, progress: object) -> Iterator[Unit]:
+        for unit in real(self, progress):
+            yield unit
+            if self.input == clip:
+                begun.set()
+                failed.append(unit)
+                raise ResourceError("the disk is full")
+
+    monkeypatch.setattr(Job, "joining", joining)
+    cluster(lambda worker, order: begun.wait(10) if order.unit.first == 6 else None)
+    bad, good = upscale(tiny_weights, clip, other)
+    assert len(failed) == 1
+    assert (bad.error, good.error) == ("the disk is full", "")
+    assert left(tmp_path) == ["in.out.mp4.unfinished", "other_in.out.mp4"]
+    monkeypatch.setattr(Job, "joining", real)
+    cluster()
+    assert not upscale(tiny_weights, clip)[0].error
 
 
 def test_one_bad_clip_does_not_stop_the_others(cluster, tiny_weights: Path, clip: Path, tmp_path: Path) -> None:

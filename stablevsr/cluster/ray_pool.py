@@ -98,6 +98,12 @@ class Pool:
             heapq.heappush(self._waiting, (-assignment.unit.count, self._count, assignment))
             self._changed.notify()
 
+    def drop(self, job: Job) -> None:
+        """Forget the units of a job that nobody has begun."""
+        with self._changed:
+            self._waiting = [each for each in self._waiting if each[-1].job is not job]
+            heapq.heapify(self._waiting)
+
     def take(self) -> Assignment | None:
         """Wait for a unit; None when there will be none."""
         with self._changed:
