@@ -40,7 +40,7 @@ def film(path: Path, lengths: list[int], height: int, width: int) -> None:
         stream = out.add_stream("ffv1", rate=24, height=height, width=width, pix_fmt="bgr0")
         for number, length in enumerate(lengths):
             still = sum(
-                np.kron(luck.random((height // size + 4, width // size + 4, 3)), np.ones((size, size, 1)))[
+                np.kron(luck.random(((height + 8) // size + 1, (width + 8) // size + 1, 3)), np.ones((size, size, 1)))[
                     : height + 8, : width + 8
                 ]
                 for size in (1, 4, 16)

@@ -237,11 +237,21 @@ def table(result: dict) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def seams_table(report: dict) -> str:
+    """The means over all clips of benchmarks/seams.py."""
+    lines = [["", *next(iter(report["mean"].values()))]]
+    lines.append(["---"] * len(lines[0]))
+    lines += [[name, *(f"{value:.3f}" for value in row.values())] for name, row in report["mean"].items()]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
 def with_tables(text: str, found: dict) -> str:
     """`text` with the tables between their markers made anew."""
+    tables = {kind: table(result) for kind, result in found["results"].items()}
+    tables["seams"] = seams_table(json.loads((RESULTS / "seams_small.json").read_text()))
 
     def made(match: re.Match) -> str:
-        return f"{match['begin']}\n{table(found['results'][match['name']])}\n{match['end']}"
+        return f"{match['begin']}\n{tables[match['name']]}\n{match['end']}"
 
     return re.sub(r"(?P<begin><!-- table: (?P<name>\w+) -->)\n.*?(?P<end><!-- end -->)", made, text, flags=re.S)
 

@@ -18,6 +18,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
@@ -137,12 +138,17 @@ def main() -> None:
     parser.add_argument("--segments", type=int, default=8, help="frames of a segment")
     parser.add_argument("--side", type=int, default=128, help="of a frame, in HR pixels; a multiple of 8 from 128")
     parser.add_argument("--procedural", type=int, default=2, help="number of procedural clips")
+    parser.add_argument("--steps", type=int, help="denoising steps (default: the weights')")
+    parser.add_argument("--only", nargs="+", help="names of clips to take")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("-o", "--output", type=Path, default=ROOT / "benchmarks/results/seams_small.json")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     model, started, clips = build_model(options.weights, device="cpu"), time.monotonic(), {}
+    model.sampling = replace(model.sampling, steps=options.steps or model.sampling.steps)
     for clip in held_out_clips(options.frames, options.side, options.procedural):
+        if options.only and clip.name not in options.only:
+            continue
         starts = segment_starts(options.segments, [], options.frames)
         sample = Sampler(model, low_resolution(clip.truth.frames, None) * 2 - 1)
         found = {name: measure(run(), clip, starts) for name, run in variants(sample, starts, options.frames)}
@@ -158,6 +164,7 @@ def main() -> None:
         "torch": torch.__version__,
         "machine": f"{platform.machine()}, {options.threads} thread",
         "command": shlex.join(["python", "benchmarks/seams.py", *sys.argv[1:]]),
+        "steps": model.sampling.steps,
         "seconds": round(time.monotonic() - started),
         "mean": mean,
         "clips": clips,

@@ -144,5 +144,8 @@ class FakeRay:
     def available_resources(self) -> dict[str, float]:
         return {"CPU": max(0, self.slots - len(self.handles))}
 
+    def cluster_resources(self) -> dict[str, float]:
+        return {"CPU": self.slots}
+
     def connection(self, description: ModelDescription, workers: int) -> Connection:
         return Connection(self, description, workers, 1)

@@ -17,15 +17,16 @@ from fake_ray import FakeRay, GrayWorker
 
 from stablevsr import PRESETS, Progress, Stopped
 from stablevsr.cli import main
-from stablevsr.cluster import driver, ray_pool, upscale_on_cluster
+from stablevsr.cluster import connect, driver, ray_pool, upscale_on_cluster
 from stablevsr.cluster.connect import Cluster
 from stablevsr.cluster.description import ModelDescription
 from stablevsr.cluster.driver import run_on_cluster
-from stablevsr.cluster.job import Result, Setting
+from stablevsr.cluster.job import Job, Result, Setting
 from stablevsr.cluster.pieces import Record
 from stablevsr.cluster.run_unit import Order
+from stablevsr.cluster.units import Unit
 from stablevsr.engine.workspace import workspace_path
-from stablevsr.errors import OptionsError, ResourceError, UserError
+from stablevsr.errors import OptionsError, ResourceError, UserError, WeightsError
 from stablevsr.weights import read_header
 
 Act = Callable[[GrayWorker, Order], None]
@@ -205,6 +206,32 @@ def test_a_machine_that_differs_is_named_before_the_work(cluster, tiny_weights: 
     assert left(clip.parent) == []
 
 
+def test_a_machine_without_the_weights_is_named(cluster, tiny_weights: Path, clip: Path) -> None:
+    def facts(self: GrayWorker) -> dict[str, str]:
+        return ModelDescription(tiny_weights.with_name("none.safetensors"), "cpu").facts()
+
+    cluster(facts=facts)
+    words = r"machine\d \(process \d\): weights .*none.safetensors cannot be read .*: every machine needs them"
+    with pytest.raises(WeightsError, match=words):
+        upscale(tiny_weights, clip)
+    assert left(clip.parent) == []
+
+
+def test_who_works_where() -> None:
+    """As many workers as there is room for; GPUs if there are any."""
+    ray, description = FakeRay(GrayWorker, slots=8), ModelDescription()
+    found = connect._connection(ray, Cluster(), description)
+    assert (found.workers, found.description.device, found.needs) == (8, "cpu", {"num_gpus": 0, "num_cpus": 1})
+    assert connect._connection(ray, Cluster(cpus_per_worker=3), description).workers == 2
+    with pytest.raises(ResourceError, match="got device cuda, but the cluster has no GPU: use device cpu, or add"):
+        connect._connection(ray, Cluster(), ModelDescription(device="cuda"))
+    assert connect._connection(ray, Cluster(workers=5), ModelDescription(device="cuda")).workers == 5  # to be added
+    ray.cluster_resources = lambda: {"CPU": 8, "GPU": 3}
+    found = connect._connection(ray, Cluster(), description)
+    assert (found.workers, found.description.device, found.needs) == (3, "cuda", {"num_gpus": 1, "num_cpus": 0})
+    assert connect._connection(ray, Cluster(), ModelDescription(device="cpu")).workers == 8
+
+
 def test_pieces_travel_through_the_object_store_where_nothing_is_shared(
     cluster, tiny_weights, clip, monkeypatch
 ) -> None:
@@ -272,6 +299,30 @@ def test_many_clips_are_not_all_open_at_once(cluster, tiny_weights: Path, tmp_pa
     assert len(left(tmp_path)) == 12
 
 
+def test_an_output_that_cannot_be_written_does_not_stop_the_others(cluster, tiny_weights, clip, tmp_path, monkeypatch):
+    """It fails while other scenes of the same clip are still to be sampled."""
+    other, begun = scenes_video(tmp_path / "other_in.mp4", 2), threading.Event()
+    real, failed = Job.joining, []
+
+    def joining(self: Job, progress: object) -> Iterator[Unit]:
+        for unit in real(self, progress):
+            yield unit
+            if self.input == clip:
+                begun.set()
+                failed.append(unit)
+                raise ResourceError("the disk is full")
+
+    monkeypatch.setattr(Job, "joining", joining)
+    cluster(lambda worker, order: begun.wait(10) if order.unit.first == 6 else None)
+    bad, good = upscale(tiny_weights, clip, other)
+    assert len(failed) == 1
+    assert (bad.error, good.error) == ("the disk is full", "")
+    assert left(tmp_path) == ["in.out.mp4.unfinished", "other_in.out.mp4"]
+    monkeypatch.setattr(Job, "joining", real)
+    cluster()
+    assert not upscale(tiny_weights, clip)[0].error
+
+
 def test_one_bad_clip_does_not_stop_the_others(cluster, tiny_weights: Path, clip: Path, tmp_path: Path) -> None:
     cluster()
     bad, good = upscale(tiny_weights, tmp_path / "none_in.mp4", clip)
@@ -300,6 +351,11 @@ def test_options_that_make_no_sense(tiny_weights, clip, capsys, monkeypatch, arg
     assert command(tiny_weights, clip, target(clip), *arguments) == 2
     assert words in capsys.readouterr().err
     assert left(clip.parent) == []
+
+
+def test_an_input_that_was_taken_for_an_address(tiny_weights: Path, clip: Path, capsys) -> None:
+    assert command(tiny_weights, "--cluster", clip, target(clip)) == 2
+    assert "expected HOST:PORT, auto or nothing: put --cluster after the paths" in capsys.readouterr().err
 
 
 def test_an_address_where_nobody_listens(tiny_weights: Path, clip: Path, capsys: pytest.CaptureFixture) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from stablevsr.cli.console import DONE, FAILED, ProgressBars
 from stablevsr.cli.upscale import fetch_weights, find_tasks, open_clip, print_summary, sampling_config, untrained_parts
-from stablevsr.cluster.connect import Cluster
+from stablevsr.cluster.connect import Cluster, require_address
 from stablevsr.cluster.description import ModelDescription
 from stablevsr.cluster.driver import run_on_cluster
 from stablevsr.cluster.job import Setting
@@ -79,6 +79,8 @@ def telling_how_to_continue(outputs: list[Path]) -> Iterator[None]:
 def _check(options: argparse.Namespace) -> None:
     if options.cluster and options.shard:
         raise OptionsError("got --cluster and --shard, which exclude each other: omit one")
+    if options.cluster:
+        require_address(options.cluster)  # before a path that was taken for one is missed
     for name in ("workers", "cpus_per_worker"):
         if getattr(options, name) is not None and not options.cluster:
             flag = f"--{name.replace('_', '-')}"

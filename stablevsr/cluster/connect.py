@@ -76,12 +76,12 @@ def connected(cluster: Cluster, description: ModelDescription) -> Iterator[Conne
     address = cluster.address
     if address == "local" and "RAY_ADDRESS" in os.environ:  # as in a job that was submitted to a cluster
         address = "auto"
-    if address != "local":
-        _check_address(address)
+    require_address(address)
     try:
         import ray
     except ImportError:
         raise ResourceError("--cluster needs the package ray: pip install 'stablevsr[cluster]'") from None
+    _require_somebody(address)
     before = signal.getsignal(signal.SIGTERM)
     _start(ray, address, cluster, description)
     try:
@@ -93,6 +93,7 @@ def connected(cluster: Cluster, description: ModelDescription) -> Iterator[Conne
 
 
 def _start(ray: ModuleType, address: str, cluster: Cluster, description: ModelDescription) -> None:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing here sends anything anywhere
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # or it warns of a change to come
     quiet = {"log_to_driver": False, "logging_level": logging.CRITICAL}
     if address == "local":
@@ -108,20 +109,26 @@ def _start(ray: ModuleType, address: str, cluster: Cluster, description: ModelDe
         raise ResourceError(f"the Ray cluster at {address} cannot be used ({reason})") from error
 
 
-def _check_address(address: str) -> None:
-    """Find out at once what Ray needs minutes for."""
-    if address == "auto":
+def require_address(address: str) -> None:
+    """`OptionsError` unless this has the form of an address of a Ray cluster."""
+    host, _, port = address.rpartition(":")
+    if address in ("local", "auto") or (host and port.isdecimal() and "/" not in address):
+        return
+    hint = ": put --cluster after the paths" if Path(address).exists() else ", as in 10.0.0.1:6379"
+    raise OptionsError(f"got {address} as the address of a Ray cluster, expected HOST:PORT, auto or nothing{hint}")
+
+
+def _require_somebody(address: str) -> None:
+    """Find out in seconds what Ray needs minutes for."""
+    if address in ("local", "auto"):
         return
     host, _, port = address.rpartition(":")
-    if "/" in address or not host or not port.isdecimal():
-        hint = ": put --cluster after the paths" if Path(address).exists() else ", as in 10.0.0.1:6379"
-        raise OptionsError(f"got {address} as the address of a Ray cluster, expected HOST:PORT, auto or nothing{hint}")
     try:
         socket.create_connection((host, int(port)), TIMEOUT).close()
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ResourceError(
-            f"there is no Ray cluster at {address} ({reason}): start one with ray start --head"
+            f"there is no Ray cluster at {address} ({reason}): start one there with ray start --head"
         ) from None
 
 

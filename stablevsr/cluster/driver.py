@@ -146,7 +146,9 @@ class _Driver:
             if assignment is None:
                 assert self._pool.failure is not None
                 raise self._pool.failure
-            clip = next(clip for clip in self._clips if clip.job is assignment.job)
+            clip = next((clip for clip in self._clips if clip.job is assignment.job), None)
+            if clip is None:  # its output could not be written
+                continue
             clip.left.remove(assignment.unit)
             if assignment.record is not None:
                 for notice in set(assignment.record.notices) - self._told:
@@ -202,6 +204,7 @@ class _Driver:
             clip.wanted = next(clip.joining, None)
         except UserError as error:
             clip.wanted = None
+            self._pool.drop(clip.job)
             self._fail(clip.number, str(error))
         if clip.wanted is None:
             if not result.error:

@@ -98,6 +98,12 @@ class Pool:
             heapq.heappush(self._waiting, (-assignment.unit.count, self._count, assignment))
             self._changed.notify()
 
+    def drop(self, job: Job) -> None:
+        """Forget the units of a job that nobody has begun."""
+        with self._changed:
+            self._waiting = [each for each in self._waiting if each[-1].job is not job]
+            heapq.heapify(self._waiting)
+
     def take(self) -> Assignment | None:
         """Wait for a unit; None when there will be none."""
         with self._changed:
@@ -162,7 +168,7 @@ class _Seat(threading.Thread):
         super().__init__(name=f"stablevsr-worker-{number}", daemon=True)
         self._pool, self._connection = pool, pool._connection
         self._ray, self._number = pool._connection.ray, number
-        self._handle: Any = None
+        self._actor: Any = None
         self._place: Place | None = None
         self.has_worked = False
 
@@ -186,7 +192,7 @@ class _Seat(threading.Thread):
             self.kill()
 
     def kill(self) -> None:
-        handle = self._handle
+        handle = self._actor
         if handle is not None:
             self._ray.kill(handle)
 
@@ -209,7 +215,7 @@ class _Seat(threading.Thread):
                 self._pool.failed(assignment, f"the worker on {self._place} died")
                 return has_finished
             except self._ray.exceptions.RayTaskError as error:
-                self._handle_failure(assignment, error.cause)
+                self._judge(assignment, error.cause)
                 continue
             self._finish(assignment, outcome, time.monotonic() - start)
             has_finished = self.has_worked = True
@@ -220,11 +226,11 @@ class _Seat(threading.Thread):
         needs, description = self._connection.needs, self._connection.description
         actor = self._ray.remote(Worker).options(max_concurrency=2, max_restarts=0, **needs)
         self._place = None
-        self._handle = actor.remote(description, self._connection.cpus)
-        place = self._place = self._answer(self._handle.place.remote(), self._pool.tell_no_room)
+        self._actor = actor.remote(description, self._connection.cpus)
+        place = self._place = self._answer(self._actor.place.remote(), self._pool.tell_no_room)
         try:
-            require_same(self._pool._facts, self._answer(self._handle.facts.remote()), str(place))
-            self._place = self._answer(self._handle.build.remote())
+            require_same(self._pool._facts, self._answer(self._actor.facts.remote()), str(place))
+            self._place = self._answer(self._actor.build.remote())
         except self._ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, UserError):
                 raise type(error.cause)(f"{place}: {error.cause}") from None
@@ -248,7 +254,7 @@ class _Seat(threading.Thread):
                 f"a machine of the cluster lacks a package ({reason}): install stablevsr there"
             ) from None
 
-    def _handle_failure(self, assignment: Assignment, cause: BaseException) -> None:
+    def _judge(self, assignment: Assignment, cause: BaseException) -> None:
         """A unit failed, but its worker did not die."""
         if isinstance(cause, ResourceError):  # of this worker's machine
             self._pool.failed(assignment, f"{self._place}: {cause}")
@@ -258,7 +264,7 @@ class _Seat(threading.Thread):
 
     def _converse(self, assignment: Assignment) -> Outcome:
         """Have a unit sampled; afterwards its piece is in place."""
-        job, unit, handle = assignment.job, assignment.unit, self._handle
+        job, unit, handle = assignment.job, assignment.unit, self._actor
         order, piece = job.order(unit), job.piece(unit)
         is_shared = self._ray.get(handle.sees.remote(str(job.workspace.folder), job.token))
         if not is_shared:
@@ -274,7 +280,7 @@ class _Seat(threading.Thread):
 
     def _send(self, job: Job, order: Order) -> None:
         """Send a unit's frames through the object store, a few at a time."""
-        handle, unit = self._handle, order.unit
+        handle, unit = self._actor, order.unit
         self._ray.get(handle.begin.remote(order))
         file = FrameFile(job.frames_path, order, unit.first)
         try:
@@ -290,8 +296,8 @@ class _Seat(threading.Thread):
         """Fetch a piece from a worker that cannot write here."""
         with using(piece), replacing(piece) as part, part.open("wb") as file:
             for offset in range(0, outcome.size, CHUNK):
-                file.write(self._ray.get(self._handle.read.remote(offset, CHUNK)))
-        self._ray.get(self._handle.end.remote())
+                file.write(self._ray.get(self._actor.read.remote(offset, CHUNK)))
+        self._ray.get(self._actor.end.remote())
 
     def _finish(self, assignment: Assignment, outcome: Outcome, seconds: float) -> None:
         place = self._place
