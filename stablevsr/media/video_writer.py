@@ -141,7 +141,7 @@ class VideoWriter(Writer):
                 f"{self.path} cannot hold stream {error.index} of {self._source} ({error}); write a .mkv "
                 "file, or take that stream out first"
             ) from error
-        except av.ArgumentError as error:  # all that encoders say of a size beyond their limits
+        except (av.ArgumentError, av.ExternalError) as error:  # all that encoders say of a size beyond their limits
             how = self._how
             raise ResourceError(
                 f"{self.path} could not be written by {how.codec.encoder} at {how.width}x{how.height} "
