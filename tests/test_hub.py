@@ -244,10 +244,8 @@ def test_offline(hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.usefixtures("unconverted")
 def test_files_of_the_hubs_own_cache_are_not_fetched_again(hub: FakeHub, tmp_path: Path) -> None:
     in_hub_cache(hub, tmp_path)
-    offers = []
-    weights_by_name(NAME, lambda offer: offers.append(offer) or True)
+    weights_by_name(NAME, lambda _: pytest.fail("there is nothing to ask for"))
     assert hub.downloaded() == []
-    assert offers[0].bytes == 0
     assert (tmp_path / "hf/models--owner--StableVSR/snapshots" / COMMIT / UNET).is_file()  # it stays
 
 
@@ -259,9 +257,11 @@ def test_raft_that_cannot_be_downloaded(hub: FakeHub, tmp_path: Path, monkeypatc
         raise URLError("no route")
 
     shutil.rmtree(tmp_path / "torch")
+    offers = []
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", fail)
     with pytest.raises(ResourceError, match=r"^RAFT could not be downloaded from .*no route.*or put the file into"):
-        weights_by_name(NAME)
+        weights_by_name(NAME, lambda offer: offers.append(str(offer)) or True)
+    assert "10.0 MB to download, and 21.1 MB of RAFT from torchvision (license: BSD-3-Clause); the cache" in offers[0]
     assert capsys.readouterr().out == ""
     assert UNET not in hub.downloaded()  # the small one first
 

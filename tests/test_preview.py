@@ -1,6 +1,7 @@
 """Previews: what they show, what they say, and that they touch nothing else."""
 
 import json
+import re
 from pathlib import Path
 
 import clips_made as made
@@ -108,7 +109,7 @@ def test_the_command(video: Path, tmp_path: Path, tiny_weights: Path, capsys: py
     assert command(*words, "2:12x8+6+4") == 0
     told = capsys.readouterr().err
     assert f"wrote {tmp_path / 'out.preview-1.png'}: bicubic interpolation left, the result right, frames 1 to" in told
-    assert "the whole run, 5 frames and 1 steps, would take about 1 min on cpu, judging by this" in told
+    assert re.search("the whole run, 5 frames and 1 steps, would take about [0-9]+ s on cpu, judging by this", told)
     first = (tmp_path / "out.preview-1.png").read_bytes()
     assert command(*words, "3", "--frames", "1:4", "--json") == 0
     assert json.loads(capsys.readouterr().out)["frames"] == 3

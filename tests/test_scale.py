@@ -19,7 +19,7 @@ from stablevsr import SamplingConfig, Stopped, UserError, sample_video, stream_v
 from stablevsr.cli import main
 from stablevsr.engine.outputs import Writers, needs_even_sides
 from stablevsr.engine.workspace import open_workspace, workspace_path
-from stablevsr.media import Encoding, Frame, PartReader, open_reader
+from stablevsr.media import Encoding, Frame, PartReader, open_reader, open_writer
 from stablevsr.media.pipe import PipeReader, PipeWriter
 from stablevsr.model import StableVSR
 from stablevsr.sampling.resizing import output_size, pixel_aspect, resized
@@ -34,7 +34,7 @@ from stablevsr.sampling.resizing import output_size, pixel_aspect, resized
         ({"scale": 3}, True, (184, 244)),  # 183 and 243 lie between two even numbers: the larger
         ({"scale": 4}, True, (244, 324)),
         ({"scale": 1.5}, False, (92, 122)),  # 91.5 and 121.5
-        ({"scale": 0.001}, True, (2, 2)),
+        ({"scale": 0.001}, False, (1, 1)),
         ({"height": 108}, False, (108, 143)),  # 143.4
         ({"height": 108}, True, (108, 144)),
         ({"height": 244}, True, (244, 324)),
@@ -63,6 +63,7 @@ def test_sizes_are_exact(fields: dict, even: bool, expected: tuple[int, int]) ->
         ({"height": 245}, False, "got height 245 for 81x61, expected at most 4 times"),
         ({"size": "325x10"}, False, "got size 325x10 for 81x61, expected at most 4 times"),
         ({"height": 107}, True, "got height 107 for a video, whose sides must be even: use 108"),
+        ({"scale": 0.001}, True, "got scale 0.001, which is 2x2, for a video, whose sides must be at least 4"),
         ({"size": "99x57"}, True, "got size 99x57 for a video, whose sides must be even: use 100x58"),
     ],
 )
@@ -282,7 +283,7 @@ def test_a_stream_goes_on_at_its_size_only(tmp_path: Path, monkeypatch: pytest.M
         ("out.mp4", ["--height", "73"], "got height 73 for 24x18, expected at most 4 times"),
         ("out.mp4", ["--height", "35"], "must be even: use 36"),
         ("out.mp4", ["--size", "big"], "got size 'big', expected WIDTHxHEIGHT"),
-        ("out.mp4", ["--size", "4x2", "--codec", "av1"], "could not be written"),  # below what SVT-AV1 encodes
+        ("out.mp4", ["--size", "4x2", "--codec", "av1"], "which is 4x2, for a video, whose sides must be at least 4"),
     ],
 )
 def test_bad_sizes_are_one_sentence_before_the_work(
@@ -296,3 +297,10 @@ def test_bad_sizes_are_one_sentence_before_the_work(
     assert re.search(words, said[0])
     assert list(tmp_path.iterdir()) == []
     assert not workspace_path(tmp_path / name).exists()
+
+
+def test_a_size_that_the_encoder_refuses_is_named(tmp_path: Path) -> None:
+    iio.imwrite(tmp_path / "in.png", np.zeros((4, 5000, 3), np.uint8))
+    said = r"by libx264 at 20000x16 .*another size"
+    with open_reader(tmp_path / "in.png") as clip, pytest.raises(UserError, match=said):
+        open_writer(tmp_path / "out.mp4", clip, height=16, width=20000)

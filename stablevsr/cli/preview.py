@@ -56,7 +56,7 @@ def show(model: Model, clip: Reader, output: Path, config: SamplingConfig, optio
             "the whole run, %d frames and %d steps, would take %s on %s, judging by this preview",
             found.count,
             config.steps,
-            duration(found.seconds),
+            duration(found.seconds) if found.seconds > 60 else f"about {max(1, round(found.seconds))} s",
             model.device,
         )
     if options.json:

@@ -30,7 +30,7 @@ def is_offline() -> bool:
     """Whether the user has asked the hub's package to stay offline (HF_HUB_OFFLINE)."""
     from huggingface_hub import constants
 
-    return constants.is_offline_mode()
+    return constants.HF_HUB_OFFLINE
 
 
 @contextlib.contextmanager

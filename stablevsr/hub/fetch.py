@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlparse
 
 import torch
@@ -33,13 +34,14 @@ class Offer:
     name: Name
     commit: str
     license: str
-    bytes: int
+    bytes: int  # of the model
+    flow_bytes: int  # of RAFT, which torchvision publishes
 
     def __str__(self) -> str:
+        flow = f", and {_size(self.flow_bytes)} of RAFT from torchvision (license: {FLOW_LICENSE})"
         return (
             f"{self.name} from the Hugging Face hub (commit {self.commit[:12]}, license: {self.license}): "
-            f"{_size(self.bytes)} to download, and RAFT from torchvision (license: {FLOW_LICENSE}); the cache is "
-            f"{cache_folder()}"
+            f"{_size(self.bytes)} to download{flow if self.flow_bytes else ''}; the cache is {cache_folder()}"
         )
 
 
@@ -96,9 +98,10 @@ def published(
         hashes = _fetch(repository, repository.configs(), folder)
         _check_kind(repository, folder)
         wanted = repository.weights(variant)
-        offer = Offer(name, repository.commit, repository.license, _missing(repository, wanted, folder))
+        missing, flow_bytes = _missing(repository, wanted, folder), 0 if flow else _missing_flow()
+        offer = Offer(name, repository.commit, repository.license, missing, flow_bytes)
         _check_room(offer, repository.bytes(wanted), folder)
-        if not confirm(offer):
+        if missing + flow_bytes and not confirm(offer):
             raise OptionsError(f"{name} was not downloaded")
         flow = flow or flow_weights()
         hashes |= _fetch(repository, wanted, folder)
@@ -183,12 +186,23 @@ def _only_one(folder: Path, name: Name) -> Iterator[None]:
         lock.release()
 
 
-def flow_weights(offline: bool = False) -> Path:
-    """RAFT as StableVSR uses it, from torchvision's cache, downloaded by torchvision if it is not there."""
+def _flow() -> tuple[Any, Path]:
+    """RAFT as StableVSR uses it, in torchvision's words, and its place in torchvision's cache."""
     from torchvision.models.optical_flow import Raft_Large_Weights
 
     weights = Raft_Large_Weights.C_T_SKHT_V2
-    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(weights.url).path).name
+    return weights, Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(weights.url).path).name
+
+
+def _missing_flow() -> int:
+    """How many bytes of RAFT are yet to be downloaded."""
+    weights, path = _flow()
+    return 0 if path.is_file() else int(weights.meta.get("_file_size", 0) * 2**20)
+
+
+def flow_weights(offline: bool = False) -> Path:
+    """RAFT from torchvision's cache; torchvision downloads it if it is not there."""
+    weights, path = _flow()
     if path.is_file():
         return path
     if offline:

@@ -10,7 +10,7 @@ import av
 import numpy as np
 
 from stablevsr.atomic import remove, sync
-from stablevsr.errors import OptionsError, UserError
+from stablevsr.errors import OptionsError, ResourceError, UserError
 from stablevsr.media.codecs import Encoding
 from stablevsr.media.colour import Colours
 from stablevsr.media.copies import TrackError
@@ -140,6 +140,12 @@ class VideoWriter(Writer):
             raise OptionsError(
                 f"{self.path} cannot hold stream {error.index} of {self._source} ({error}); write a .mkv "
                 "file, or take that stream out first"
+            ) from error
+        except (av.ArgumentError, av.ExternalError) as error:  # all that encoders say of a size beyond their limits
+            how = self._how
+            raise ResourceError(
+                f"{self.path} could not be written by {how.codec.encoder} at {how.width}x{how.height} "
+                f"({error.strerror}); choose another size, codec or output"
             ) from error
         finally:
             remove(draft)

@@ -11,6 +11,8 @@ from stablevsr.config import SCALE
 from stablevsr.errors import OptionsError
 from stablevsr.sampling.config import SamplingConfig
 
+MIN_VIDEO_SIDE = SCALE  # pixels, as a single one becomes; below it SVT-AV1 takes the whole process down
+
 
 def output_size(config: SamplingConfig, height: int, width: int, even: bool = False) -> tuple[int, int]:
     """(height, width) of the result for LR frames of `height` x `width`.
@@ -19,10 +21,10 @@ def output_size(config: SamplingConfig, height: int, width: int, even: bool = Fa
 
     Args:
         even: as the codecs of videos need it: derived sides are rounded to even numbers, odd ones that were asked for
-            are refused.
+            and those below `MIN_VIDEO_SIDE` are refused.
 
     Raises:
-        OptionsError: for a size above the fourfold one, and for odd sides as above.
+        OptionsError: for a size above the fourfold one, and for odd and tiny sides as above.
     """
     if config.size is not None:
         found, said = config.size_in_pixels, f"size {config.size}"
@@ -45,6 +47,10 @@ def output_size(config: SamplingConfig, height: int, width: int, even: bool = Fa
         sides = found[:1] if config.size is None else found[::-1]
         better = "x".join(str(side + side % 2) for side in sides)
         raise OptionsError(f"got {said} for a video, whose sides must be even: use {better}")
+    if even and min(found) < MIN_VIDEO_SIDE:
+        raise OptionsError(
+            f"got {said}, which is {found[1]}x{found[0]}, for a video, whose sides must be at least {MIN_VIDEO_SIDE}"
+        )
     return found
 
 
