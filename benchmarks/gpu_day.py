@@ -91,12 +91,15 @@ PARTS = [
 ]
 SMALL = [
     Part("machine", 120, command("benchmarks/machine.py --side 512")),
-    Part("tests", 300, tests("-k", "cpu and not compiled")),
-    Part("killed_job", 300, command("benchmarks/killed_job.py --device cpu --options '--steps 8'")),
+    Part("tests", 300, tests("-m", "not gpu")),
+    Part("killed_job", 300, command("benchmarks/killed_job.py --device cpu --options '--steps 2 --frames 0:3'")),
     Part(
         "variants",
-        400,
-        command("benchmarks/variants.py --device cpu --model small --size 16x16 --turns 1 --rows eager compiled"),
+        600,
+        command(
+            "benchmarks/variants.py --device cpu --model small --size 16x16 --turns 1"
+            " --rows eager 'eager, upsampling not folded' 'eager, contiguous' compiled"
+        ),
     ),
     Part(
         "memory", 120, command("benchmarks/memory.py --measure --device cpu --model small --frames 2 4 --sizes 16x16")
@@ -109,7 +112,6 @@ SMALL = [
         ),
         needs=("diffusers",),
     ),
-    Part("compiled_tests", 300, tests("-k", "cpu and compiled")),
     Part(
         "streaming",
         200,
