@@ -3,16 +3,19 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
-from diffusers import DDPMScheduler
 from references import library_twin
 from torch import Tensor
 
 from stablevsr.model import StableVSR
 from stablevsr.sampling.noise import NoiseSource
+
+if TYPE_CHECKING:
+    from diffusers import DDPMScheduler
 
 Part = Callable[[str], AbstractContextManager]
 
@@ -44,6 +47,8 @@ class ReferenceLoop:
         low_res = low_res.to(self.device)
         with self.part("flow"):
             forward, backward = self._flows(low_res)
+        from diffusers import DDPMScheduler
+
         scheduler = DDPMScheduler(**asdict(self.config.schedule))
         scheduler.set_timesteps(steps)
         n = len(low_res)
@@ -74,7 +79,7 @@ class ReferenceLoop:
 
     def _frame_step(
         self,
-        scheduler: DDPMScheduler,
+        scheduler: "DDPMScheduler",
         time: Tensor,
         latent: Tensor,
         low_res: Tensor,

@@ -1,7 +1,8 @@
 """The published networks, built from our configurations, to compare ours with.
 
 `pair` is the way in: it builds the library's module, fills it with noise so that no term hides behind a zero or a one,
-and gives our module over the very same tensors.
+and gives our module over the very same tensors. The libraries are imported where they are used, so that what needs
+only `randomise` runs without them.
 """
 
 import math
@@ -11,10 +12,8 @@ from itertools import chain
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from torch import Tensor, nn
 from torchvision.models.optical_flow import raft_large, raft_small
-from transformers import CLIPTextConfig, CLIPTextModel
 
 from stablevsr.architectures import RAFT_LARGE, RAFT_SMALL
 from stablevsr.config import FlowConfig, TCMConfig, TextConfig, UNetConfig, VAEConfig
@@ -45,8 +44,10 @@ def _encoder_options(config: EncoderConfig) -> dict[str, Any]:
     }
 
 
-def diffusers_unet(config: UNetConfig) -> UNet2DConditionModel:
+def diffusers_unet(config: UNetConfig) -> nn.Module:
     """The UNet of diffusers for our configuration."""
+    from diffusers import UNet2DConditionModel
+
     encoder = config.encoder
     return UNet2DConditionModel(
         **_encoder_options(encoder),
@@ -56,8 +57,10 @@ def diffusers_unet(config: UNetConfig) -> UNet2DConditionModel:
     )
 
 
-def diffusers_controlnet(config: TCMConfig) -> ControlNetModel:
+def diffusers_controlnet(config: TCMConfig) -> nn.Module:
     """The ControlNet of diffusers for our configuration; it knows one number of blocks for all levels only."""
+    from diffusers import ControlNetModel
+
     (blocks,) = set(config.encoder.blocks_per_level)
     return ControlNetModel(
         **_encoder_options(config.encoder),
@@ -67,8 +70,10 @@ def diffusers_controlnet(config: TCMConfig) -> ControlNetModel:
     )
 
 
-def diffusers_vae(config: VAEConfig) -> AutoencoderKL:
+def diffusers_vae(config: VAEConfig) -> nn.Module:
     """The autoencoder of diffusers for our configuration."""
+    from diffusers import AutoencoderKL
+
     levels = len(config.channels)
     return AutoencoderKL(
         in_channels=config.image_channels,
@@ -89,8 +94,10 @@ def torchvision_raft(config: FlowConfig) -> nn.Module:
     return build(weights=None)
 
 
-def transformers_text(config: TextConfig) -> CLIPTextModel:
+def transformers_text(config: TextConfig) -> nn.Module:
     """The CLIP text tower of transformers for our configuration."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
     return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=config.vocab_size,

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from models import TINY, memory_run, offloaded, random_model
+from models import TINY, offloaded
 from safetensors.torch import load_file, save_file
 from torch._dynamo.utils import counters
 
@@ -267,47 +267,3 @@ def test_an_offloaded_model_has_one_part_on_the_device(tiny_model: StableVSR) ->
 def test_offloading_to_a_cpu_is_refused(tiny_weights: Path) -> None:
     with pytest.raises(OptionsError, match="but the device is cpu: leave it out"):
         build_model(tiny_weights, device="cpu", offload=True)
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_the_loop_does_not_wait_for_the_device() -> None:
-    model = random_model()
-    model.place(torch.device("cuda"), torch.float32)
-    run, _ = memory_run(model, torch.rand(3, 3, 32, 32), steps=3)
-    list(run.estimate_flows())
-    frame_steps = run.frame_steps()
-    next(frame_steps)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        assert len(list(frame_steps)) == 8
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_offloading_takes_less_memory_and_changes_nothing(tmp_path: Path) -> None:
-    weights.write(tmp_path / "file.safetensors", weights.Header(TINY), random_model().state_dict())
-    frames = np.random.default_rng(0).random((3, 3, 8, 8)).astype(np.float32)
-    results, peaks = [], []
-    for offload in (False, True):
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        model = build_model(tmp_path / "file.safetensors", device="cuda", offload=offload)
-        results.append(sample_video(model, frames, steps=3))
-        peaks.append(torch.cuda.max_memory_allocated() - before)
-        del model
-    assert np.abs(results[0] - results[1]).max() < 1e-5
-    assert peaks[1] < peaks[0]
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize(("dtype", "tolerance"), [("fp32", 2e-3), ("bf16", 0.1)])
-def test_cuda_equals_cpu(dtype: str, tolerance: float, tmp_path: Path) -> None:
-    model = random_model()
-    weights.write(tmp_path / "file.safetensors", weights.Header(TINY), model.state_dict())
-    frames = np.random.default_rng(0).random((3, 3, 24, 40)).astype(np.float32)
-    on_gpu = sample_video(build_model(tmp_path / "file.safetensors", device="cuda", dtype=dtype), frames, steps=3)
-    assert np.abs(on_gpu - sample_video(model, frames, steps=3)).mean() < tolerance

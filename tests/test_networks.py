@@ -27,7 +27,7 @@ from stablevsr.config import (
 from stablevsr.convert.keys import diffusers_tiny, rename_all
 from stablevsr.errors import UserError
 from stablevsr.nn import layers
-from stablevsr.nn.attention import CHUNK, attend, attend_in_chunks
+from stablevsr.nn.attention import attend, attend_in_chunks
 from stablevsr.nn.layers import double_and_convolve
 from stablevsr.nn.raft import RAFT, CorrelationPyramid, OnDemandCorrelation
 from stablevsr.nn.tcm import TCM
@@ -681,18 +681,3 @@ def test_wide_attention_on_cuda_is_done_in_chunks(
             result = call(q, k, v)
             assert (result.shape, result.dtype, result.device.type) == (q.shape, dtype, "cuda")
     assert fused == left_to_pytorch
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 5e-3), (torch.float16, 1e-3)])
-@pytest.mark.parametrize("compiled", [False, True])
-def test_wide_attention_on_cuda(compiled: bool, dtype: torch.dtype, tolerance: float) -> None:
-    call = torch.compile(attend, fullgraph=True, dynamic=False) if compiled else attend
-    inputs = attention_inputs(CHUNK + 300, 512, dtype)
-    exact = F.scaled_dot_product_attention(*(tensor.double() for tensor in inputs))
-    on_gpu = [tensor.cuda() for tensor in inputs]
-    assert relative_error(call(*on_gpu).cpu().double(), exact) < tolerance
-    on_gpu[0].requires_grad_()
-    call(*on_gpu).float().sum().backward()
-    assert on_gpu[0].grad.isfinite().all()

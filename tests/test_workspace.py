@@ -97,8 +97,17 @@ def test_a_file_is_refused(output: Path) -> None:
 def test_the_folder_of_another_user_is_refused(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     begin(output, {})
     monkeypatch.setattr(os, "getuid", lambda: os.stat(output.parent).st_uid + 1)
+    monkeypatch.setattr(room, "_owner_of_new_files", lambda folder: os.getuid())
     with pytest.raises(UserError, match="belongs to another user"):
         begin(output, {}, restart=True)
+
+
+def test_a_mount_that_maps_owners_takes_a_run_and_its_continuation(output: Path, monkeypatch) -> None:
+    """As CIFS, FUSE, NFS with squashed owners and Windows drives in WSL do: everything belongs to one other user."""
+    monkeypatch.setattr(os, "getuid", lambda: os.stat(output.parent).st_uid + 1)
+    begin(output, {"seed": 1})
+    begin(output, {"seed": 1})
+    assert [path.name for path in output.parent.iterdir()] == [workspace_path(output).name]
 
 
 def test_nobody_else_can_read_prompts_and_paths(output: Path) -> None:
@@ -168,6 +177,18 @@ def test_errors_of_the_disk_name_the_file_and_the_cause(tmp_path, monkeypatch, m
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(UserError, match=rf"latents.raw, part of .*\({os.strerror(code)}\): {advice}"):
         getattr(array, method)(*{"write": (0, torch.zeros(2)), "read": (0,), "sync": ()}[method])
+
+
+def test_a_mount_that_cannot_flush_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    array = ArrayFile(tmp_path / "latents.raw", (2,), torch.float32)
+    array.write(0, torch.ones(2))
+
+    def cannot(handle: int) -> None:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    monkeypatch.setattr(os, "fsync", cannot)
+    array.sync()
+    assert array.read(0).tolist() == [1, 1]
 
 
 def test_the_estimate_comes_back_on_the_device_that_is_asked_for(tmp_path: Path) -> None:

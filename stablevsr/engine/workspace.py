@@ -36,7 +36,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stablevsr.atomic import hidden_sibling, remove, replacing
+from stablevsr.atomic import hidden_sibling, remove, replacing, sync
 from stablevsr.engine.state import RunState
 from stablevsr.errors import OptionsError, ResourceError, UserError
 
@@ -120,7 +120,7 @@ class ArrayFile:
 
     def sync(self) -> None:
         with using(self.path):
-            os.fsync(self._file.fileno())
+            sync(self.path)
 
     def close(self) -> None:
         with suppress(OSError):  # only of unflushed data, whose error was raised before
@@ -342,11 +342,21 @@ def _make(folder: Path) -> None:
         kind = "a link" if folder.is_symlink() else "a file"
         raise ResourceError(f"{folder} is {kind}, expected a folder: move it away")
     found = folder.stat()
-    if hasattr(os, "getuid") and found.st_uid != os.getuid():
+    if hasattr(os, "getuid") and found.st_uid not in (os.getuid(), _owner_of_new_files(folder.parent)):
         raise ResourceError(f"{folder} belongs to another user (uid {found.st_uid}): choose another output")
     if found.st_mode & 0o077:  # created by an older version
         with suppress(OSError):
             folder.chmod(0o700)
+
+
+def _owner_of_new_files(folder: Path) -> int:
+    """The uid that files of this process get in `folder`; network and Windows mounts may map it to another."""
+    probe = hidden_sibling(folder / "probe")
+    try:
+        probe.touch()
+        return probe.stat().st_uid
+    finally:
+        remove(probe)
 
 
 def _lock(lock: TextIO, output: Path, folder: Path, shared: bool) -> None:
