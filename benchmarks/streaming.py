@@ -10,8 +10,7 @@ networks, and take turns; times are medians over the turns.
     latency           from a frame in to the same frame out; for loops that need the whole clip, the time of this clip
     error             largest difference of the pictures, about [-1, 1], from the published streaming loop's
 
-Weights are random: the small model is the bundled architecture, with its autoencoder replaced by a temporal
-tiny one as wide as its tiny decoder.
+Weights are random; the small model is the bundled one's architecture, `SMALL_STREAMING`.
 Needs `pip install '.[test]'`. Prints a table and writes JSON.
 """
 
@@ -21,7 +20,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -36,8 +34,8 @@ from reference_stream_loop import ReferenceStreamLoop
 from references import randomise
 
 from stablevsr import build_model
-from stablevsr.architectures import STREAM_DIFFVSR
-from stablevsr.config import ModelConfig, TemporalTinyConfig
+from stablevsr.architectures import SMALL_STREAMING, STREAM_DIFFVSR
+from stablevsr.config import ModelConfig
 from stablevsr.engine.stream import Stream
 from stablevsr.model import DTYPES, StableVSR
 from stablevsr.runtime import pick_device
@@ -58,12 +56,6 @@ AHEAD = "prepared ahead"  # rows in which the next frame is always there already
 USUAL = {"cpu": ["ours fp32", "ours fp32, half flow", "ours compiled fp32", "ours bf16"], "cuda": list(OURS)}
 # One turn over LR frames (n, 3, h, w) in [-1, 1]: seconds a frame, latency, pictures (n, 3, 4h, 4w)
 Turn = Callable[[Tensor], tuple[float, float, Tensor]]
-
-
-def stream_config(small: ModelConfig) -> ModelConfig:
-    """The bundled architecture as a streaming model, with an autoencoder as wide as the bundled tiny decoder."""
-    vae = TemporalTinyConfig(latent_channels=small.vae.latent_channels, width=small.tiny.width)
-    return replace(small, vae=vae, tiny=None, schedule=STREAM_DIFFVSR.schedule)
 
 
 def random_model(config: ModelConfig, device: torch.device, dtype: str) -> StableVSR:
@@ -156,7 +148,7 @@ def to_and_fro(model: StableVSR, steps: int = 2) -> Turn:
 
 def make_rows(options: argparse.Namespace) -> dict[str, Turn]:
     device, small = options.device, build_model(device="cpu") if options.model == "small" else None
-    config = stream_config(small.config) if small else STREAM_DIFFVSR
+    config = SMALL_STREAMING if small else STREAM_DIFFVSR
     rows = {PUBLISHED: published(random_model(config, device, "fp32"))}
     if small:
         small.place(device, torch.float32)

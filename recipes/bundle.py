@@ -12,33 +12,44 @@ from pathlib import Path
 import torch
 
 from stablevsr import SamplingConfig, TemporalGuidance
-from stablevsr.architectures import SMALL
+from stablevsr.architectures import SMALL, SMALL_STREAMING
 from stablevsr.errors import UserError
 from stablevsr.model import PARTS, StableVSR
+from stablevsr.sampling.config import STREAMING
 from stablevsr.training.train import read_part
 from stablevsr.weights import Header, write
 
 # The sampler that UNet and TCM are distilled to: DDIM at t = 999, 749, 499, 249.
-SAMPLING = SamplingConfig(steps=4, sampler="ddim", temporal=TemporalGuidance(tiny=True))
-CONFIG = replace(SMALL, schedule=replace(SMALL.schedule, timestep_spacing="trailing"))
+BUNDLES = {
+    "small": Header(
+        replace(SMALL, schedule=replace(SMALL.schedule, timestep_spacing="trailing")),
+        sampling=SamplingConfig(steps=4, sampler="ddim", temporal=TemporalGuidance(tiny=True)),
+    ),
+    "small_streaming": Header(SMALL_STREAMING, sampling=replace(STREAMING, spacing=None)),
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("target", type=Path, help="weights file to write")
-    names = [part for part in PARTS if getattr(SMALL, part)]
-    for part in names:
+    parser.add_argument("--architecture", choices=BUNDLES, default="small", help="default: %(default)s")
+    for part in PARTS:
         metavar = (f"{part.upper()}.safetensors", "RECIPE")
-        parser.add_argument(f"--{part}", required=True, nargs=2, metavar=metavar, help="its weights and recipe")
+        parser.add_argument(f"--{part}", nargs=2, metavar=metavar, help="its weights and recipe")
     options = parser.parse_args()
+    header = BUNDLES[options.architecture]
     with torch.device("meta"):
-        model = StableVSR(CONFIG)
+        model = StableVSR(header.config)
     tensors, provenance = {}, {}
     try:
-        for part in names:
-            file, provenance[part] = getattr(options, part)
-            tensors |= read_part(Path(file), part, model)
-        write(options.target, Header(model.config, provenance, sampling=SAMPLING), tensors, torch.float16)
+        for part in PARTS:
+            given, held = getattr(options, part), getattr(header.config, part) is not None
+            if bool(given) != held:
+                parser.error(f"architecture {options.architecture} has {'a' if held else 'no'} part {part}")
+            if given:
+                file, provenance[part] = given
+                tensors |= read_part(Path(file), part, model)
+        write(options.target, replace(header, provenance=provenance), tensors, torch.float16)
     except UserError as error:
         parser.error(str(error))
 

@@ -1,4 +1,4 @@
-"""Published configurations by name: StableVSR, its base model, Stream-DiffVSR, RAFT; and the bundled small model."""
+"""Published configurations by name: StableVSR, its base model, Stream-DiffVSR, RAFT; and the bundled small models."""
 
 from dataclasses import replace
 
@@ -79,4 +79,22 @@ SMALL = ModelConfig(
     tiny=TinyDecoderConfig(latent_channels=8, width=16),
     schedule=STABLEVSR_SCHEDULE,
 )
-ARCHITECTURES = {"stablevsr": STABLEVSR, "sd_x4_upscaler": SD_X4_UPSCALER, "small": SMALL}
+# The bundled model for streaming: the same networks, in the same latent space, around a temporal tiny autoencoder.
+SMALL_STREAMING = replace(
+    SMALL,
+    vae=TemporalTinyConfig(latent_channels=8, width=24),
+    tiny=None,
+    schedule=DDIMScheduleConfig(
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        clip_sample=False,
+        timestep_spacing="trailing",
+        steps_offset=1,
+    ),
+)
+ARCHITECTURES = {
+    "stablevsr": STABLEVSR,
+    "sd_x4_upscaler": SD_X4_UPSCALER,
+    "small": SMALL,
+    "small_streaming": SMALL_STREAMING,
+}

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from importlib import resources
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ from stablevsr.weights import read as read_weights
 
 log = logging.getLogger(__name__)
 
+BUNDLED = ("small", "small-streaming")  # weights in the package, by name
 DTYPES = {name: getattr(torch, dtype) for name, dtype in DTYPE_NAMES.items()}
 
 
@@ -146,9 +147,9 @@ def build_model(
     """Build a model from a weights file, ready for `sample_video`.
 
     Args:
-        weights: a file made by `stablevsr convert`, or the name of a model on the Hugging Face hub, as in
-            "hub:claudiom4sir/StableVSR" or "hub:OWNER/NAME@REVISION", which is downloaded and converted once; None is
-            the small model bundled with the package.
+        weights: a file made by `stablevsr convert`; the name of one in the package, one of `BUNDLED`; or the name of a
+            model on the Hugging Face hub, as in "hub:claudiom4sir/StableVSR" or "hub:OWNER/NAME@REVISION", which is
+            downloaded and converted once. None is "small".
         device: "cpu", "cuda", "cuda:1", "mps"; None takes the best one available.
         dtype: "fp32", "fp16" or "bf16", see `StableVSR.place`; None is fp32.
         compile: use `torch.compile`: faster after a slow first call.
@@ -168,7 +169,7 @@ def build_model(
         require_compiler(target)
     if offload and target.type != "cuda":
         raise OptionsError(f"offload saves GPU memory, but the device is {target}: leave it out")
-    path = _weights_file(weights) if weights is not None else bundled_weights()
+    path = find_weights(weights)
     header, tensors = read_weights(path)
     model = empty_model(header)
     check_tensors(tensors, model.state_dict(), str(path))
@@ -185,13 +186,26 @@ def build_model(
     return Offloaded(model, target, [name for name, _, part in model.parts() if part.offloaded])
 
 
-def _weights_file(weights: str | os.PathLike[str]) -> Path:
-    if isinstance(weights, str) and not os.path.exists(weights):
-        # Loaded here and so, because the hub's room converts, and conversion needs this module.
-        return importlib.import_module("stablevsr.hub.fetch").weights_by_name(weights)
-    return Path(weights)
+def bundled_weights(name: str = "small") -> Path:
+    """A weights file inside the package, one of `BUNDLED`."""
+    return Path(str(resources.files("stablevsr") / "assets" / f"{name}.safetensors"))
 
 
-def bundled_weights() -> Path:
-    """The weights file inside the package."""
-    return Path(str(resources.files("stablevsr") / "assets" / "small.safetensors"))
+def find_weights(weights: str | os.PathLike[str] | None, confirm: Callable[[Any], bool] | None = None) -> Path:
+    """The weights file that `weights` of `build_model` means; a file of a name comes before what else the name means.
+
+    Args:
+        confirm: asked with a `hub.fetch.Offer` before anything large is downloaded; None agrees.
+
+    Raises:
+        UserError: for a model on the hub, as `hub.fetch.weights_by_name` does.
+    """
+    if weights is None:
+        return bundled_weights()
+    if not isinstance(weights, str) or os.path.exists(weights):
+        return Path(weights)
+    if weights in BUNDLED:
+        return bundled_weights(weights)
+    # Loaded here and so, because the hub's room converts, and conversion needs this module.
+    fetch = importlib.import_module("stablevsr.hub.fetch")
+    return fetch.weights_by_name(weights, confirm or fetch.agree)

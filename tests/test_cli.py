@@ -68,8 +68,7 @@ def run(*arguments: object) -> int:
 @pytest.fixture(autouse=True)
 def _tiny_model(monkeypatch: pytest.MonkeyPatch, tiny_weights: Path) -> None:
     """What is tested here is the command; the bundled model would only take longer."""
-    for place in ("stablevsr.cli.upscale", "stablevsr.model"):
-        monkeypatch.setattr(f"{place}.bundled_weights", lambda: tiny_weights)
+    monkeypatch.setattr("stablevsr.model.bundled_weights", lambda: tiny_weights)
 
 
 @pytest.fixture

@@ -30,6 +30,7 @@ ROOMS = {
     "model": BASE | {"nn", "sampling", "prompt", "weights"},
     "media": BASE,
     "engine": MODEL | {"__init__", "media"},
+    "cluster": MODEL | {"__init__", "engine", "media"},
     "convert": MODEL,
     "hub": MODEL | {"convert"},
     "training": MODEL | {"media", "engine"},
@@ -37,7 +38,8 @@ ROOMS = {
     "compare": MODEL | {"media", "metrics"},
     "app": MODEL | {"media", "engine"},
     "__init__": {"engine", "errors", "model", "sampling"},
-    "cli": MODEL | {"__init__", "engine", "media", "convert", "hub", "training", "metrics", "compare", "app"},
+    "cli": MODEL
+    | {"__init__", "engine", "cluster", "media", "convert", "hub", "training", "metrics", "compare", "app"},
     "__main__": {"cli"},
 }
 FORBIDDEN = {"diffusers", "transformers", "accelerate"}

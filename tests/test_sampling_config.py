@@ -43,6 +43,8 @@ DISTILLED = {"mode": "streaming", "steps": 4, "sampler": "ddim"}
         ({"scene_cuts": "some"}, "got scene_cuts 'some', expected auto, off or frame numbers above 0"),
         ({"scene_cuts": (0, 3)}, r"got scene_cuts \(0, 3\)"),
         ({"scene_cuts": [3, "a"]}, r"scene_cuts is \(3, 'a'\), expected"),
+        ({"segments": 1}, "got segments 1, expected 2 or more"),
+        ({"segments": 8, "mode": "streaming"}, "got segments 8 in mode streaming, where each frame needs the one"),
         ({"tile": 8}, "got tile 8, expected auto, off or a number of at least 16"),
         ({"tile": "big"}, "got tile 'big', expected auto"),
         ({"color_fix": "sepia"}, "got color_fix 'sepia', expected one of wavelet, adain"),

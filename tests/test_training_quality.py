@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 from models import random_model
+from stream_models import random_stream_model
 from torch import Tensor
 
+from stablevsr import PRESETS, SamplingConfig, UserError, sample_video
 from stablevsr.training.features import VARIANTS, FeatureNetwork
 
 MODULES = ("clips", "footage", "measures", "quality")
@@ -87,3 +89,30 @@ def test_means_are_over_the_clips_that_have_a_figure(benchmarks: SimpleNamespace
     rows = benchmarks.quality.mean_rows([{"ours": {"PSNR": 1.0}}, {"ours": {"PSNR": 3.0, "warp": 5.0}}])
     assert rows == {"ours": {"PSNR": 2.0, "warp": 5.0}}
     benchmarks.quality.show("a table with an empty cell", {"ours": {"PSNR": 2.0}})
+
+
+def test_streaming_weights_run_guided_and_alone(benchmarks: SimpleNamespace) -> None:
+    model = random_stream_model()
+    model.sampling = SamplingConfig(mode="streaming", steps=1, sampler="ddim")
+    low_res = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    runs = {name: run() for name, run in benchmarks.quality.whole_runs(model, low_res).items()}
+    assert set(runs) == set(benchmarks.quality.FOR_STREAMING)
+    guided, alone = runs["default"], runs["default per frame"]
+    assert torch.equal(guided, sample_video(model, low_res, scene_cuts="off"))
+    assert torch.equal(guided[0], alone[0])
+    assert not torch.equal(guided[1], alone[1])
+    torch.testing.assert_close(alone[1:2], sample_video(model, low_res, scene_cuts=(1, 2))[1:2])
+
+
+def test_presets_run_as_they_are(benchmarks: SimpleNamespace) -> None:
+    model, low_res = random_model(), torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    fast = benchmarks.quality.whole_runs(model, low_res)["fast"]()
+    assert torch.equal(fast, sample_video(model, low_res, PRESETS["fast"], scene_cuts="off"))
+
+
+def test_variants_that_the_weights_do_not_have_are_refused(benchmarks: SimpleNamespace) -> None:
+    quality, options = benchmarks.quality, SimpleNamespace(variants=None)
+    quality.check_variants(options, is_streaming=True)
+    assert options.variants == quality.DEFAULTS
+    with pytest.raises(UserError, match="got variant two-way for streaming weights, expected some of default"):
+        quality.check_variants(SimpleNamespace(variants=["two-way"]), is_streaming=True)

@@ -17,7 +17,7 @@ from stablevsr.sampling.schedule import run_steps
 from stablevsr.training.recipe import RolloutRecipe, read_recipe
 from stablevsr.training.rollout import (
     Objective,
-    picture_loss,
+    pictures_loss,
     roll_out,
     roll_out_clips,
     rollout_loss,
@@ -112,21 +112,33 @@ def test_the_loss_falls_when_the_unet_learns(model: StableVSR) -> None:
 
 
 def test_each_weight_adds_its_own_term(model: StableVSR) -> None:
-    truth, picture = normal(2, 3, 32, 32).clamp(-1, 1), torch.zeros(2, 3, 32, 32)
-    x0 = normal(2, 4, 8, 8)
+    truth, pictures = normal(2, 2, 3, 32, 32).clamp(-1, 1), torch.zeros(2, 2, 3, 32, 32)
 
     def features(x: Tensor) -> list[Tensor]:
         return [x]
 
     def loss(**weights: float) -> float:
-        recipe = RolloutRecipe(**{"latent": 0.0, "picture": 0.0, "features": 0.0, **weights})
-        return picture_loss(model, x0, picture, truth, Objective(recipe, features)).item()
+        recipe = RolloutRecipe(**{"picture": 0.0, "features": 0.0, **weights})
+        return pictures_loss(pictures, truth, Objective(recipe, features)).item()
 
-    latent = model.vae.encode(truth).mean * model.vae.scaling_factor
-    assert loss(latent=2.0) == pytest.approx(2 * (x0 - latent).square().mean().item(), rel=1e-5)
     assert loss(picture=3.0) == pytest.approx(1.5 * truth.abs().mean().item(), rel=1e-5)  # in [0, 1]
-    distance = (truth / 2).square().sum(1).mean().item()
+    distance = (truth / 2).square().sum(2).mean().item()
     assert loss(features=1.0, picture=3.0) == pytest.approx(distance + loss(picture=3.0), rel=1e-5)
+    changes = (truth / 2).diff(dim=1).square().sum(2).mean().item()  # the pictures do not change
+    assert loss(features=1.0, feature_changes=2.0) == pytest.approx(distance + 2 * changes, rel=1e-5)
+
+
+def test_the_latent_term_is_of_the_scaled_latent(model: StableVSR) -> None:
+    truth, low_res, noise = normal(1, 3, 32, 32).clamp(-1, 1), normal(1, 3, 8, 8), normal(1, 4, 8, 8)
+    objective, context = (
+        Objective(RolloutRecipe(steps=2, latent=2.0, picture=0.0, features=0.0), None),
+        model.encode_prompt(None),
+    )
+    x0 = roll_out(model, low_res, noise, context, objective.steps(model))
+    expected = 2 * (x0 - model.vae.encode(truth).mean * model.vae.scaling_factor).square().mean()
+    assert rollout_loss(model, truth, low_res, noise, context, objective).item() == pytest.approx(
+        expected.item(), rel=1e-5
+    )
 
 
 def test_the_temporal_loss_is_of_what_flickers() -> None:

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import stat
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -211,12 +212,48 @@ def test_the_list_of_files_is_complete(output: Path) -> None:
     """What a run leaves must be known, or the next one takes it for somebody else's."""
     with open_workspace(output) as workspace:
         workspace.begin({})
-        for name in ("frames", "alpha", "flows", "latents", "estimates", "pictures"):
+        for name in ("frames", "alpha", "flows", "latents", "estimates", "borders", "pictures"):
             workspace.arrays(name, (1,))
-        for name in ("clip", "plan"):
+        for name in ("clip", "plan", "units", "probe"):
             workspace.note(name, {})
         workspace.outside(output)
         workspace.save_state(RunState())
-        for name in ("output", "output.joined", "output.rehearsal", "written", "written.pair"):
+        for name in ("output", "output.joined", "output.rehearsal", "written", "written.pair", "units", "turn.lock"):
             (workspace.folder / name).touch()
     assert sorted(os.listdir(workspace_path(output))) == sorted(room.FILES)
+
+
+def test_processes_that_say_so_share_a_workspace(output: Path) -> None:
+    with open_workspace(output, shared=True) as first:
+        first.begin({})
+        begun = first.folder / ".stablevsr-0123456789ab.part"
+        begun.touch()
+        with open_workspace(output, shared=True) as second, room.turn(second) as is_there:
+            assert is_there
+            assert begun.exists()  # it belongs to the other one
+        with pytest.raises(room.Busy, match="another run is writing"):
+            begin(output, {})
+    with open_workspace(output), pytest.raises(room.Busy), open_workspace(output, shared=True):
+        pass
+    assert not begun.exists()
+
+
+def test_one_process_at_a_time_has_its_turn(output: Path) -> None:
+    order: list[str] = []
+
+    def wait() -> None:
+        with open_workspace(output, shared=True) as workspace, room.turn(workspace) as is_there:
+            order.append(f"second, {is_there}")
+
+    with open_workspace(output, shared=True) as workspace:
+        workspace.begin({})
+        with room.turn(workspace):
+            other = threading.Thread(target=wait)
+            other.start()
+            other.join(0.2)
+            order.append("first")
+            workspace.remove()  # as the one that joins does
+        other.join(10)
+        assert order == ["first", "second, False"]
+        with room.turn(workspace) as is_there:
+            assert not is_there

@@ -4,9 +4,9 @@ import argparse
 
 from stablevsr.cli.console import DONE
 from stablevsr.convert.assemble import describe
-from stablevsr.model import bundled_weights
+from stablevsr.model import find_weights
 
 
 def run(options: argparse.Namespace) -> int:
-    print(describe(options.file or bundled_weights()))
+    print(describe(find_weights(options.file)))
     return DONE

@@ -5,10 +5,11 @@ import json
 import logging
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from stablevsr.atomic import restore
 from stablevsr.cli.console import DONE, FAILED, ProgressBars
@@ -19,13 +20,16 @@ from stablevsr.engine.outputs import needs_even_sides
 from stablevsr.engine.upscale import upscale
 from stablevsr.engine.workspace import workspace_path
 from stablevsr.errors import OptionsError
-from stablevsr.hub.fetch import Offer, weights_by_name
+from stablevsr.hub.fetch import Offer
 from stablevsr.media import Encoding, PartReader, Reader, check_output, open_reader, output_for
 from stablevsr.media.pipe import PIPE
-from stablevsr.model import Model, build_model, bundled_weights
+from stablevsr.model import Model, build_model, find_weights
 from stablevsr.sampling.config import PRESETS, SamplingConfig
 from stablevsr.sampling.resizing import output_size
 from stablevsr.weights import read_header
+
+if TYPE_CHECKING:
+    from stablevsr.cluster.job import Result
 
 log = logging.getLogger(__name__)
 
@@ -42,11 +46,15 @@ class Task:
 
 
 def run(options: argparse.Namespace) -> int:
+    if any(each is not None for each in (options.cluster, options.shard, options.workers, options.cpus_per_worker)):
+        from stablevsr.cli.cluster import run_on_several
+
+        return run_on_several(options)
     tasks, done, model = find_tasks(options), [], None
     if options.preview:
         check_preview([task.output for task in tasks], [task.input for task in tasks])
     if options.weights:
-        options.weights = find_weights(tasks, options)
+        options.weights = fetch_weights(tasks, options)
     config = sampling_config(options)
     for task in tasks:
         fatal = len(tasks) == 1 or options.debug
@@ -109,7 +117,7 @@ def find_tasks(options: argparse.Namespace) -> list[Task]:
     return tasks
 
 
-def find_weights(tasks: list[Task], options: argparse.Namespace) -> Path:
+def fetch_weights(tasks: list[Task], options: argparse.Namespace) -> Path:
     """The weights file that --weights names; a single clip is looked at before weights for it are downloaded."""
 
     def confirm(offer: Offer) -> bool:
@@ -120,12 +128,12 @@ def find_weights(tasks: list[Task], options: argparse.Namespace) -> Path:
                 pass
         return asking(options.yes)(offer)
 
-    return weights_by_name(options.weights, confirm)
+    return find_weights(options.weights, confirm)
 
 
 def sampling_config(options: argparse.Namespace) -> SamplingConfig:
     """The preset or the weights' own config, overridden by the options; checked against the weights file's header."""
-    header = read_header(Path(options.weights or bundled_weights()))
+    header = read_header(find_weights(options.weights))
     try:
         config = (PRESETS[options.preset] if options.preset else header.sampling).with_fields(sampling_values(options))
         config.check(header.config)
@@ -211,7 +219,7 @@ def pointing_to(workspace: Path) -> Iterator[None]:
         raise
 
 
-def print_summary(done: list[Task], options: argparse.Namespace) -> None:
+def print_summary(done: "Sequence[Task | Result]", options: argparse.Namespace) -> None:
     """Log the result of each task if there are several; print all as JSON with --json."""
     if len(done) > 1:
         for task in done:

@@ -42,7 +42,8 @@ def add_upscale(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     command.add_argument(
         "--weights",
         metavar="FILE|NAME",
-        help="a weights file, or the name of a model on the Hugging Face hub, see stablevsr models (default: bundled)",
+        help="a weights file; small or small-streaming, which are bundled; or the name of a model on the Hugging Face "
+        "hub, see stablevsr models (default: small)",
     )
     add_yes(command)
     command.add_argument("--dtype", choices=DTYPE_NAMES, help="precision of the networks (default: fp32)")
@@ -71,7 +72,30 @@ def add_upscale(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         "--keep-workspace", action="store_true", help="do not delete OUT.unfinished, the folder of the run"
     )
     command.add_argument("--json", action="store_true", help="print a summary to standard output, as JSON")
+    add_machines(command)
     add_sampling(command)
+
+
+def add_machines(command: argparse.ArgumentParser) -> None:
+    """The arguments of a run on several GPUs or machines."""
+    group = command.add_argument_group("several machines", "Scenes are sampled apart, with the same bits.")
+    group.add_argument(
+        "--cluster",
+        nargs="?",
+        const="local",
+        metavar="ADDRESS",
+        help="on the Ray cluster at this address, as in HOST:6379, or auto; without an address on the GPUs of this "
+        "machine, or its cores; to be given after the paths",
+    )
+    group.add_argument(
+        "--workers", type=int, metavar="N", help="with --cluster (default: as many as there is room for)"
+    )
+    group.add_argument("--cpus-per-worker", type=int, metavar="N", help="with --cluster, on CPUs (default: 1)")
+    group.add_argument(
+        "--shard",
+        metavar="I/N",
+        help="without Ray: this is process I of N that share out the scenes through the folder of the output",
+    )
 
 
 def add_sampling(command: argparse.ArgumentParser) -> None:

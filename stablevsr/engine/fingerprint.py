@@ -21,6 +21,7 @@ from stablevsr.sampling.config import SIZES, SamplingConfig
 def fingerprint(model: Model, clip: Reader, config: SamplingConfig) -> dict[str, object]:
     """Everything that changes the bits of a result, by name."""
     return {
+        "division": "none",
         "version of stablevsr": __version__,
         "input": hash_input(clip.path),
         "part": clip.part,
@@ -29,6 +30,23 @@ def fingerprint(model: Model, clip: Reader, config: SamplingConfig) -> dict[str,
         # The size counts where it is in the outputs from the first frame on; elsewhere it may change to the last.
         **{k: v for k, v in config.flat().items() if k not in SIZES or (v is not None and config.mode == "streaming")},
         "noise_level": config.noise_level_for(model.config),
+    }
+
+
+def shared_fingerprint(machine: dict[str, str], clip: Reader, config: SamplingConfig) -> dict[str, object]:
+    """As `fingerprint`, for a run whose scenes are sampled by several processes, none of which need be this one.
+
+    The model of the GPU is left out, so that machines can be added and replaced.
+
+    Args:
+        machine: versions, weights and precision that all of them share.
+    """
+    return {
+        "division": "into scenes",
+        **machine,
+        "input": hash_input(clip.path),
+        "part": clip.part,
+        **config.flat(),
     }
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from stablevsr.config import SCALE
 from stablevsr.engine.arrays import KeptFlows, LowResFrames, StepLatents
+from stablevsr.engine.borders import StoredBorders
 from stablevsr.engine.progress import Progress
 from stablevsr.engine.state import RunState
 from stablevsr.engine.store import Array, Store
@@ -32,6 +33,7 @@ from stablevsr.sampling.noise import NoiseSource, SeededNoise
 from stablevsr.sampling.pictures import PictureFormat
 from stablevsr.sampling.samplers import sampler_by_name
 from stablevsr.sampling.schedule import run_steps
+from stablevsr.sampling.segments import NO_BORDERS, Borders, segment_starts
 from stablevsr.sampling.tiles import PictureDecoder
 
 log = logging.getLogger(__name__)
@@ -78,6 +80,7 @@ class Run:
         if len(frames) == 1 and config.tcm_scale != 1.0:
             log.warning("tcm_scale has no effect on a single frame")
         self._sampler = sampler_by_name(config.sampler, config.eta)
+        self._segments = segment_starts(config.segments, sorted(cuts), len(frames))
         self._decoder = PictureDecoder(model, config.tile)
         self._steps = run_steps(config.schedule_for(model.config), config.steps, config.strength)
         self._initial = self._noise
@@ -102,6 +105,8 @@ class Run:
         sizes = {"latents": latents, "pictures": n * math.prod(self._picture_shape) * self._format.dtype.itemsize}
         if self._sampler.keeps_x0:
             sizes["estimates"] = latents
+        if self._segments:
+            sizes["borders"] = 2 * len(self._segments) * math.prod(self._latent_shape) * FLOAT.itemsize
         if self._estimated is not None:
             sizes["flows"] = (n - 1) * 2 * math.prod(self._estimated.shape) * FLOAT.itemsize
         return sizes
@@ -151,6 +156,7 @@ class Run:
             start,
             self._sampler,
             estimates,
+            self._borders(),
         )
         watch = OverflowWatch(n)
 
@@ -177,7 +183,7 @@ class Run:
             yield result
             prepare(done)
         self._save(RunState("decode"), now=True)
-        for name in ("flows", "estimates"):
+        for name in ("flows", "estimates", "borders"):
             self._store.drop(name)
 
     def pictures(self) -> Iterator[Tensor]:
@@ -235,6 +241,12 @@ class Run:
         """The flows, stored or estimated on demand; None for a single frame."""
         array = self._flow_array()
         return KeptFlows(array, self._estimated) if array and self._estimated else self._estimated
+
+    def _borders(self) -> Borders:
+        if not self._segments:
+            return NO_BORDERS
+        array = self._store.array("borders", self._latent_shape, FLOAT, self._model.device)
+        return StoredBorders(array, self._segments)
 
     def _flow_array(self) -> Array | None:
         if self._estimated is None or not self._store.keeps("flows"):

@@ -186,7 +186,7 @@ class _Job:
         return StreamedFile(stream, self.clip, self.writers, self.store, self.workspace).run(self.progress)
 
     def _sample(self) -> int:
-        footage = _run_to_end(ingest(self.store, self.workspace, self.clip, self.config), self.progress)
+        footage = run_to_end(ingest(self.store, self.workspace, self.clip, self.config), self.progress)
         self.config.check(self.model.config, len(footage.frames))
         run = Run(
             self.model,
@@ -223,7 +223,7 @@ class _Job:
         log.info("%s", plan.sentence(n, total))
 
 
-def _run_to_end(work: Generator[Progress, None, T], progress: OnProgress | None) -> T:
+def run_to_end(work: Generator[Progress, None, T], progress: OnProgress | None) -> T:
     """Run a generator to its end, reporting what it yields; returns its result."""
     while True:
         try:

@@ -8,12 +8,16 @@
     flows.raw        both flows of each pair, float32, at the size at which they were estimated; deleted after the loop
     latents.raw      two slots per frame, so that the input of a step outlives the step
     estimates.raw    the same for the clean estimates, if the sampler needs them
+    borders.raw      the clean estimates at the borders of segments, if there are any
     pictures.raw     decoded frames, uint8 or uint16; in streaming mode those not yet safe in `written`
     written, written.pair    in streaming mode, the outputs so far: finished segments, or a folder's images
     state.safetensors    how far the run is, and the last clean estimate
     output           what is being written; renamed to the final name when complete. For a short time there are also
                      output.rehearsal and output.joined, see `media.video_writer`
     outside.json     the temporary file that is elsewhere, to be removed after a crash
+    units.json, units/    of a run that several processes share (`stablevsr.cluster`): its scenes, and the finished ones
+    probe.json       a random word by which a worker on another machine knows that it sees this very folder
+    turn.lock        held by the one of several processes that reads the input, or joins the finished scenes
 
 Plain reads and writes instead of memory maps: a full disk then raises an error that can be reported.
 """
@@ -54,6 +58,7 @@ FILES = (
     "flows.raw",
     "latents.raw",
     "estimates.raw",
+    "borders.raw",
     "state.safetensors",
     "pictures.raw",
     "written",
@@ -62,9 +67,18 @@ FILES = (
     "output.joined",
     "output.rehearsal",
     "outside.json",
+    "units.json",
+    "units",
+    "probe.json",
+    "turn.lock",
 )
 NUMPY = {torch.uint8: np.uint8, torch.uint16: np.uint16, torch.float32: np.float32}
+KEPT_AT_START = ("lock", "turn.lock", "output", "outside.json")  # the last two belong to the writers just opened
 CANNOT_LOCK = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)  # as some network file systems answer
+
+
+class Busy(ResourceError):
+    """Another process works in the workspace."""
 
 
 @contextmanager
@@ -147,7 +161,7 @@ class Workspace:
             self.is_ours = True
             return
         for name in os.listdir(self.folder):
-            if name not in ("lock", "output", "outside.json"):  # the last two belong to the writers just opened
+            if name not in KEPT_AT_START:
                 remove(self.folder / name)
         self.note("job", now)
         self.is_ours = True
@@ -231,6 +245,7 @@ class Workspace:
     def close(self) -> None:
         for array in self._arrays.values():
             array.close()
+        self._arrays.clear()
 
     def remove(self) -> None:
         """Delete the folder, when the work is done or there is nothing worth keeping."""
@@ -256,36 +271,67 @@ def workspace_path(output: Path) -> Path:
 
 
 @contextmanager
-def open_workspace(output: Path) -> Iterator[Workspace]:
+def open_workspace(output: Path, shared: bool = False) -> Iterator[Workspace]:
     """The workspace of the run that writes `output`, new or existing, locked against other processes.
 
     It is removed if the block ends before a run was started in it. Errors of the block pass through unchanged.
 
+    Args:
+        shared: with other processes that say so too; nothing is then cleaned up here, since it may be in use.
+
     Raises:
-        UserError: when another process uses it, and when the folder is not a workspace, is a link, belongs to another
-            user, or cannot be created.
+        Busy: when another process uses it.
+        UserError: when the folder is not a workspace, is a link, belongs to another user, or cannot be created.
     """
     folder = workspace_path(output)
     try:
         _make(folder)
-        lock = (folder / "lock").open("w")
+        lock = (folder / "lock").open("a+")  # network file systems take shared locks on readable files only
     except OSError as error:
         raise ResourceError(
             f"{folder}, where the unfinished run is kept, cannot be used ({error.strerror}): "
             "make room, or choose another output"
         ) from error
     with closing(lock):
-        _lock(lock, output, folder)
+        _lock(lock, output, folder, shared)
         _require_known_files(folder)
         workspace = Workspace(folder)
         try:
-            with using(folder):
-                workspace.clean()
+            if not shared:
+                with using(folder):
+                    workspace.clean()
             yield workspace
         finally:
             workspace.close()
-            if folder.exists() and not workspace.has_begun():
+            if not shared and folder.exists() and not workspace.has_begun():
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def turn(workspace: Workspace) -> Iterator[bool]:
+    """Of the processes that share a workspace, let one at a time run the block; the others wait.
+
+    Yields whether the workspace still exists: the process before may have finished the run.
+    """
+    path = workspace.folder / "turn.lock"
+    if not workspace.folder.exists():
+        yield False
+        return
+    with using(path):
+        lock = path.open("a+")
+    with closing(lock):
+        with using(path):
+            _wait_for(lock)
+        yield path.exists()
+
+
+def _wait_for(lock: TextIO) -> None:
+    try:
+        if fcntl is not None:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+    except OSError as error:
+        if error.errno not in CANNOT_LOCK:  # without locks the same work may be done twice, with the same result
+            raise
 
 
 def _make(folder: Path) -> None:
@@ -303,14 +349,14 @@ def _make(folder: Path) -> None:
             folder.chmod(0o700)
 
 
-def _lock(lock: TextIO, output: Path, folder: Path) -> None:
+def _lock(lock: TextIO, output: Path, folder: Path, shared: bool) -> None:
     if fcntl is None:
         lock.close()  # Windows does not delete files that are open
         return
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise ResourceError(
+        raise Busy(
             f"another run is writing {output} and uses {folder}: wait for it, or choose another output"
         ) from error
     except OSError as error:

@@ -13,6 +13,7 @@ from stablevsr.runtime import to_device
 from stablevsr.sampling.noise import NoiseSource, as_draw
 from stablevsr.sampling.samplers import DDPM, Sampler
 from stablevsr.sampling.schedule import Step
+from stablevsr.sampling.segments import NO_BORDERS, Borders
 
 # (frame, x_t, step, condition or None) -> prediction
 Predict = Callable[[int, Tensor, Step, Tensor | None], Tensor]
@@ -89,8 +90,11 @@ def bidirectional_sampling(
     start: SamplingState = START,
     sampler: Sampler = DDPM,
     estimates: Latents | None = None,
+    borders: Borders = NO_BORDERS,
 ) -> Iterator[FrameStep]:
     """Run the loop in place, one frame-step at a time.
+
+    With segments, which are not in the paper, see `sampling.segments`.
 
     Args:
         latents: x_t per frame, updated in place to x at the next timestep. Any indexable container works.
@@ -101,6 +105,7 @@ def bidirectional_sampling(
         start: where to continue; `latents` must be as they were then.
         sampler: the step from one noise level to the next.
         estimates: storage for the x0 of every frame, if the sampler needs it; None keeps it in memory.
+        borders: of segments, and what crosses them.
 
     Yields:
         A `FrameStep` for every frame of every step, in the order visited.
@@ -113,11 +118,13 @@ def bidirectional_sampling(
         order = pass_order(step.index, n)
         for position in range(first, n):
             frame = order[position]
+            source = frame - order.step  # the one before it in this pass
+            starts_segment = position == 0 or max(frame, source) in borders.starts
+            if starts_segment:
+                x0 = borders.get(step.index - 1, source)
+            assert starts_segment or x0 is not None  # a resumed run reads it from its state file
             x = latents[frame]
-            condition = None
-            if position > 0:
-                assert x0 is not None  # from the previous frame-step; a resumed run reads it from its state file
-                condition = guide(to_device(x0, x.device), order[position - 1], frame, step)
+            condition = None if x0 is None else guide(to_device(x0, x.device), source, frame, step)
             prediction = predict(frame, x, step, condition)
             draw = as_draw(noise.step(step.index, frame), x.shape, f"step {step.index} of frame {frame}")
             x0_prev = estimates[frame] if sampler.keeps_x0 and step.index > 0 else None
@@ -125,5 +132,7 @@ def bidirectional_sampling(
             latents[frame] = x
             if sampler.keeps_x0:
                 estimates[frame] = x0
+            if starts_segment:
+                borders.put(step.index, frame, x0)
             yield FrameStep(step, frame, condition, prediction, x0, x)
         first = 0

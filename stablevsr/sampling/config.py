@@ -11,8 +11,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 from stablevsr.config import ModelConfig, ScheduleConfig
-from stablevsr.errors import OptionsError
 from stablevsr.fields import require_types
+from stablevsr.sampling.groups import FlowOptions, TemporalGuidance, option, require
 
 MODES = ("bidirectional", "streaming")
 SAMPLERS = ("ddpm", "ddim", "dpm++")
@@ -28,56 +28,9 @@ SIZES = ("scale", "size", "height")  # the fields that say how large the result 
 SIZE = re.compile(r"[0-9]{1,6}x[0-9]{1,6}")
 
 
-def option(default: Any, help: str, **more: Any) -> Any:
-    """A field with its help text and, in `more`, arguments for argparse: `metavar`, `choices`."""
-    return field(default=default, metadata={"help": help, **more})
-
-
-def _require(ok: bool, message: str) -> None:
-    if not ok:
-        raise OptionsError(message)
-
-
 def steps_within(num_steps: int, strength: float) -> int:
     """How many of the last steps of a schedule a strength leaves; rounded down, as in img2img of diffusers."""
     return min(int(num_steps * strength), num_steps)
-
-
-@dataclass(frozen=True)
-class TemporalGuidance:
-    """Temporal Texture Guidance (paper, section 4.2), in bidirectional mode. The defaults are the published ones.
-
-    Decoding the neighbour's x0 is about 75% of the compute. These options trade temporal consistency for speed.
-    """
-
-    every: int = option(1, "apply temporal guidance every K steps", metavar="K")
-    first_step: int = option(0, "apply no temporal guidance before this step, counted from 0", metavar="STEP")
-    tiny: bool = option(False, "decode the guidance frame with the tiny decoder (TAESD)")
-    half_size: bool = option(False, "decode the guidance frame at half size")
-
-    def __post_init__(self) -> None:
-        require_types(self)
-        _require(self.every >= 1, f"got temporal.every {self.every}, expected 1 or more")
-        _require(self.first_step >= 0, f"got temporal.first_step {self.first_step}, expected 0 or more")
-
-    def applies_to(self, step: int) -> bool:
-        """Whether step number `step` is guided.
-
-        With an even `every`, the guided steps are shifted so that they still alternate in direction: if all ran the
-        same way, detail would drift with them.
-        """
-        block, offset = divmod(step, self.every)
-        return step >= self.first_step and offset == (block % 2 if self.every % 2 == 0 else 0)
-
-
-@dataclass(frozen=True)
-class FlowOptions:
-    """How optical flow is estimated. The defaults are the published ones."""
-
-    half_size: bool = option(False, "estimate optical flow at half size")
-
-    def __post_init__(self) -> None:
-        require_types(self)
 
 
 @dataclass(frozen=True)
@@ -120,6 +73,12 @@ class SamplingConfig:
         "frames that start a new scene, which guidance does not cross; auto detects them",
         metavar="auto|off|I,J,...",
     )
+    segments: int | None = option(
+        None,
+        "divide scenes into segments of at most N frames, whose first frames are guided by their neighbors' estimates "
+        "of the step before (default: whole scenes)",
+        metavar="N",
+    )
     tile: str | int = option(
         "auto",
         "decode in overlapping tiles of N LR pixels to save memory; auto: only after running out of memory",
@@ -143,41 +102,46 @@ class SamplingConfig:
         require_types(self)
         if isinstance(self.scene_cuts, tuple):
             object.__setattr__(self, "scene_cuts", tuple(sorted(self.scene_cuts)))
-        _require(self.steps >= 1, f"got steps {self.steps}, expected 1 or more")
-        _require(0 < self.strength <= 1, f"got strength {self.strength:g}, expected above 0 and at most 1")
-        _require(
+        require(self.steps >= 1, f"got steps {self.steps}, expected 1 or more")
+        require(0 < self.strength <= 1, f"got strength {self.strength:g}, expected above 0 and at most 1")
+        require(
             self.steps_taken >= 1,
             f"got strength {self.strength:g} with steps {self.steps}, which leaves no step: increase one of them",
         )
         for name, choices in (("mode", MODES), ("sampler", SAMPLERS)):
             value = getattr(self, name)
-            _require(value in choices, f"got {name} {value!r}, expected one of {', '.join(choices)}")
-        _require(
+            require(value in choices, f"got {name} {value!r}, expected one of {', '.join(choices)}")
+        require(
             self.spacing in (None, *SPACINGS), f"got spacing {self.spacing!r}, expected one of {', '.join(SPACINGS)}"
         )
-        _require(0 <= self.eta <= 1, f"got eta {self.eta}, expected 0 to 1")
-        _require(
+        require(0 <= self.eta <= 1, f"got eta {self.eta}, expected 0 to 1")
+        require(
             self.eta == 0 or self.sampler == "ddim",
             f"got eta {self.eta} with sampler {self.sampler}, which takes none: use sampler ddim, or omit eta",
         )
-        _require(0 <= self.seed < 2**64, f"got seed {self.seed}, expected 0 to 2^64 - 1")
-        _require(
+        require(0 <= self.seed < 2**64, f"got seed {self.seed}, expected 0 to 2^64 - 1")
+        require(
             self.negative_prompt is None or self.cfg_scale > 1,
             f"got a negative_prompt with cfg_scale {self.cfg_scale:g}, where it has no effect: set cfg_scale above 1",
         )
-        _require(
+        require(
             self.noise_level is None or self.noise_level >= 0, f"got noise_level {self.noise_level}, expected 0 or more"
         )
         cuts = self.scene_cuts
-        _require(
+        require(
             cuts in ("auto", "off") or (isinstance(cuts, tuple) and all(cut > 0 for cut in cuts)),
             f"got scene_cuts {cuts!r}, expected auto, off or frame numbers above 0",
         )
-        _require(
+        require(self.segments is None or self.segments >= 2, f"got segments {self.segments}, expected 2 or more")
+        require(
+            self.segments is None or self.mode != "streaming",
+            f"got segments {self.segments} in mode streaming, where each frame needs the one before: omit it",
+        )
+        require(
             self.tile in ("auto", "off") or (isinstance(self.tile, int) and self.tile >= MIN_TILE),
             f"got tile {self.tile!r}, expected auto, off or a number of at least {MIN_TILE}",
         )
-        _require(
+        require(
             self.color_fix in (None, *COLOR_FIXES),
             f"got color_fix {self.color_fix!r}, expected one of {', '.join(COLOR_FIXES)}",
         )
@@ -185,10 +149,10 @@ class SamplingConfig:
 
     def _check_size(self) -> None:
         given = [f"{name} {getattr(self, name)}" for name in SIZES if getattr(self, name) is not None]
-        _require(len(given) < 2, f"got {' and '.join(given)}, expected one of them")
-        _require(self.scale is None or self.scale > 0, f"got scale {self.scale}, expected a number above 0")
-        _require(self.height is None or self.height >= 1, f"got height {self.height}, expected 1 or more")
-        _require(
+        require(len(given) < 2, f"got {' and '.join(given)}, expected one of them")
+        require(self.scale is None or self.scale > 0, f"got scale {self.scale}, expected a number above 0")
+        require(self.height is None or self.height >= 1, f"got height {self.height}, expected 1 or more")
+        require(
             self.size is None or (SIZE.fullmatch(self.size) is not None and min(self.size_in_pixels) > 0),
             f"got size {self.size!r}, expected WIDTHxHEIGHT in pixels, as in 1920x1080",
         )
@@ -213,52 +177,50 @@ class SamplingConfig:
         if self.mode == "streaming":
             self._check_streaming(model)
         else:
-            _require(
+            require(
                 not model.is_streaming,
                 "got mode bidirectional for streaming weights, which were trained on guidance from past frames only: "
                 "use preset streaming, or StableVSR weights",
             )
         timesteps(self.schedule_for(model), self.steps, self.strength)
         for name in ("prompt", "negative_prompt"):
-            _require(
+            require(
                 not getattr(self, name) or model.text is not None,
                 f"got the {name} {getattr(self, name)!r}, but these weights hold no text encoder: "
                 "convert with --with-text",
             )
-        _require(
+        require(
             not self.temporal.tiny or model.tiny is not None,
             "got temporal.tiny, but these weights hold no tiny decoder: convert with --tiny, or omit it",
         )
         if model.unet.encoder.num_noise_levels is None:
-            _require(
+            require(
                 self.noise_level is None,
                 f"got noise_level {self.noise_level}, but these weights have no noise levels: omit it",
             )
         elif self.noise_level is not None:
             limit = model.max_noise_level
-            _require(
+            require(
                 self.noise_level <= limit,
                 f"got noise_level {self.noise_level}, expected 0 to {limit} for these weights",
             )
         if num_frames is not None:
-            _require(num_frames > 0, "got no frames, expected at least 1")
-            _require(
+            require(num_frames > 0, "got no frames, expected at least 1")
+            require(
                 num_frames == 1 or model.flow is not None,
                 "these weights hold no flow network, which a clip of several frames needs: convert with --flow",
             )
             for cut in self.scene_cuts if isinstance(self.scene_cuts, tuple) else ():
-                _require(cut < num_frames, f"got a scene cut at frame {cut}, but the clip has {num_frames} frames")
+                require(cut < num_frames, f"got a scene cut at frame {cut}, but the clip has {num_frames} frames")
 
     def _check_streaming(self, model: ModelConfig) -> None:
-        _require(
-            model.flow is not None, "these weights hold no flow network, which a stream needs: convert with --flow"
-        )
-        _require(
+        require(model.flow is not None, "these weights hold no flow network, which a stream needs: convert with --flow")
+        require(
             model.unet.encoder.num_noise_levels is None,
             "these weights add noise to the LR frames (stock SD x4), which streaming does not support: "
             "use StableVSR or streaming weights",
         )
-        _require(
+        require(
             not (model.is_streaming and isinstance(self.tile, int)),
             f"got tile {self.tile}, but streaming weights decode whole frames only: omit it",
         )
@@ -350,7 +312,7 @@ def resolve(config: SamplingConfig | None, default: SamplingConfig, fields: dict
     Raises:
         OptionsError: for a `config` of another type, and as `SamplingConfig.with_fields` does.
     """
-    _require(
+    require(
         config is None or isinstance(config, SamplingConfig),
         f"got config {config!r}, expected a SamplingConfig: pass single options by name, as in steps=20",
     )
@@ -377,7 +339,7 @@ def _make_plain(config: SamplingConfig) -> None:
 def _check_names(owner: Any, names: list[str], prefix: str = "") -> None:
     known = [each.name for each in dataclasses.fields(owner)] if dataclasses.is_dataclass(owner) else []
     unknown = [prefix + name for name in names if name not in known]
-    _require(
+    require(
         not unknown,
         f"got {', '.join(unknown)}, which is not a sampling option: expected one of "
         f"{', '.join(prefix + name for name in known)}",

@@ -64,7 +64,10 @@ class Trainer:
         self.average: dict[str, Tensor] = {}
         if recipe.optimiser.ema:
             self.average = {name: value.detach().clone() for name, value in self.learner.state_dict().items()}
-        self.loss: nn.Module = DistributedDataParallel(loss) if self.world > 1 else loss
+        self.loss: nn.Module = loss
+        if self.world > 1:
+            # The encoder of the temporal tiny autoencoder has parameters that are never used.
+            self.loss = DistributedDataParallel(loss, find_unused_parameters=loss.stage.is_streaming)
         self.log = Log(folder / "log.csv") if self.rank == 0 else None
 
     @property

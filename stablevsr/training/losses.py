@@ -9,7 +9,7 @@ from torch import Tensor
 
 from stablevsr.config import ScheduleConfig
 from stablevsr.nn.raft import RAFT
-from stablevsr.nn.tiny import TinyDecoder
+from stablevsr.nn.tiny import TemporalTinyVAE, TinyDecoder
 from stablevsr.nn.unet import UNet
 from stablevsr.nn.vae import VAE
 from stablevsr.nn.warp import warp_published
@@ -36,8 +36,14 @@ def alpha_bar_at(schedule: ScheduleConfig, timestep: Tensor) -> Tensor:
 
 
 def autoencoder_of(model: Networks) -> VAE:
-    """The VAE; `train` rejects streaming weights, whose autoencoder is another class."""
+    """The VAE; `train` rejects streaming weights in stages that need it."""
     assert isinstance(model.vae, VAE)
+    return model.vae
+
+
+def temporal_autoencoder_of(model: Networks) -> TemporalTinyVAE:
+    """The temporal tiny autoencoder; `train` rejects other weights in stages that need it."""
+    assert isinstance(model.vae, TemporalTinyVAE)
     return model.vae
 
 

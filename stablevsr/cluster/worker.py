@@ -1,0 +1,137 @@
+"""What runs on the other machines: a Ray actor with a model of its own. This module does not import Ray."""
+
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from stablevsr.cluster.description import ModelDescription, gpu_name, machine_name
+from stablevsr.cluster.run_unit import FrameFile, Made, Order, collecting_notices, run_unit
+from stablevsr.engine.progress import Progress
+from stablevsr.errors import ResourceError
+from stablevsr.model import Model
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a worker runs."""
+
+    machine: str
+    process: int
+    gpu: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.machine} (process {self.process}{f', {self.gpu}' if self.gpu else ''})"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a worker has done."""
+
+    made: Made
+    size: int  # of the piece, in bytes
+    notices: Sequence[str] = field(default=())
+
+
+class Worker:
+    """Samples one unit at a time; `progress` may be called meanwhile.
+
+    Where the folder of the run is out of reach, the order of calls for a unit is `begin`, `take` for all frames,
+    `run`, `read` for the whole piece, `end`.
+
+    Args:
+        threads: on the CPU.
+    """
+
+    def __init__(self, description: ModelDescription, threads: int) -> None:
+        self._description, self._threads = description, threads
+        self._model: Model | None = None
+        self._progress: Progress | None = None
+        self._own: tempfile.TemporaryDirectory | None = None  # of a unit whose files are elsewhere
+
+    def place(self) -> Place:
+        return Place(machine_name(), os.getpid())
+
+    def facts(self) -> dict[str, str]:
+        """What must be the same as on the driver's machine."""
+        return self._description.facts()
+
+    def build(self) -> Place:
+        """Build the model; raises as `build_model` does."""
+        if self._description.device == "cpu":
+            torch.set_num_threads(self._threads)
+        self._model = self._description.build()
+        return Place(machine_name(), os.getpid(), gpu_name(self._model))
+
+    def sees(self, folder: str, token: str) -> bool:
+        """Whether the folder of a run is here the very same one, and can be written to."""
+        try:
+            return token in (Path(folder) / "probe.json").read_text() and os.access(folder, os.W_OK | os.X_OK)
+        except OSError:
+            return False
+
+    def begin(self, order: Order) -> None:
+        """Make room for a unit whose frames are sent."""
+        self.end()
+        try:
+            self._own = tempfile.TemporaryDirectory(prefix="stablevsr-", ignore_cleanup_errors=True)
+        except OSError as error:
+            raise ResourceError(f"no folder for temporary files ({error.strerror}): make room") from error
+        self._frames().touch()
+
+    def take(self, order: Order, index: int, frames: np.ndarray) -> None:
+        """Store LR frames, (n, h, w, 3), from number `index` of the unit on."""
+        file = FrameFile(self._frames(), order, 0)
+        for offset, frame in enumerate(frames):
+            file.write(index + offset, torch.from_numpy(frame.copy()))
+        file.close()
+
+    def run(self, order: Order, frames: str | None, piece: str | None) -> Outcome:
+        """Sample a unit.
+
+        Args:
+            frames: the file with the LR frames of the clip; None if they were sent.
+            piece: where to write the pictures; None if they will be read.
+        """
+        assert self._model is not None
+        notices: list[str] = []
+        self._progress = None
+        path = Path(piece) if piece else self._piece()
+        file = FrameFile(Path(frames), order, order.unit.first) if frames else FrameFile(self._frames(), order, 0)
+        try:
+            with collecting_notices(notices):
+                made = run_unit(self._model, order, file, path, self._report)
+        finally:
+            file.close()
+        return Outcome(made, path.stat().st_size, notices)
+
+    def read(self, offset: int, size: int) -> bytes:
+        """A part of the piece."""
+        with self._piece().open("rb") as file:
+            file.seek(offset)
+            return file.read(size)
+
+    def end(self) -> None:
+        """Delete what belongs to the unit."""
+        if self._own is not None:
+            self._own.cleanup()
+            self._own = None
+
+    def progress(self) -> Progress | None:
+        """How far the unit is."""
+        return self._progress
+
+    def _report(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def _frames(self) -> Path:
+        assert self._own is not None
+        return Path(self._own.name) / "frames.raw"
+
+    def _piece(self) -> Path:
+        assert self._own is not None
+        return Path(self._own.name) / "piece.mkv"

@@ -1,0 +1,137 @@
+"""Runs on a real Ray cluster of two nodes of this machine: the same bits, also after a kill -9 of worker or driver."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cluster_clips import contents, scenes_video
+
+from stablevsr import PRESETS, Progress, build_model, upscale
+from stablevsr.cluster import job, ray_pool
+from stablevsr.cluster.connect import Cluster
+from stablevsr.cluster.description import ModelDescription
+from stablevsr.cluster.driver import run_on_cluster
+from stablevsr.cluster.job import Result, Setting
+from stablevsr.engine.workspace import workspace_path
+from stablevsr.weights import read_header
+
+pytest.importorskip("ray")
+STEPS = 3
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """A cluster of two machines with a core each, as far as Ray knows."""
+    from ray.cluster_utils import Cluster as Machines
+
+    machines = Machines(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    machines.add_node(num_cpus=1)
+    yield machines.address
+    machines.shutdown()
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory, tiny_weights: Path) -> dict[Path, Path]:
+    """Three clips of two and three scenes, and what one process of one thread makes of them."""
+    folder, found = tmp_path_factory.mktemp("clips"), {}
+    model = build_model(tiny_weights, device="cpu")
+    for name, lengths in {"a": (3, 2), "b": (2, 1, 4), "c": (4, 3)}.items():
+        clip = scenes_video(folder / f"{name}.mp4", *lengths)
+        found[clip] = folder / f"{name}.expected.mp4"
+        upscale(model, clip, found[clip], sampling())
+    return found
+
+
+def sampling() -> object:
+    return PRESETS["exact"].with_fields({"steps": STEPS, "scene_cuts": "auto"})
+
+
+def run(weights: Path, clips: dict[Path, Path], address: str, progress: object = None) -> list[Result]:
+    return run_on_cluster(
+        list(clips.items()),
+        ModelDescription(weights, "cpu"),
+        Setting(sampling(), read_header(weights).config),
+        Cluster(address, workers=2),
+        progress=progress,
+    )
+
+
+def in_folder(clips: dict[Path, Path], folder: Path) -> dict[Path, Path]:
+    return {clip: folder / clip.name for clip in clips}
+
+
+def test_two_workers_with_a_kill_in_the_middle(address, clips, tiny_weights, tmp_path, monkeypatch) -> None:
+    """Frames, sound and times are those of one process, though one of the workers is killed at work."""
+    pools: list[ray_pool.Pool] = []
+    real, killed = ray_pool.Pool.start, []
+    monkeypatch.setattr(ray_pool.Pool, "start", lambda pool: (pools.append(pool), real(pool))[1])
+    monkeypatch.setattr(ray_pool, "POLL", 0.02)
+
+    def kill(progress: Progress) -> None:
+        at_work = [seat for seat in pools[0]._seats if seat.is_placed and seat.has_worked]
+        if at_work and not killed:
+            killed.append(at_work[0]._place.process)
+            os.kill(killed[0], signal.SIGKILL)
+
+    targets = in_folder(clips, tmp_path)
+    results = run(tiny_weights, targets, address, kill)
+    assert [result.error for result in results] == [""] * 3
+    for clip, expected in clips.items():
+        assert contents(targets[clip]) == contents(expected)
+    units = [unit for result in results for unit in result.units]
+    assert len(units) == 7
+    assert len({unit["machine"] for unit in units}) == 3  # two workers, and the one in place of the killed one
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "b.mp4", "c.mp4"]
+
+
+def test_machines_that_share_no_folder(address, clips, tiny_weights, tmp_path, monkeypatch) -> None:
+    """Frames and pieces go through the object store."""
+    real, lost = job.Job.prepare, []
+
+    def prepare(self: job.Job, progress: object) -> None:
+        real(self, progress)
+        self.token = "what is in no folder"
+
+    monkeypatch.setattr(job.Job, "prepare", prepare)
+    monkeypatch.setattr(ray_pool, "CHUNK", 5000)
+    fetch = ray_pool._Seat._fetch
+    monkeypatch.setattr(ray_pool._Seat, "_fetch", lambda seat, *more: (lost.append(more), fetch(seat, *more)))
+    clip = list(clips)[1]
+    (result,) = run(tiny_weights, {clip: tmp_path / "out.mp4"}, address)
+    assert not result.error
+    assert len(lost) == 3
+    assert contents(tmp_path / "out.mp4") == contents(clips[clip])
+    assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
+
+
+def test_kill_9_of_the_driver(address, clips, tiny_weights, tmp_path) -> None:
+    """The same command goes on, and repeats no finished unit. Afterwards --json says who did what."""
+    clip = list(clips)[1]
+    output, workspace = tmp_path / "out.mp4", workspace_path(tmp_path / "out.mp4")
+    options = ["--weights", tiny_weights, "--steps", STEPS, "--scene-cuts", "auto", "--json", "--workers", 2]
+    command = [sys.executable, "-m", "stablevsr", "upscale", clip, output, "--cluster", address, *options]
+    driver = subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    give_up = time.monotonic() + 60
+    while not list(workspace.glob("units/*.json")):
+        assert driver.poll() is None
+        assert time.monotonic() < give_up
+        time.sleep(0.01)
+    driver.kill()
+    driver.wait()
+    finished = {path.name: path.read_text() for path in workspace.glob("units/*.json")}
+    assert not output.exists()
+    again = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=120)
+    assert again.returncode == 0, again.stderr
+    assert contents(output) == contents(clips[clip])
+    (result,) = json.loads(again.stdout)
+    assert (result["frames"], result["error"], len(result["units"])) == (7, "", 3)
+    for name, record in finished.items():  # as they were
+        (unit,) = [unit for unit in result["units"] if f"{unit['first']:07d}.json" == name]
+        assert json.loads(record).items() <= unit.items()
+    assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
