@@ -190,9 +190,9 @@ def test_an_existing_output_needs_force(folder: Path, tmp_path: Path, capsys: py
         (["--steps", "0"], "got steps 0, expected 1 or more"),
         (["--seed", "-1"], "got seed -1"),
         (["--prompt", "a cat"], "hold no text encoder"),
-        (["--noise-level", "20"], "got noise_level 20, but these weights have no noise levels"),
+        (["--noise-level", "20"], "got --noise-level 20, but these weights have no noise levels"),
         (["--eta", "0.5"], "got eta 0.5 with sampler ddpm"),
-        (["--negative-prompt", "blur"], "got a negative_prompt with cfg_scale 1"),
+        (["--negative-prompt", "blur"], "got a --negative-prompt with --cfg-scale 1"),
     ],
 )
 def test_bad_options(folder: Path, tmp_path: Path, options: list[str], words: str, capsys) -> None:
@@ -349,7 +349,7 @@ def test_the_weights_are_hashed_once_for_a_batch(
         (["--eta", "0.5"], "got eta 0.5 with sampler ddpm"),
         (["--temporal-tiny"], "hold no tiny decoder"),
         (["--prompt", "a cat"], "hold no text encoder"),
-        (["--noise-level", "20"], "got noise_level 20"),
+        (["--noise-level", "20"], "got --noise-level 20"),
         (["--tile", "3"], "got tile 3"),
     ],
 )
