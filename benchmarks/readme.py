@@ -78,6 +78,7 @@ TABLES: dict[str, tuple[str, Callable[[Report], str]]] = {
     "footage": ("quality_photos.json", partial(means_table, kind="footage")),
     "shares": ("quality_photos.json", shares_table),
     "shares_footage": ("quality_photos.json", partial(shares_table, kind="footage")),
+    "presets": ("quality_presets.json", means_table),
     "strength": ("quality_strength.json", means_table),
     "summary": ("quality_photos.json", summary_table),
     "streaming": ("streaming_small_cpu.json", streaming_table),
