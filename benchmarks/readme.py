@@ -78,6 +78,8 @@ TABLES: dict[str, tuple[str, Callable[[Report], str]]] = {
     "footage": ("quality_photos.json", partial(means_table, kind="footage")),
     "shares": ("quality_photos.json", shares_table),
     "shares_footage": ("quality_photos.json", partial(shares_table, kind="footage")),
+    "presets": ("quality_presets.json", means_table),
+    "strength": ("quality_strength.json", means_table),
     "summary": ("quality_photos.json", summary_table),
     "streaming": ("streaming_small_cpu.json", streaming_table),
     "speed": ("speed_small_cpu.json", speed_table),
@@ -85,11 +87,11 @@ TABLES: dict[str, tuple[str, Callable[[Report], str]]] = {
 
 
 def with_tables(text: str) -> str:
-    """`text` with every marked table regenerated; tables whose results are missing stay."""
+    """`text` with every marked table regenerated; those whose results are missing, or that others make, stay."""
 
     def made(match: re.Match) -> str:
-        file, make = TABLES[match["name"]]
-        if not (RESULTS / file).exists():
+        file, make = TABLES.get(match["name"], ("", means_table))
+        if not (RESULTS / file).is_file():
             return match[0]
         return f"{match['begin']}\n{make(json.loads((RESULTS / file).read_text()))}\n{match['end']}"
 

@@ -11,7 +11,8 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-from stablevsr.cli.parser import build_parser, sampling_fields
+from stablevsr.cli.parser import build_parser
+from stablevsr.cli.upscale_options import sampling_fields
 from stablevsr.sampling.config import SamplingConfig
 
 ROOT = Path(__file__).parents[1]
@@ -19,6 +20,7 @@ ROOT = Path(__file__).parents[1]
 OUTSIDE = {
     "recipes.md": "recipes/README.md",
     "benchmarks.md": "benchmarks/README.md",
+    "comfyui.md": "integrations/comfyui/README.md",
     "contributing.md": "CONTRIBUTING.md",
     "changelog.md": "CHANGELOG.md",
 }

@@ -51,7 +51,7 @@ def test_the_sdist_can_be_built_tested_and_read(sdist: Path) -> None:
         assert name in names
     assert {"stablevsr/assets/small.safetensors", "examples/quickstart.ipynb", "Makefile", "mkdocs.yml"} <= names
     assert not [name for name in names if "__pycache__" in name or name.startswith((".git/", "runs"))]
-    assert sdist.stat().st_size < 80e6
+    assert sdist.stat().st_size < 100e6
 
 
 def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
@@ -60,7 +60,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     here = {str(path.relative_to(ROOT)) for path in (ROOT / "stablevsr").rglob("*") if path.is_file()}
     here = {name for name in here if "__pycache__" not in name and not name.startswith("stablevsr/.")}
     assert here - names == set()
-    assert wheel.stat().st_size < 30e6
+    assert wheel.stat().st_size < 50e6
 
 
 def test_the_demo_clip_is_upscaled_from_the_wheel_alone(wheel: Path, tmp_path: Path) -> None:

@@ -3,16 +3,19 @@
 import argparse
 import hashlib
 import importlib.util
+import io
 import re
 import shlex
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import av
 import imageio.v3 as iio
 import numpy as np
 import pytest
+from hub_server import FakeHub, serving
 from models import DATA
 
 from stablevsr.cli import main
@@ -60,17 +63,39 @@ def reader_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_the_commands_run_as_written(reader_folder: Path) -> None:
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    """A hub that serves the golden checkpoint under the name in the README, to somebody who answers yes."""
+    (tmp_path / "torch/hub/checkpoints").mkdir(parents=True)
+    shutil.copy(DATA / "golden/raft_small.pth", tmp_path / "torch/hub/checkpoints" / RAFT)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setattr("torch.hub._hub_dir", None)  # other tests set it
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    constants = "huggingface_hub.constants."
+    monkeypatch.setattr(constants + "HF_HUB_CACHE", str(tmp_path / "hf"))
+    monkeypatch.setattr(constants + "HF_HUB_OFFLINE", False)
+    with serving(FakeHub(DATA / "checkpoint", repo="claudiom4sir/StableVSR")) as hub:
+        monkeypatch.setattr(constants + "ENDPOINT", hub.url)
+        template = f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr(constants + "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        terminal = io.StringIO("y\n")
+        monkeypatch.setattr(terminal, "isatty", lambda: True, raising=False)
+        monkeypatch.setattr("sys.stdin", terminal)
+        yield hub
+
+
+def test_the_commands_run_as_written(reader_folder: Path, hub: FakeHub) -> None:
     """All `stablevsr` commands in their order, then the Python that follows them."""
     commands = command_lines(README)
-    assert [line[1] for line in commands] == ["upscale", "convert", "upscale", "upscale"]
+    assert [line[1] for line in commands] == ["upscale", "upscale", "convert", "upscale"]
     for _, *arguments in commands:
         for result in ("out.mp4", "out_frames"):
             shutil.rmtree(result, ignore_errors=True)
             Path(result).unlink(missing_ok=True)
         assert main(arguments) == 0
-        if arguments[0] == "upscale" and arguments[2] == "out.mp4":
+        if arguments[2] == "out.mp4":
             assert video_size(Path("out.mp4")) == (64, 64)
+    assert "unet/config.json" in hub.downloaded()
     assert [iio.imread(path).shape for path in sorted(Path("out_frames").iterdir())] == [(64, 64, 3)]
 
     Path("out.mp4").unlink(missing_ok=True)
@@ -99,6 +124,7 @@ def test_make_demo_runs_with_the_bundled_model(tmp_path: Path, monkeypatch: pyte
 
 
 TEXTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "recipes/README.md", "benchmarks/README.md")]
+TEXTS += [ROOT / "integrations/comfyui/README.md"]
 TEXTS += sorted((ROOT / "docs").glob("*.md"))
 OTHERS = {"--gpus", "--footage", "--crf", "--pictures"}  # options of Docker and of the benchmarks
 SCRIPTS = sorted((ROOT / "examples").glob("*.py"))
