@@ -199,13 +199,13 @@ def test_hostile_names_are_only_text(tmp_path: Path) -> None:
 def test_a_clip_is_described(tmp_path: Path) -> None:
     facts = look_at(clip_of(tmp_path / "clip.mp4", 7))
     assert facts.frame_count == 7
-    assert f"{facts.width}×{facts.height} → {4 * facts.width}×{4 * facts.height}, 7 frames" in facts.sentence
+    assert f"{facts.width}×{facts.height} ({4 * facts.width}×{4 * facts.height} at 4×), 7 frames" in facts.sentence
     assert read_frame(facts.path, 6).shape == (facts.height, facts.width, 3)
     with pytest.raises(InputError, match=r"clip\.mp4 ends before frame 7"):
         read_frame(facts.path, 7)
     Image.new("RGB", (10, 6)).save(tmp_path / "still.png")
     still = look_at(tmp_path / "still.png")
-    assert (still.is_video, still.sentence) == (False, "10×6 → 40×24, one image")
+    assert (still.is_video, still.sentence) == (False, "10×6 (40×24 at 4×), one image")
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "clip.mp4", "still.png"])
@@ -248,7 +248,7 @@ def test_a_part_is_upscaled_stopped_and_gone_on_with_to_the_same_bits(
     studio.jobs.resume(job.number)
     wait_until(lambda: studio.jobs.find(job.number).state == "done")
     assert re.search(r"continuing: \d+ of 9 in phase denoise are done", caplog.text)
-    assert Path(job.output) == studio.folders.outputs / "clip_x4.mkv"
+    assert Path(job.output) == studio.folders.outputs / "clip_upscaled.mkv"
     with open_reader(job.input) as clip:
         upscale(studio.model, PartReader(clip, 1, 4), tmp_path / "direct.mkv", config, encoding=Encoding("ffv1"))
     for index in range(3):
@@ -264,7 +264,7 @@ def test_results_never_replace_each_other_and_an_image_gives_an_image(studio: St
     numbers = [studio.submit(look_at(path), 0, 0, config, FORMAT).number for _ in range(2)]
     wait_until(lambda: all(studio.jobs.find(number).state == "done" for number in numbers))
     names = [studio.jobs.find(number).name for number in numbers]
-    assert names == ["still_x4.png", "still_x4-2.png"]
+    assert names == ["still_upscaled.png", "still_upscaled-2.png"]
     with Image.open(studio.folders.outputs / names[0]) as image:
         assert image.size == (32, 24)
     for number in numbers:
@@ -350,3 +350,24 @@ def test_the_command_asks_for_gradio(
     assert main(["app", "--folder", str(tmp_path / "app")]) == 2
     assert "pip install 'stablevsr[app]'" in capsys.readouterr().err
     assert not (tmp_path / "app").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "fields"),
+    [
+        ("4×", {}),
+        ("2×", {"scale": 2.0}),
+        ("2.5x", {"scale": 2.5}),
+        ("1080 lines", {"height": 1080}),
+        ("720p", {"height": 720}),
+        ("1280 x 720", {"size": "1280x720"}),
+    ],
+)
+def test_sizes_as_they_are_typed(text: str, fields: dict[str, object]) -> None:
+    pytest.importorskip("gradio", reason="gradio is not installed: pip install 'stablevsr[app]'")
+    from stablevsr.app.page import size_fields
+
+    assert size_fields(text) == fields
+    for wrong in ("large", "2x2x2", "-1"):
+        with pytest.raises(OptionsError, match="expected one such as"):
+            size_fields(wrong)

@@ -1,5 +1,6 @@
 """The page of the app: its parts, and what happens when they are used. The only room that imports Gradio."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
@@ -12,9 +13,9 @@ import numpy as np
 from stablevsr.app import texts
 from stablevsr.app.clips import ClipFacts, look_at, read_frame
 from stablevsr.app.studio import FORMATS, WEIGHTS_OWN, Studio
-from stablevsr.engine.plan import size
+from stablevsr.engine import plan
 from stablevsr.engine.progress import Progress
-from stablevsr.errors import UserError
+from stablevsr.errors import OptionsError, UserError
 from stablevsr.sampling.config import COLOR_FIXES, SamplingConfig
 
 TITLE = "StableVSR"
@@ -28,6 +29,9 @@ PRESET_NAMES = {
     "fast": "Fast",
     "streaming": "Streaming",
 }
+SIZES = ["4×", "3×", "2×", "2160 lines", "1080 lines", "720 lines"]  # others can be typed, as 1280x720
+# Both are younger than the app.
+HAS_SIZE = "scale" in SamplingConfig.__dataclass_fields__
 HAS_STRENGTH = "strength" in SamplingConfig.__dataclass_fields__
 COLORS = {"None": None, "Wavelet": "wavelet", "AdaIN": "adain"}
 DISCARD = {"stopped": "Discard its work", "failed": "Discard its work", "done": "Remove from the list"}
@@ -48,12 +52,13 @@ class Settings:
     steps: gr.Number
     seed: gr.Number
     strength: gr.Slider
+    size: gr.Dropdown
     color: gr.Dropdown
     format: gr.Dropdown
 
     def sampling(self) -> list[Any]:
         """The arguments of `options_of`."""
-        return [self.preset, self.steps, self.seed, self.strength, self.color]
+        return [self.preset, self.steps, self.seed, self.strength, self.size, self.color]
 
 
 def build_page(studio: Studio, max_upload: int) -> gr.Blocks:
@@ -68,7 +73,9 @@ def build_page(studio: Studio, max_upload: int) -> gr.Blocks:
         with gr.Row(equal_height=False):
             with gr.Column(scale=5, min_width=340):
                 clip = gr.File(
-                    label=f"A video, an animation or an image, up to {size(max_upload)}", elem_id="clip", height=130
+                    label=f"A video, an animation or an image, up to {plan.size(max_upload)}",
+                    elem_id="clip",
+                    height=130,
                 )
                 about = gr.HTML(elem_id="about")
                 part = handles()
@@ -117,6 +124,15 @@ def settings_of(studio: Studio) -> Settings:
         0.05, 1, value=1, step=0.05, label="Strength: 1 invents most", visible=HAS_STRENGTH, elem_id="strength"
     )
     with gr.Row():
+        size = gr.Dropdown(
+            SIZES,
+            value=SIZES[0],
+            label="Size",
+            allow_custom_value=True,
+            visible=HAS_SIZE,
+            min_width=120,
+            elem_id="size",
+        )
         color = gr.Dropdown(list(COLORS), value=named[own.color_fix], label="Color match", min_width=120)
         format = gr.Dropdown(list(FORMATS), value=next(iter(FORMATS)), label="Format", min_width=120)
 
@@ -125,7 +141,7 @@ def settings_of(studio: Studio) -> Settings:
 
     preset.change(follow, preset, [steps, color], show_progress="hidden", api_visibility="private")
     assert set(named) == {None, *COLOR_FIXES}
-    return Settings(preset, steps, seed, strength, color, format)
+    return Settings(preset, steps, seed, strength, size, color, format)
 
 
 def take_clip(path: str | None) -> list[Any]:
@@ -154,7 +170,7 @@ def take_clip(path: str | None) -> list[Any]:
 
 
 def options_of(
-    studio: Studio, preset: str, steps: float | None, seed: float | None, strength: float, color: str
+    studio: Studio, preset: str, steps: float | None, seed: float | None, strength: float, size: str, color: str
 ) -> SamplingConfig:
     """The options that the page shows.
 
@@ -164,11 +180,31 @@ def options_of(
     fields: dict[str, Any] = {"color_fix": COLORS[color]}
     if HAS_STRENGTH:
         fields["strength"] = strength
+    if HAS_SIZE:
+        fields |= size_fields(size)
     if steps is not None:  # emptied fields are the preset's
         fields["steps"] = int(steps)
     if seed is not None:
         fields["seed"] = int(seed)
     return studio.config(preset, fields)
+
+
+def size_fields(text: str) -> dict[str, Any]:
+    """The field of `SamplingConfig` for a size such as "2×", "1080 lines" or "1280x720"; none for four times.
+
+    Raises:
+        OptionsError: for another text.
+    """
+    plain = text.lower().replace("×", "x").replace("lines", "").replace("p", "").replace(" ", "")
+    if plain in ("", "4", "4x"):
+        return {}
+    if re.fullmatch(r"\d+x\d+", plain):
+        return {"size": plain}
+    if re.fullmatch(r"\d+(\.\d+)?x", plain):
+        return {"scale": float(plain[:-1])}
+    if plain.isdecimal():
+        return {"height": int(plain)}
+    raise OptionsError(f"got the size {text!r}, expected one such as 2×, 1080 lines or 1280x720")
 
 
 def submitting(studio: Studio) -> Callable[..., tuple[str, Any]]:
@@ -256,6 +292,7 @@ def previewing(studio: Studio) -> Callable[..., tuple[Any, Any, Any]]:
         steps: float | None,
         seed: float | None,
         strength: float,
+        size: str,
         color: str,
         bar: gr.Progress = gr.Progress(),  # noqa: B008  # how Gradio asks for it
     ) -> tuple[Any, Any, Any]:
@@ -263,7 +300,7 @@ def previewing(studio: Studio) -> Callable[..., tuple[Any, Any, Any]]:
             bar((now.done, now.total), desc=texts.PHASES[now.phase][0], unit=texts.PHASES[now.phase][1])
 
         try:
-            config = options_of(studio, preset, steps, seed, strength, color)
+            config = options_of(studio, preset, steps, seed, strength, size, color)
             pair: tuple[np.ndarray, np.ndarray] | None = studio.preview(facts.path, int(index), config, show)
         except UserError as error:
             return gr.skip(), gr.skip(), texts.problem(error)

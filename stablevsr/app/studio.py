@@ -224,7 +224,7 @@ class Studio:
         taken = {Path(job.output) for job in self.jobs.all()}
         for number in range(1, 10_000):
             end = "" if number == 1 else f"-{number}"
-            output = self.folders.outputs / f"{path.stem}_x4{end}{suffix}"
+            output = self.folders.outputs / f"{path.stem}_upscaled{end}{suffix}"
             if output not in taken and not output.exists() and not workspace_path(output).exists():
                 return output
         raise OptionsError(f"{self.folders.outputs} holds too many results of {path.name}: move some away")
