@@ -365,7 +365,7 @@ def test_the_command_asks_for_gradio(
 )
 def test_sizes_as_they_are_typed(text: str, fields: dict[str, object]) -> None:
     pytest.importorskip("gradio", reason="gradio is not installed: pip install 'stablevsr[app]'")
-    from stablevsr.app.page import size_fields
+    from stablevsr.app.settings import size_fields
 
     assert size_fields(text) == fields
     for wrong in ("large", "2x2x2", "-1"):

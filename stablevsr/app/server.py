@@ -80,7 +80,8 @@ def serving(studio: Studio, host: str, port: int, max_upload: int) -> Iterator[s
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     import gradio as gr
 
-    from stablevsr.app.page import asset, build_page
+    from stablevsr.app.page import build_page
+    from stablevsr.app.texts import asset
 
     page = build_page(studio, max_upload)
     # Fonts are names, not files from elsewhere; labels are plain text.
