@@ -1,5 +1,6 @@
 """The app without its page: the queue of runs, clips, messages, the folders, the command."""
 
+import logging
 import re
 import threading
 import time
@@ -45,7 +46,7 @@ class Work:
     """A job's work that waits at each of its ten units until it is let on."""
 
     def __init__(self) -> None:
-        self.units, self.began, self.error = threading.Semaphore(0), [], None
+        self.units, self.began, self.error, self.warning = threading.Semaphore(0), [], None, ""
 
     def __call__(self, job: Job, progress: Callable[[Progress], bool]) -> int:
         self.began.append(job.number)
@@ -53,6 +54,8 @@ class Work:
             assert self.units.acquire(timeout=20)
             if self.error:
                 raise self.error
+            if self.warning:
+                logging.getLogger("stablevsr.engine").warning(self.warning)
             if progress(Progress("denoise", done, 10)) is False:
                 raise Stopped
         return 1
@@ -92,6 +95,8 @@ def test_the_second_run_waits_is_told_and_starts_by_itself(queue: JobQueue, work
 
 def test_a_run_is_stopped_and_goes_on(queue: JobQueue, work: Work) -> None:
     number = submit(queue)
+    logging.getLogger("stablevsr.engine").warning("of another thread")
+    work.warning = "few steps"
     work.go_on(3)
     wait_until(lambda: queue.find(number).progress == Progress("denoise", 3, 10))
     queue.stop(number)
@@ -103,6 +108,8 @@ def test_a_run_is_stopped_and_goes_on(queue: JobQueue, work: Work) -> None:
     work.go_on(10)
     wait_until(lambda: queue.find(number).state == "done")
     assert work.began == [number, number]
+    assert queue.find(number).warnings == ("few steps",)
+    assert "Note: few steps." in texts.about_job(queue.find(number), [])
 
 
 def test_a_waiting_run_is_stopped_at_once_and_passed_over(queue: JobQueue, work: Work) -> None:

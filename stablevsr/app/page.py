@@ -104,9 +104,7 @@ def submitting(studio: Studio) -> Callable[..., tuple[str, Any]]:
             return texts.problem(error), gr.skip()
         ahead = studio.jobs.ahead_of(job.number)
         waits = f" It waits for {ahead[-1].name}, which is {ahead[-1].state}." if ahead else ""
-        return texts.note(f"{job.name} is in the list of runs.{waits}", tuple(config.notices(studio.model.config))), (
-            job.number
-        )
+        return texts.note(f"{job.name} is in the list of runs.{waits}"), job.number
 
     return submit
 

@@ -64,11 +64,11 @@ def settings_of(studio: Studio) -> Settings:
             label="Size",
             allow_custom_value=True,
             visible=HAS_SIZE,
-            min_width=120,
+            min_width=140,
             elem_id="size",
         )
-        color = gr.Dropdown(list(COLORS), value=named[own.color_fix], label="Color match", min_width=120)
-        format = gr.Dropdown(list(FORMATS), value=next(iter(FORMATS)), label="Format", min_width=120)
+        color = gr.Dropdown(list(COLORS), value=named[own.color_fix], label="Color match", min_width=140)
+        format = gr.Dropdown(list(FORMATS), value=next(iter(FORMATS)), label="Format", min_width=140)
 
     def follow(name: str) -> tuple[int, str]:
         return presets[name].steps, named[presets[name].color_fix]

@@ -66,6 +66,7 @@ def about_job(job: Job, ahead: list[Job]) -> str:
     lines = [_where(job, ahead)]
     if job.note and job.state != "failed":
         lines.append(job.note)
+    lines += [f"Note: {text}." for text in job.warnings]
     bar = ""
     if job.progress and job.state in ("running", "stopping", "stopped"):
         bar = (
