@@ -2,6 +2,7 @@
 
 import logging
 import re
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ from stablevsr import Progress, SamplingConfig, Stopped, sample_video, upscale
 from stablevsr.app import jobs, texts
 from stablevsr.app.clips import look_at, read_frame
 from stablevsr.app.jobs import Job, JobQueue, Pace
-from stablevsr.app.server import is_loopback, open_folders
+from stablevsr.app.server import is_loopback, open_folders, require_address
 from stablevsr.app.studio import FORMATS, Folders, Studio
 from stablevsr.cli import main
 from stablevsr.engine import store
@@ -348,6 +349,22 @@ def test_one_app_a_folder(tmp_path: Path) -> None:
 def test_hosts_that_only_this_machine_reaches() -> None:
     assert all(map(is_loopback, ("127.0.0.1", "localhost", "::1", "127.3.2.1")))
     assert not any(map(is_loopback, ("0.0.0.0", "192.168.1.2", "::", "example.com")))
+
+
+def test_an_address_is_checked_before_weights_are_loaded() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ResourceError, match=f"port {port} is in use"):
+            require_address("127.0.0.1", port)
+    require_address("127.0.0.1", port)
+    for host in ("203.0.113.9", "no.such.host.invalid"):
+        with pytest.raises(OptionsError, match=f"got host {host}"):
+            require_address(host, port)
+    for wrong in (0, 70000):
+        with pytest.raises(OptionsError, match="expected 1 to 65535"):
+            require_address("127.0.0.1", wrong)
 
 
 def test_the_command_asks_for_gradio(
