@@ -19,7 +19,7 @@ from stablevsr.app import jobs, texts
 from stablevsr.app.clips import look_at, read_frame
 from stablevsr.app.jobs import Job, JobQueue, Pace
 from stablevsr.app.server import is_loopback, open_folders, require_address
-from stablevsr.app.studio import FORMATS, Folders, Studio
+from stablevsr.app.studio import FORMATS, Box, Folders, Studio
 from stablevsr.cli import main
 from stablevsr.engine import store
 from stablevsr.engine.workspace import workspace_path
@@ -297,16 +297,19 @@ def test_discarding_deletes_the_unfinished_work(studio: Studio) -> None:
 def test_a_preview_is_the_frame_upscaled_alone(studio: Studio) -> None:
     facts, seen = look_at(uploaded(studio)), []
     config = studio.config("exact", {"steps": 2, "seed": 3})
-    before, after = studio.preview(facts.path, 2, config, seen.append)
+    before, after = studio.preview(facts.path, 2, None, config, seen.append)
     assert before.shape == after.shape == (4 * facts.height, 4 * facts.width, 3)
     frame = read_frame(facts.path, 2)
     assert np.array_equal(after, sample_video(studio.model, frame[None], config)[0])
     assert seen[-1].phase == "decode"
+    part = studio.preview(facts.path, 2, Box(4, 2, 9, 7), config, seen.append)
+    assert np.array_equal(part[1], sample_video(studio.model, frame[None, 2:9, 4:13].copy(), config)[0])
+    assert part[0].shape == (28, 36, 3)
 
     def stop(now: Progress) -> None:
         studio.stop_preview()
 
-    assert studio.preview(facts.path, 2, config, stop) is None
+    assert studio.preview(facts.path, 2, None, config, stop) is None
 
 
 def test_preview_and_run_do_not_compute_at_the_same_time(studio: Studio) -> None:
@@ -315,7 +318,7 @@ def test_preview_and_run_do_not_compute_at_the_same_time(studio: Studio) -> None
     job = studio.submit(facts, 0, 4, config, FORMAT)
     wait_until(lambda: studio.jobs.find(job.number).state == "running")
     with pytest.raises(ResourceError, match="the model is busy"):
-        studio.preview(facts.path, 0, config, lambda now: None)
+        studio.preview(facts.path, 0, None, config, lambda now: None)
     studio.jobs.stop(job.number)
 
 
@@ -374,6 +377,29 @@ def test_the_command_asks_for_gradio(
     assert main(["app", "--folder", str(tmp_path / "app")]) == 2
     assert "pip install 'stablevsr[app]'" in capsys.readouterr().err
     assert not (tmp_path / "app").exists()
+
+
+def test_the_part_of_a_frame_that_is_previewed(tmp_path: Path) -> None:
+    pytest.importorskip("gradio", reason="gradio is not installed: pip install 'stablevsr[app]'")
+    from stablevsr.app.view import AREAS, MAX_SHOWN, box_of, first_area, picture_of
+
+    Image.new("RGB", (1920, 1080), "gray").save(tmp_path / "large.png")
+    large = look_at(tmp_path / "large.png")
+    area = first_area(large)
+    assert AREAS[area] == (320, 240)
+    assert box_of(large, area, (0.5, 0.5)) == Box(800, 420, 320, 240)
+    assert box_of(large, area, (1.0, 0.0)) == Box(1600, 0, 320, 240)
+    shown = np.asarray(picture_of(large, 0, area, (0.5, 0.5)))
+    assert shown.shape == (720, MAX_SHOWN, 3)
+    rows, columns = np.nonzero((shown != 128).any(-1))
+    scale = MAX_SHOWN / 1920
+    ends = [each * scale for each in (420, 660, 800, 1120)]
+    assert [rows.min(), rows.max(), columns.min(), columns.max()] == pytest.approx(ends, abs=2)
+    Image.new("RGB", (200, 100)).save(tmp_path / "wide.png")
+    wide = look_at(tmp_path / "wide.png")
+    assert box_of(wide, first_area(wide), (0.5, 0.5)) is None
+    assert box_of(wide, area, (0.5, 0.5)) is None
+    assert box_of(wide, "160×120 pixels", (0.5, 0.5)) == Box(20, 0, 160, 100)
 
 
 @pytest.mark.parametrize(

@@ -144,7 +144,8 @@ def test_the_whole_path(page: "playwright.Page", studio: HeldStudio, tmp_path: P
     page.keyboard.press("Tab")
     page.click("#preview")
     page.wait_for_selector("#pair img >> nth=1", timeout=60000)
-    assert page.locator("#pair img").nth(1).evaluate("image => image.naturalWidth") == 4 * look_at(clip).width
+    width = "images => images[1].naturalWidth"
+    assert page.locator("#pair img").evaluate_all(width) == 4 * look_at(clip).width
     assert "on its own" in page.inner_text("#preview-told")
 
     page.fill("#steps input", str(STEPS))

@@ -19,7 +19,8 @@ PRESET_NAMES = {
     "fast": "Fast",
     "streaming": "Streaming",
 }
-SIZES = ["4×", "3×", "2×", "2160 lines", "1080 lines", "720 lines"]  # others can be typed, as 1280x720
+FOURFOLD = "4×"
+SIZES = [FOURFOLD, "3×", "2×", "2160 lines", "1080 lines", "720 lines"]  # others can be typed, as 1280x720
 # Both are younger than the app.
 HAS_SIZE = "scale" in SamplingConfig.__dataclass_fields__
 HAS_STRENGTH = "strength" in SamplingConfig.__dataclass_fields__
