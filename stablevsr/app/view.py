@@ -159,19 +159,10 @@ def move(shown: np.ndarray, event: gr.SelectData) -> tuple[float, float]:
 def previewing(studio: Studio) -> Callable[..., tuple[Any, ...]]:
     """The handler that upscales one frame, or a part of it."""
 
-    def preview(
-        facts: ClipFacts,
-        index: float,
-        area: str,
-        spot: tuple[float, float],
-        preset: str,
-        steps: float | None,
-        seed: float | None,
-        strength: float,
-        size: str,
-        color: str,
-        bar: gr.Progress = gr.Progress(),  # noqa: B008  # how Gradio asks for it
-    ) -> tuple[Any, ...]:
+    # Gradio puts the bar where it stands among the parameters; first, for any number of values can follow.
+    def preview(bar: gr.Progress = gr.Progress(), *values: Any) -> tuple[Any, ...]:  # noqa: B008
+        facts, index, area, spot, preset, steps, seed, strength, _, color = values
+
         def show(now: Progress) -> None:
             what, unit, _ = texts.phase(now)
             bar((now.done, now.total), desc=what, unit=unit)
