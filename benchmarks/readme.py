@@ -63,10 +63,6 @@ TABLES: dict[str, tuple[str, Callable[[Report], str]]] = {
     "footage": ("quality_photos.json", partial(means_table, kind="footage")),
     "shares": ("quality_photos.json", shares_table),
     "shares_footage": ("quality_photos.json", partial(shares_table, kind="footage")),
-    "stream_quality": ("quality_streaming.json", means_table),
-    "stream_footage": ("quality_streaming.json", partial(means_table, kind="footage")),
-    "strength": ("quality_strength.json", means_table),
-    "presets": ("quality_presets.json", means_table),
     "streaming": ("streaming_small_cpu.json", streaming_table),
     "speed": ("speed_small_cpu.json", speed_table),
 }
