@@ -14,7 +14,7 @@ import folder_paths
 import torch
 from comfy_api.input_impl import VideoFromFile
 
-from stablevsr import PRESETS, Progress, SamplingConfig, sample_video, upscale
+from stablevsr import PRESETS, Progress, sample_video, upscale
 from stablevsr.config import SCALE
 from stablevsr.engine.fingerprint import hash_weights
 from stablevsr.errors import InputError
@@ -29,8 +29,8 @@ WEIGHTS_OWN = "as the weights recommend"
 UNCHANGED = "unchanged"
 CODECS = ("h264", "hevc", "av1")  # that an MP4 takes and ComfyUI can copy
 
-# Last among a node's widgets, because saved workflows give values by their position.
-YOUNGER: dict[str, Any] = {
+# New ones go last among a node's widgets, because saved workflows give values by their position.
+STRENGTH_AND_SCALE: dict[str, Any] = {
     "strength": (
         "FLOAT",
         {"default": 1.0, "min": 0.05, "max": 1.0, "step": 0.05, "tooltip": "How much may be invented: 1 is all."},
@@ -40,7 +40,6 @@ YOUNGER: dict[str, Any] = {
         {"default": 4.0, "min": 0.25, "max": 4.0, "step": 0.25, "tooltip": "The result is resized to this."},
     ),
 }
-YOUNGER = {name: entry for name, entry in YOUNGER.items() if name in SamplingConfig.__dataclass_fields__}
 SEED = (
     "INT",
     {"default": 0, "min": 0, "max": 2**64 - 1, "control_after_generate": True, "tooltip": "Seed of the noise."},
@@ -122,7 +121,7 @@ class UpscaleVideo:
                 "negative_prompt": ("STRING", {"default": "", "multiline": True}),
                 "cfg_scale": ("FLOAT", {"default": 1.0, "min": 1.0, "max": 20.0, "step": 0.5}),
                 "tile": TILE,
-                **YOUNGER,
+                **STRENGTH_AND_SCALE,
             },
         }
 
@@ -138,7 +137,7 @@ class UpscaleVideo:
         units = (
             {"stream": n}
             if config.mode == "streaming"
-            else {"flow": n - 1, "denoise": n * getattr(config, "steps_taken", config.steps), "decode": n}
+            else {"flow": n - 1, "denoise": n * config.steps_taken, "decode": n}
         )
         with model.on_device(height, width) as ready:
             return (to_images(sample_video(ready, to_frames(images), config, progress=watching(units))),)
@@ -168,7 +167,7 @@ class StreamUpscale:
                 "codec": (list(CODECS), {"default": CODECS[0]}),
                 "crf": ("INT", {"default": 12, "min": 0, "max": 51, "tooltip": "Quality of the file: 0 is best."}),
             },
-            "optional": {**YOUNGER},
+            "optional": dict(STRENGTH_AND_SCALE),
         }
 
     @torch.inference_mode(False)

@@ -21,9 +21,6 @@ PRESET_NAMES = {
 }
 FOURFOLD = "4×"
 SIZES = [FOURFOLD, "3×", "2×", "2160 lines", "1080 lines", "720 lines"]  # others can be typed, as 1280x720
-# Both are younger than the app.
-HAS_SIZE = "scale" in SamplingConfig.__dataclass_fields__
-HAS_STRENGTH = "strength" in SamplingConfig.__dataclass_fields__
 COLORS = {"none": None, **{name: name for name in COLOR_FIXES}}
 
 
@@ -55,16 +52,13 @@ def settings_of(studio: Studio) -> Settings:
         steps = gr.Number(own.steps, label="Steps", minimum=1, maximum=MAX_STEPS, elem_id="steps", **limits)
         seed = gr.Number(own.seed, label="Seed", minimum=0, maximum=MAX_SEED, elem_id="seed", **limits)
     named = {value: name for name, value in COLORS.items()}
-    strength = gr.Slider(
-        0.05, 1, value=1, step=0.05, label="Strength: 1 invents most", visible=HAS_STRENGTH, elem_id="strength"
-    )
+    strength = gr.Slider(0.05, 1, value=1, step=0.05, label="Strength: 1 invents most", elem_id="strength")
     with gr.Row():
         size = gr.Dropdown(
             SIZES,
             value=SIZES[0],
             label="Size",
             allow_custom_value=True,
-            visible=HAS_SIZE,
             min_width=140,
             elem_id="size",
         )
@@ -86,11 +80,7 @@ def options_of(
     Raises:
         OptionsError: for values out of range.
     """
-    fields: dict[str, Any] = {"color_fix": COLORS[color]}
-    if HAS_STRENGTH:
-        fields["strength"] = strength
-    if HAS_SIZE:
-        fields |= size_fields(size)
+    fields: dict[str, Any] = {"color_fix": COLORS[color], "strength": strength} | size_fields(size)
     if steps is not None:  # emptied fields are the preset's
         fields["steps"] = int(steps)
     if seed is not None:

@@ -15,7 +15,9 @@ from stablevsr.app.server import (
 from stablevsr.app.studio import Folders, Studio
 from stablevsr.cli.console import DONE
 from stablevsr.cli.upscale import load
+from stablevsr.cli.weights import asking
 from stablevsr.errors import OptionsError
+from stablevsr.model import find_weights
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +31,9 @@ def run(options: argparse.Namespace) -> int:
     require_address(options.host, options.port)
     folders = Folders(options.folder.absolute())
     with open_folders(folders):
-        studio = Studio(load(options), str(options.weights or "the bundled small model"), folders)
+        named = str(options.weights or "the bundled small model")
+        options.weights = find_weights(options.weights, asking(options.yes))
+        studio = Studio(load(options), named, folders)
         try:
             with serving(studio, options.host, options.port, options.max_upload * MEGABYTE) as address:
                 log.info("open %s in a browser; files are in %s; Ctrl-C ends the app", address, folders.root)

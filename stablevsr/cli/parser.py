@@ -61,7 +61,10 @@ def add_app(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
         help="upscale in a web page on this machine",
         description="Serve a web page on which clips are upscaled, to this machine only. Needs the extra `app`.",
     )
-    command.add_argument("--weights", metavar="FILE", help="a weights file (default: the bundled one)")
+    command.add_argument(
+        "--weights", metavar="FILE|NAME", help="a weights file, or a name as for upscale (default: small, bundled)"
+    )
+    add_yes(command)
     command.add_argument("--dtype", choices=DTYPE_NAMES, help="precision of the networks (default: fp32)")
     command.add_argument("--compile", action="store_true", help="compile the networks: faster after a slow start")
     command.add_argument("--offload", action="store_true", help="keep only the active network on the GPU")
