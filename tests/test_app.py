@@ -1,6 +1,8 @@
 """The app without its page: the queue of runs, clips, messages, the folders, the command."""
 
+import logging
 import re
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,8 +18,8 @@ from stablevsr import Progress, SamplingConfig, Stopped, sample_video, upscale
 from stablevsr.app import jobs, texts
 from stablevsr.app.clips import look_at, read_frame
 from stablevsr.app.jobs import Job, JobQueue, Pace
-from stablevsr.app.server import is_loopback, open_folders
-from stablevsr.app.studio import FORMATS, Folders, Studio
+from stablevsr.app.server import is_loopback, open_folders, require_address
+from stablevsr.app.studio import FORMATS, Box, Folders, Studio
 from stablevsr.cli import main
 from stablevsr.engine import store
 from stablevsr.engine.workspace import workspace_path
@@ -45,7 +47,7 @@ class Work:
     """A job's work that waits at each of its ten units until it is let on."""
 
     def __init__(self) -> None:
-        self.units, self.began, self.error = threading.Semaphore(0), [], None
+        self.units, self.began, self.error, self.warning = threading.Semaphore(0), [], None, ""
 
     def __call__(self, job: Job, progress: Callable[[Progress], bool]) -> int:
         self.began.append(job.number)
@@ -53,6 +55,8 @@ class Work:
             assert self.units.acquire(timeout=20)
             if self.error:
                 raise self.error
+            if self.warning:
+                logging.getLogger("stablevsr.engine").warning(self.warning)
             if progress(Progress("denoise", done, 10)) is False:
                 raise Stopped
         return 1
@@ -92,6 +96,8 @@ def test_the_second_run_waits_is_told_and_starts_by_itself(queue: JobQueue, work
 
 def test_a_run_is_stopped_and_goes_on(queue: JobQueue, work: Work) -> None:
     number = submit(queue)
+    logging.getLogger("stablevsr.engine").warning("of another thread")
+    work.warning = "few steps"
     work.go_on(3)
     wait_until(lambda: queue.find(number).progress == Progress("denoise", 3, 10))
     queue.stop(number)
@@ -103,6 +109,8 @@ def test_a_run_is_stopped_and_goes_on(queue: JobQueue, work: Work) -> None:
     work.go_on(10)
     wait_until(lambda: queue.find(number).state == "done")
     assert work.began == [number, number]
+    assert queue.find(number).warnings == ("few steps",)
+    assert "Note: few steps." in texts.about_job(queue.find(number), [])
 
 
 def test_a_waiting_run_is_stopped_at_once_and_passed_over(queue: JobQueue, work: Work) -> None:
@@ -199,13 +207,13 @@ def test_hostile_names_are_only_text(tmp_path: Path) -> None:
 def test_a_clip_is_described(tmp_path: Path) -> None:
     facts = look_at(clip_of(tmp_path / "clip.mp4", 7))
     assert facts.frame_count == 7
-    assert f"{facts.width}×{facts.height} → {4 * facts.width}×{4 * facts.height}, 7 frames" in facts.sentence
+    assert f"{facts.width}×{facts.height} ({4 * facts.width}×{4 * facts.height} at 4×), 7 frames" in facts.sentence
     assert read_frame(facts.path, 6).shape == (facts.height, facts.width, 3)
     with pytest.raises(InputError, match=r"clip\.mp4 ends before frame 7"):
         read_frame(facts.path, 7)
     Image.new("RGB", (10, 6)).save(tmp_path / "still.png")
     still = look_at(tmp_path / "still.png")
-    assert (still.is_video, still.sentence) == (False, "10×6 → 40×24, one image")
+    assert (still.is_video, still.sentence) == (False, "10×6 (40×24 at 4×), one image")
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "clip.mp4", "still.png"])
@@ -248,7 +256,7 @@ def test_a_part_is_upscaled_stopped_and_gone_on_with_to_the_same_bits(
     studio.jobs.resume(job.number)
     wait_until(lambda: studio.jobs.find(job.number).state == "done")
     assert re.search(r"continuing: \d+ of 9 in phase denoise are done", caplog.text)
-    assert Path(job.output) == studio.folders.outputs / "clip_x4.mkv"
+    assert Path(job.output) == studio.folders.outputs / "clip_upscaled.mkv"
     with open_reader(job.input) as clip:
         upscale(studio.model, PartReader(clip, 1, 4), tmp_path / "direct.mkv", config, encoding=Encoding("ffv1"))
     for index in range(3):
@@ -264,7 +272,7 @@ def test_results_never_replace_each_other_and_an_image_gives_an_image(studio: St
     numbers = [studio.submit(look_at(path), 0, 0, config, FORMAT).number for _ in range(2)]
     wait_until(lambda: all(studio.jobs.find(number).state == "done" for number in numbers))
     names = [studio.jobs.find(number).name for number in numbers]
-    assert names == ["still_x4.png", "still_x4-2.png"]
+    assert names == ["still_upscaled.png", "still_upscaled-2.png"]
     with Image.open(studio.folders.outputs / names[0]) as image:
         assert image.size == (32, 24)
     for number in numbers:
@@ -289,16 +297,19 @@ def test_discarding_deletes_the_unfinished_work(studio: Studio) -> None:
 def test_a_preview_is_the_frame_upscaled_alone(studio: Studio) -> None:
     facts, seen = look_at(uploaded(studio)), []
     config = studio.config("exact", {"steps": 2, "seed": 3})
-    before, after = studio.preview(facts.path, 2, config, seen.append)
+    before, after = studio.preview(facts.path, 2, None, config, seen.append)
     assert before.shape == after.shape == (4 * facts.height, 4 * facts.width, 3)
     frame = read_frame(facts.path, 2)
     assert np.array_equal(after, sample_video(studio.model, frame[None], config)[0])
     assert seen[-1].phase == "decode"
+    part = studio.preview(facts.path, 2, Box(4, 2, 9, 7), config, seen.append)
+    assert np.array_equal(part[1], sample_video(studio.model, frame[None, 2:9, 4:13].copy(), config)[0])
+    assert part[0].shape == (28, 36, 3)
 
     def stop(now: Progress) -> None:
         studio.stop_preview()
 
-    assert studio.preview(facts.path, 2, config, stop) is None
+    assert studio.preview(facts.path, 2, None, config, stop) is None
 
 
 def test_preview_and_run_do_not_compute_at_the_same_time(studio: Studio) -> None:
@@ -307,7 +318,7 @@ def test_preview_and_run_do_not_compute_at_the_same_time(studio: Studio) -> None
     job = studio.submit(facts, 0, 4, config, FORMAT)
     wait_until(lambda: studio.jobs.find(job.number).state == "running")
     with pytest.raises(ResourceError, match="the model is busy"):
-        studio.preview(facts.path, 0, config, lambda now: None)
+        studio.preview(facts.path, 0, None, config, lambda now: None)
     studio.jobs.stop(job.number)
 
 
@@ -343,6 +354,22 @@ def test_hosts_that_only_this_machine_reaches() -> None:
     assert not any(map(is_loopback, ("0.0.0.0", "192.168.1.2", "::", "example.com")))
 
 
+def test_an_address_is_checked_before_weights_are_loaded() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ResourceError, match=f"port {port} is in use"):
+            require_address("127.0.0.1", port)
+    require_address("127.0.0.1", port)
+    for host in ("203.0.113.9", "no.such.host.invalid"):
+        with pytest.raises(OptionsError, match=f"got host {host}"):
+            require_address(host, port)
+    for wrong in (0, 70000):
+        with pytest.raises(OptionsError, match="expected 1 to 65535"):
+            require_address("127.0.0.1", wrong)
+
+
 def test_the_command_asks_for_gradio(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -350,3 +377,47 @@ def test_the_command_asks_for_gradio(
     assert main(["app", "--folder", str(tmp_path / "app")]) == 2
     assert "pip install 'stablevsr[app]'" in capsys.readouterr().err
     assert not (tmp_path / "app").exists()
+
+
+def test_the_part_of_a_frame_that_is_previewed(tmp_path: Path) -> None:
+    pytest.importorskip("gradio", reason="gradio is not installed: pip install 'stablevsr[app]'")
+    from stablevsr.app.view import AREAS, MAX_SHOWN, box_of, first_area, picture_of
+
+    Image.new("RGB", (1920, 1080), "gray").save(tmp_path / "large.png")
+    large = look_at(tmp_path / "large.png")
+    area = first_area(large)
+    assert AREAS[area] == (320, 240)
+    assert box_of(large, area, (0.5, 0.5)) == Box(800, 420, 320, 240)
+    assert box_of(large, area, (1.0, 0.0)) == Box(1600, 0, 320, 240)
+    shown = np.asarray(picture_of(large, 0, area, (0.5, 0.5)))
+    assert shown.shape == (720, MAX_SHOWN, 3)
+    rows, columns = np.nonzero((shown != 128).any(-1))
+    scale = MAX_SHOWN / 1920
+    ends = [each * scale for each in (420, 660, 800, 1120)]
+    assert [rows.min(), rows.max(), columns.min(), columns.max()] == pytest.approx(ends, abs=2)
+    Image.new("RGB", (200, 100)).save(tmp_path / "wide.png")
+    wide = look_at(tmp_path / "wide.png")
+    assert box_of(wide, first_area(wide), (0.5, 0.5)) is None
+    assert box_of(wide, area, (0.5, 0.5)) is None
+    assert box_of(wide, "160×120 pixels", (0.5, 0.5)) == Box(20, 0, 160, 100)
+
+
+@pytest.mark.parametrize(
+    ("text", "fields"),
+    [
+        ("4×", {}),
+        ("2×", {"scale": 2.0}),
+        ("2.5x", {"scale": 2.5}),
+        ("1080 lines", {"height": 1080}),
+        ("720p", {"height": 720}),
+        ("1280 x 720", {"size": "1280x720"}),
+    ],
+)
+def test_sizes_as_they_are_typed(text: str, fields: dict[str, object]) -> None:
+    pytest.importorskip("gradio", reason="gradio is not installed: pip install 'stablevsr[app]'")
+    from stablevsr.app.settings import size_fields
+
+    assert size_fields(text) == fields
+    for wrong in ("large", "2x2x2", "-1"):
+        with pytest.raises(OptionsError, match="expected one such as"):
+            size_fields(wrong)

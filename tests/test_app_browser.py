@@ -144,19 +144,20 @@ def test_the_whole_path(page: "playwright.Page", studio: HeldStudio, tmp_path: P
     page.keyboard.press("Tab")
     page.click("#preview")
     page.wait_for_selector("#pair img >> nth=1", timeout=60000)
-    assert page.locator("#pair img").nth(1).evaluate("image => image.naturalWidth") == 4 * look_at(clip).width
+    width = "images => images[1].naturalWidth"
+    assert page.locator("#pair img").evaluate_all(width) == 4 * look_at(clip).width
     assert "on its own" in page.inner_text("#preview-told")
 
     page.fill("#steps input", str(STEPS))
     page.fill("#seed input", "7")
     page.keyboard.press("Tab")
     page.click("#start")
-    page.wait_for_selector("#told >> text=holiday_x4.mp4 is in the list of runs")
+    page.wait_for_selector("#told >> text=holiday_upscaled.mp4 is in the list of runs")
     page.click("#start")
-    page.wait_for_selector("#told >> text=It waits for holiday_x4.mp4")
-    page.wait_for_selector("#job >> text=Waiting for another run: holiday_x4.mp4")
+    page.wait_for_selector("#told >> text=It waits for holiday_upscaled.mp4")
+    page.wait_for_selector("#job >> text=Waiting for another run: holiday_upscaled.mp4")
     page.locator("#runs label").nth(1).click()
-    page.wait_for_selector("#job h3 >> text=/^holiday_x4.mp4$/")
+    page.wait_for_selector("#job h3 >> text=/^holiday_upscaled.mp4$/")
     page.wait_for_selector("#job [role=progressbar]")
     page.click("#stop")
     page.wait_for_selector("#job >> text=Stopping after")
@@ -164,11 +165,12 @@ def test_the_whole_path(page: "playwright.Page", studio: HeldStudio, tmp_path: P
     page.wait_for_selector("#job >> text=Stopped.", timeout=60000)
     page.click("#resume")
     page.reload()
-    page.wait_for_selector("#runs label >> nth=1 >> text=holiday_x4.mp4: done", timeout=120000)
+    page.wait_for_selector("#runs label >> nth=1 >> text=holiday_upscaled.mp4: done", timeout=120000)
     page.locator("#runs label").nth(1).click()
+    page.wait_for_selector("#result a.download >> text=Download holiday_upscaled.mp4")
     with page.expect_download() as download:
         page.click("#result a.download")
-    assert download.value.suggested_filename == "holiday_x4.mp4"
+    assert download.value.suggested_filename == "holiday_upscaled.mp4"
     download.value.save_as(tmp_path / "result.mp4")
     # The input lies over the result, at the same frame: the part began with frame 1.
     page.wait_for_function("() => document.querySelectorAll('#result video[src]').length === 2")

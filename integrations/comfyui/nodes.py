@@ -15,6 +15,7 @@ import torch
 from comfy_api.input_impl import VideoFromFile
 
 from stablevsr import PRESETS, Progress, SamplingConfig, sample_video, upscale
+from stablevsr.config import SCALE
 from stablevsr.engine.fingerprint import hash_weights
 from stablevsr.errors import InputError
 from stablevsr.media import Encoding, open_reader
@@ -28,13 +29,18 @@ WEIGHTS_OWN = "as the weights recommend"
 UNCHANGED = "unchanged"
 CODECS = ("h264", "hevc", "av1")  # that an MP4 takes and ComfyUI can copy
 
-# Only in versions of the package that have it.
-STRENGTH: dict[str, Any] = {}
-if "strength" in SamplingConfig.__dataclass_fields__:
-    STRENGTH["strength"] = (
+# Last among a node's widgets, because saved workflows give values by their position.
+YOUNGER: dict[str, Any] = {
+    "strength": (
         "FLOAT",
-        {"default": 1.0, "min": 0.05, "max": 1.0, "step": 0.05, "tooltip": "How much may be invented."},
-    )
+        {"default": 1.0, "min": 0.05, "max": 1.0, "step": 0.05, "tooltip": "How much may be invented: 1 is all."},
+    ),
+    "scale": (
+        "FLOAT",
+        {"default": 4.0, "min": 0.25, "max": 4.0, "step": 0.25, "tooltip": "The result is resized to this."},
+    ),
+}
+YOUNGER = {name: entry for name, entry in YOUNGER.items() if name in SamplingConfig.__dataclass_fields__}
 SEED = (
     "INT",
     {"default": 0, "min": 0, "max": 2**64 - 1, "control_after_generate": True, "tooltip": "Seed of the noise."},
@@ -116,7 +122,7 @@ class UpscaleVideo:
                 "negative_prompt": ("STRING", {"default": "", "multiline": True}),
                 "cfg_scale": ("FLOAT", {"default": 1.0, "min": 1.0, "max": 20.0, "step": 0.5}),
                 "tile": TILE,
-                **STRENGTH,  # last: saved workflows give values by their position
+                **YOUNGER,
             },
         }
 
@@ -162,6 +168,7 @@ class StreamUpscale:
                 "codec": (list(CODECS), {"default": CODECS[0]}),
                 "crf": ("INT", {"default": 12, "min": 0, "max": 51, "tooltip": "Quality of the file: 0 is best."}),
             },
+            "optional": {**YOUNGER},
         }
 
     @torch.inference_mode(False)
@@ -192,6 +199,8 @@ def fields_of(options: dict[str, Any]) -> dict[str, Any]:
             fields[name] = numbers[0] if name == "tile" else numbers
     if options.get("color_fix") == UNCHANGED:
         fields["color_fix"] = None
+    if options.get("scale") == SCALE:  # as the networks make it: nothing is resized
+        del fields["scale"]
     return fields
 
 

@@ -30,7 +30,7 @@ class ClipFacts:
     @property
     def sentence(self) -> str:
         """The facts as a line of text."""
-        size = f"{self.width}×{self.height} → {SCALE * self.width}×{SCALE * self.height}"
+        size = f"{self.width}×{self.height} ({SCALE * self.width}×{SCALE * self.height} at {SCALE}×)"
         if not self.is_video:
             return f"{size}, one image"
         seconds = self.frame_count / self.frame_rate

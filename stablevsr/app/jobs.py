@@ -5,7 +5,8 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ class Job:
 
     state: waiting, running, stopping (after the unit of work in progress), stopped, failed, done.
     note: why it failed, or what is incomplete.
+    warnings: the package's messages for the user in the last attempt.
     progress, seconds_left: of the phase that is running; None when unknown.
     """
 
@@ -39,6 +41,7 @@ class Job:
     start: float = 0.0  # seconds of the first frame in its clip, to show both in step
     state: str = "waiting"
     note: str = ""
+    warnings: tuple[str, ...] = ()
     seconds: float = 0.0  # it has run, in all attempts
     progress: Progress | None = field(default=None, compare=False)
     seconds_left: float | None = field(default=None, compare=False)
@@ -130,7 +133,7 @@ class JobQueue:
         with self._changed:
             job = self._jobs[number]
             if job.state in ("stopped", "failed"):
-                self._set(replace(job, state="waiting", note="", progress=None, seconds_left=None))
+                self._set(replace(job, state="waiting", note="", warnings=(), progress=None, seconds_left=None))
 
     def remove(self, number: int) -> None:
         """Forget a job that does not run and is not about to."""
@@ -182,7 +185,8 @@ class JobQueue:
 
         state, note = "done", ""
         try:
-            self._work(job, progress)
+            with _heard(lambda text: self._warn(job.number, text)):
+                self._work(job, progress)
         except Stopped:
             state = "stopped"
         except IncompleteOutput as error:
@@ -193,6 +197,11 @@ class JobQueue:
             log.exception("a run failed")
             state, note = "failed", f"{type(error).__name__}: {error}"
         self._update(job.number, state=state, note=note, seconds=job.seconds + time.monotonic() - start)
+
+    def _warn(self, number: int, text: str) -> None:
+        with self._changed:
+            job = self._jobs[number]
+            self._set(replace(job, warnings=tuple(dict.fromkeys((*job.warnings, text)))))
 
     def _update(self, number: int, **fields: Any) -> None:
         with self._changed:
@@ -208,6 +217,29 @@ class JobQueue:
             part.write_text(json.dumps([job.to_dict() for job in self._jobs.values()], indent=1) + "\n")
 
 
+@contextmanager
+def _heard(hear: Callable[[str], None]) -> Iterator[None]:
+    """Hand on the package's warnings of this thread."""
+    thread, logger = threading.get_ident(), logging.getLogger("stablevsr")
+
+    class Ear(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.thread == thread:
+                hear(record.getMessage())
+
+    ear = Ear(logging.WARNING)
+    logger.addHandler(ear)
+    try:
+        yield
+    finally:
+        logger.removeHandler(ear)
+
+
+def _fields(row: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a job from JSON, which has lists for tuples."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in row.items()}
+
+
 def _read(file: Path) -> list[Job]:
     """The jobs of an earlier run of the app; those that were not finished are stopped.
 
@@ -217,10 +249,8 @@ def _read(file: Path) -> list[Job]:
     if not file.exists():
         return []
     try:
-        jobs = [
-            Job(**{**each, "frames": each["frames"] and tuple(each["frames"])}) for each in json.loads(file.read_text())
-        ]
-    except (KeyError, TypeError, ValueError) as error:
+        jobs = [Job(**_fields(each)) for each in json.loads(file.read_text())]
+    except (AttributeError, TypeError, ValueError) as error:
         raise OptionsError(
             f"{file}, the list of runs, is damaged or not of this version ({error}): move it away"
         ) from error

@@ -1,9 +1,11 @@
 """Serves the page of the app: on this machine only, unless told otherwise."""
 
+import errno
 import importlib.util
 import ipaddress
 import logging
 import os
+import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -31,6 +33,30 @@ def require_gradio() -> None:
     """Raises `ResourceError` where Gradio is missing."""
     if importlib.util.find_spec("gradio") is None:
         raise ResourceError("the app needs the package gradio: pip install 'stablevsr[app]'")
+
+
+def require_address(host: str, port: int) -> None:
+    """Check that a server can listen there, before weights are loaded.
+
+    Raises:
+        OptionsError: when `host` is no address of this machine, or `port` is no port.
+        ResourceError: when the port is taken, or needs a permission.
+    """
+    if not 0 < port < 2**16:
+        raise OptionsError(f"got port {port}, expected 1 to 65535")
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            if os.name == "posix":  # as servers do: a port whose last connection has just ended is free
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        if error.errno in (errno.EADDRINUSE, errno.EACCES):
+            reason = "is in use" if error.errno == errno.EADDRINUSE else "may not be used without more rights"
+            raise ResourceError(f"port {port} {reason}: choose another with --port") from error
+        raise OptionsError(
+            f"got host {host}, which is no address of this machine ({error.strerror}): use 127.0.0.1"
+        ) from error
 
 
 @contextmanager
@@ -71,8 +97,7 @@ def serving(studio: Studio, host: str, port: int, max_upload: int) -> Iterator[s
         max_upload: bytes of a file that a page may send.
 
     Raises:
-        OptionsError: when `host` is no address of this machine.
-        ResourceError: when the port is taken.
+        ResourceError: when the port has been taken since `require_address`.
     """
     # Read when Gradio makes its components. It serves this folder, and would otherwise use one in the system's
     # temporary folder that all its apps share.
@@ -80,7 +105,8 @@ def serving(studio: Studio, host: str, port: int, max_upload: int) -> Iterator[s
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     import gradio as gr
 
-    from stablevsr.app.page import asset, build_page
+    from stablevsr.app.page import build_page
+    from stablevsr.app.texts import asset
 
     page = build_page(studio, max_upload)
     # Fonts are names, not files from elsewhere; labels are plain text.
@@ -110,9 +136,7 @@ def serving(studio: Studio, host: str, port: int, max_upload: int) -> Iterator[s
             enable_monitoring=False,
         )
     except OSError as error:
-        if "port" in str(error):
-            raise ResourceError(f"port {port} is in use: choose another with --port") from error
-        raise OptionsError(f"got host {host}, which this machine does not have ({error}): use 127.0.0.1") from error
+        raise ResourceError(f"port {port} is in use: choose another with --port") from error
     try:
         yield address
     finally:

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -72,6 +72,15 @@ class Folders:
             make_folder(folder)
 
 
+class Box(NamedTuple):
+    """A part of a frame, in its pixels."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+
+
 def make_folder(folder: Path) -> None:
     """Create a folder of the app, unless it exists.
 
@@ -122,11 +131,14 @@ class Studio:
         return config
 
     def preview(
-        self, path: Path, index: int, config: SamplingConfig, progress: Callable[[Progress], None]
+        self, path: Path, index: int, box: Box | None, config: SamplingConfig, progress: Callable[[Progress], None]
     ) -> tuple[np.ndarray, np.ndarray] | None:
         """Frame `index` enlarged by bicubic interpolation, and upscaled; (4h, 4w, 3) uint8 each. None when stopped.
 
         The frame is upscaled on its own, while a run also uses its neighbors.
+
+        Args:
+            box: the part of the frame; None for all of it.
 
         Raises:
             ResourceError: while a run is using the model.
@@ -141,6 +153,8 @@ class Studio:
 
         try:
             frame = read_frame(path, index)
+            if box is not None:
+                frame = np.ascontiguousarray(frame[box.top : box.top + box.height, box.left : box.left + box.width])
             after = sample_video(self.model, frame[None], config, progress=watch)[0]
             return enlarged(frame, is_deep=False), np.asarray(after)
         except Stopped:
@@ -224,7 +238,7 @@ class Studio:
         taken = {Path(job.output) for job in self.jobs.all()}
         for number in range(1, 10_000):
             end = "" if number == 1 else f"-{number}"
-            output = self.folders.outputs / f"{path.stem}_x4{end}{suffix}"
+            output = self.folders.outputs / f"{path.stem}_upscaled{end}{suffix}"
             if output not in taken and not output.exists() and not workspace_path(output).exists():
                 return output
         raise OptionsError(f"{self.folders.outputs} holds too many results of {path.name}: move some away")

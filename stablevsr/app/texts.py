@@ -1,6 +1,7 @@
 """The app's messages as HTML. Everything that comes from a file name or an error is escaped."""
 
 from html import escape
+from importlib import resources
 from pathlib import Path
 from urllib.parse import quote
 
@@ -8,8 +9,9 @@ from stablevsr.app.clips import ClipFacts
 from stablevsr.app.jobs import Job
 from stablevsr.app.studio import SHOWN_BY_BROWSERS, Studio
 from stablevsr.engine.plan import duration, size
+from stablevsr.engine.progress import Progress
 
-PHASES = {  # what a phase does, its unit, and which part of the whole it is
+PHASES = {
     "read": ("reading the clip", "frames", "1 of 5"),
     "flow": ("estimating motion", "pairs of frames", "2 of 5"),
     "denoise": ("denoising", "frame-steps", "3 of 5"),
@@ -17,6 +19,16 @@ PHASES = {  # what a phase does, its unit, and which part of the whole it is
     "write": ("writing", "frames", "5 of 5"),
     "stream": ("upscaling frame by frame", "frames", ""),
 }
+
+
+def asset(name: str) -> str:
+    """The text of a file beside this one."""
+    return (resources.files("stablevsr.app") / name).read_text(encoding="utf-8")
+
+
+def phase(progress: Progress) -> tuple[str, str, str]:
+    """What is being done, its unit, and which part of the whole it is."""
+    return PHASES.get(progress.phase, (progress.phase, "units", ""))
 
 
 def heading(studio: Studio) -> str:
@@ -45,7 +57,7 @@ def about_clip(facts: ClipFacts) -> str:
 def label_of(job: Job) -> str:
     """The job as an entry in the list."""
     if job.state == "running" and job.progress:
-        return f"{job.name}: {PHASES[job.progress.phase][0]}, {_percent(job)} %"
+        return f"{job.name}: {phase(job.progress)[0]}, {_percent(job)} %"
     return f"{job.name}: {job.state}"
 
 
@@ -54,6 +66,7 @@ def about_job(job: Job, ahead: list[Job]) -> str:
     lines = [_where(job, ahead)]
     if job.note and job.state != "failed":
         lines.append(job.note)
+    lines += [f"Note: {text}." for text in job.warnings]
     bar = ""
     if job.progress and job.state in ("running", "stopping", "stopped"):
         bar = (
@@ -117,7 +130,7 @@ def _where(job: Job, ahead: list[Job]) -> str:
         return "Stopped. What is done is kept: go on at any time, even after a restart of the app."
     if job.progress is None:
         return "Starting."
-    what, unit, part = PHASES[job.progress.phase]
+    what, unit, part = phase(job.progress)
     text = f"{what.capitalize()}: {job.progress.done} of {job.progress.total} {unit}"
     if job.seconds_left is not None and job.progress.done < job.progress.total:
         text += f", {time_left(job.seconds_left)} left"

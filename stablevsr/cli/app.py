@@ -4,7 +4,14 @@ import argparse
 import logging
 import webbrowser
 
-from stablevsr.app.server import is_loopback, open_folders, require_gradio, serving, wait_for_interrupt
+from stablevsr.app.server import (
+    is_loopback,
+    open_folders,
+    require_address,
+    require_gradio,
+    serving,
+    wait_for_interrupt,
+)
 from stablevsr.app.studio import Folders, Studio
 from stablevsr.cli.console import DONE
 from stablevsr.cli.upscale import load
@@ -19,6 +26,7 @@ def run(options: argparse.Namespace) -> int:
     require_gradio()
     if options.max_upload < 1:
         raise OptionsError(f"got --max-upload {options.max_upload}, expected 1 or more megabytes")
+    require_address(options.host, options.port)
     folders = Folders(options.folder.absolute())
     with open_folders(folders):
         studio = Studio(load(options), str(options.weights or "the bundled small model"), folders)

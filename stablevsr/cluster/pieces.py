@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from stablevsr.atomic import replacing
+from stablevsr.engine.array_file import using
 from stablevsr.engine.plan import LOSSLESS, PER_FRAME, Output
-from stablevsr.engine.workspace import using
 from stablevsr.errors import UserError
 from stablevsr.media.codecs import CODECS
 from stablevsr.media.colour import Colours, to_rgb

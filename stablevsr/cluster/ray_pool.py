@@ -20,8 +20,8 @@ from stablevsr.cluster.pieces import Record, write_record
 from stablevsr.cluster.run_unit import FrameFile, Order
 from stablevsr.cluster.units import Unit
 from stablevsr.cluster.worker import Outcome, Place, Worker
+from stablevsr.engine.array_file import using
 from stablevsr.engine.progress import Progress
-from stablevsr.engine.workspace import using
 from stablevsr.errors import ResourceError, UserError
 
 log = logging.getLogger(__name__)

@@ -34,9 +34,9 @@ from typing import TextIO
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from stablevsr.atomic import hidden_sibling, remove, replacing, sync
+from stablevsr.atomic import hidden_sibling, remove, replacing
+from stablevsr.engine.array_file import ArrayFile, using
 from stablevsr.engine.state import RunState
 from stablevsr.errors import OptionsError, ResourceError, UserError
 
@@ -72,68 +72,12 @@ FILES = (
     "probe.json",
     "turn.lock",
 )
-NUMPY = {torch.uint8: np.uint8, torch.uint16: np.uint16, torch.float32: np.float32}
 KEPT_AT_START = ("lock", "turn.lock", "output", "outside.json")  # the last two belong to the writers just opened
 CANNOT_LOCK = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)  # as some network file systems answer
 
 
 class Busy(ResourceError):
     """Another process works in the workspace."""
-
-
-@contextmanager
-def using(path: Path) -> Iterator[None]:
-    """Turn disk errors into `UserError`, for work on `path` in the workspace."""
-    try:
-        yield
-    except OSError as error:
-        advice = "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "check the disk"
-        raise ResourceError(
-            f"{path}, part of the unfinished run, cannot be used ({error.strerror or error}): "
-            f"{advice}, then run the same command again"
-        ) from error
-
-
-class ArrayFile:
-    """A file of equally shaped arrays, read and written one at a time; grows by writing past its end.
-
-    Raises UserError when the disk fails or is full.
-    """
-
-    def __init__(self, path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-        self.path, self.shape, self.dtype = path, shape, NUMPY[dtype]
-        self.bytes = int(np.prod(shape)) * np.dtype(self.dtype).itemsize
-        with using(path):
-            path.touch()
-            self._file = path.open("r+b")
-
-    def read(self, index: int) -> Tensor:
-        with using(self.path):
-            data = self._get(index)
-        if len(data) != self.bytes:
-            raise UserError(f"{self.path} is shorter than expected: start again with --restart")
-        return torch.from_numpy(np.frombuffer(bytearray(data), self.dtype).reshape(self.shape))
-
-    def write(self, index: int, value: Tensor) -> None:
-        with using(self.path):
-            self._put(index, np.ascontiguousarray(value.cpu().numpy(), dtype=self.dtype).data)
-
-    def sync(self) -> None:
-        with using(self.path):
-            sync(self.path)
-
-    def close(self) -> None:
-        with suppress(OSError):  # only of unflushed data, whose error was raised before
-            self._file.close()
-
-    def _get(self, index: int) -> bytes:
-        self._file.seek(index * self.bytes)
-        return self._file.read(self.bytes)
-
-    def _put(self, index: int, data: memoryview) -> None:
-        self._file.seek(index * self.bytes)
-        self._file.write(data)
-        self._file.flush()
 
 
 class Workspace:
@@ -342,7 +286,7 @@ def _make(folder: Path) -> None:
         kind = "a link" if folder.is_symlink() else "a file"
         raise ResourceError(f"{folder} is {kind}, expected a folder: move it away")
     found = folder.stat()
-    if hasattr(os, "getuid") and found.st_uid not in (os.getuid(), _owner_of_new_files(folder.parent)):
+    if hasattr(os, "getuid") and found.st_uid != os.getuid() and found.st_uid != _owner_of_new_files(folder.parent):
         raise ResourceError(f"{folder} belongs to another user (uid {found.st_uid}): choose another output")
     if found.st_mode & 0o077:  # created by an older version
         with suppress(OSError):
