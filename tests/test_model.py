@@ -16,7 +16,7 @@ from torch._dynamo.utils import counters
 from stablevsr import PRESETS, build_model, sample_video, weights
 from stablevsr.errors import OptionsError, ResourceError, WeightsError
 from stablevsr.media import open_reader
-from stablevsr.model import StableVSR, bundled_weights
+from stablevsr.model import BUNDLED, StableVSR, bundled_weights, find_weights
 
 
 def test_a_file_gives_the_model_back(tiny_model: StableVSR, tiny_weights: Path) -> None:
@@ -40,10 +40,18 @@ def test_weights_that_are_copied_lie_channels_last(tiny_model: StableVSR, tiny_w
         torch.testing.assert_close(vae.decode(x), plain.decode(x))
 
 
-def test_the_bundled_model_runs() -> None:
-    model = build_model(device="cpu")
+@pytest.mark.parametrize("name", [None, *BUNDLED])
+def test_the_bundled_models_run(name: str | None) -> None:
+    model = build_model(name, device="cpu")
     assert sample_video(model, np.zeros((2, 4, 5, 3), np.uint8), steps=1).shape == (2, 16, 20, 3)
-    assert bundled_weights().stat().st_size < 30e6
+    assert find_weights(name).stat().st_size < 30e6
+
+
+def test_a_file_goes_before_a_bundled_model_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert find_weights("small-streaming") == bundled_weights("small-streaming")
+    Path("small-streaming").touch()
+    assert find_weights("small-streaming") == Path("small-streaming")
 
 
 @pytest.mark.slow

@@ -26,7 +26,7 @@ from stablevsr.architectures import ARCHITECTURES
 from stablevsr.cli import main
 from stablevsr.convert.assemble import to_diffusers
 from stablevsr.errors import UserError
-from stablevsr.model import bundled_weights
+from stablevsr.model import BUNDLED, bundled_weights
 from stablevsr.sampling.flow import estimate_flow
 from stablevsr.training import losses as losses_module
 from stablevsr.training.loop import NUM_SAMPLES, Trainer, checkpoint_blocks, learning_rate
@@ -69,7 +69,16 @@ steps = 2
 features = 0.0
 temporal = 0.5
 """
-SIDES = {"vae": 16, "unet": 16, "flow": 128, "tcm": 32, "tiny": 16, "rollout": 16, "tcm-rollout": 32}  # of crops
+SIDES = {
+    "vae": 16,
+    "unet": 16,
+    "flow": 128,
+    "tcm": 32,
+    "tiny": 16,
+    "rollout": 16,
+    "vae-rollout": 16,
+    "tcm-rollout": 32,
+}  # of crops
 
 
 @pytest.fixture(autouse=True)
@@ -168,16 +177,19 @@ def test_a_unet_brings_the_context_it_has_learned_with(
         train(recipe, CPU)
 
 
-def test_the_bundled_file_is_made_of_its_parts(tmp_path: Path) -> None:
-    bundle = Path(__file__).parents[1] / "recipes/bundle.py"
-    parts = [word for part in TRAINED for word in (f"--{part}", str(bundled_weights()), f"recipes/small/{part}.toml")]
-    subprocess.run([sys.executable, str(bundle), str(tmp_path / "file.safetensors"), *parts], check=True)
-    ours, theirs = load_file(tmp_path / "file.safetensors"), load_file(bundled_weights())
+@pytest.mark.parametrize("name", BUNDLED)
+def test_the_bundled_file_is_made_of_its_parts(tmp_path: Path, name: str) -> None:
+    bundle, source = Path(__file__).parents[1] / "recipes/bundle.py", bundled_weights(name)
+    theirs, header = load_file(source), read_header(source)
+    held = [part for part in TRAINED if any(key.startswith(f"{part}.") for key in theirs)]
+    parts = [word for part in held for word in (f"--{part}", str(source), f"recipes/small/{part}.toml")]
+    command = [sys.executable, str(bundle), str(tmp_path / "file.safetensors"), *parts]
+    subprocess.run([*command, "--architecture", name.replace("-", "_")], check=True)
+    ours, copy = load_file(tmp_path / "file.safetensors"), read_header(tmp_path / "file.safetensors")
     assert set(ours) == set(theirs)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    model = build_model(tmp_path / "file.safetensors", device="cpu")
-    assert model.config == build_model(device="cpu").config
-    assert model.provenance == {part: f"recipes/small/{part}.toml" for part in TRAINED}
+    assert (copy.config, copy.sampling) == (header.config, header.sampling)
+    assert copy.provenance == {part: f"recipes/small/{part}.toml" for part in held}
 
 
 def test_a_trained_file_keeps_what_it_did_not_train(tmp_path: Path, golden_weights: Path) -> None:

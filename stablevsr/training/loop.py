@@ -66,8 +66,8 @@ class Trainer:
             self.average = {name: value.detach().clone() for name, value in self.learner.state_dict().items()}
         self.loss: nn.Module = loss
         if self.world > 1:
-            # The encoder of the temporal tiny autoencoder has parameters that are never used.
-            self.loss = DistributedDataParallel(loss, find_unused_parameters=loss.stage.is_streaming)
+            # Rollouts train the decoder of an autoencoder, but not all of its encoder.
+            self.loss = DistributedDataParallel(loss, find_unused_parameters=loss.stage.is_rollout)
         self.log = Log(folder / "log.csv") if self.rank == 0 else None
 
     @property

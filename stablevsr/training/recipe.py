@@ -8,7 +8,18 @@ from stablevsr.errors import OptionsError, UserError
 from stablevsr.fields import from_dict, require_types
 from stablevsr.sampling.config import SPACINGS
 
-STAGES = ("vae", "unet", "flow", "tcm", "tiny", "rollout", "tcm-rollout", "stream-vae", "stream-tcm")
+STAGES = (
+    "vae",
+    "unet",
+    "flow",
+    "tcm",
+    "tiny",
+    "rollout",
+    "vae-rollout",
+    "tcm-rollout",
+    "stream-vae",
+    "stream-tcm",
+)
 
 CLIP_ROLLOUTS = ("tcm-rollout", "stream-vae", "stream-tcm")
 

@@ -68,6 +68,7 @@ COLUMNS = {
     "flow": flow_columns,
     "tiny": tiny_columns,
     "rollout": rollout_columns,
+    "vae-rollout": rollout_columns,
     "tcm-rollout": rollout_columns,
     "stream-vae": rollout_columns,
     "stream-tcm": rollout_columns,

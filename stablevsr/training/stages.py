@@ -113,7 +113,7 @@ def tiny_stage(model: StableVSR, window: Window, random: Randomness) -> Tensor:
 
 
 def rollout_stage(model: StableVSR, window: Window, random: Randomness, objective: Objective) -> Tensor:
-    """The UNet on the first frames, through all steps of the distilled run."""
+    """The UNet, or the VAE's decoder, on the first frames, through all steps of the distilled run."""
     picture, low_res = window["hr"][:, 0], window["lr"][:, 0]
     noise = random.normal(len(picture), model.config.vae.latent_channels, *low_res.shape[-2:], device=picture.device)
     return rollout_loss(model, picture, low_res, noise, _context(model, len(picture)), objective)
@@ -148,6 +148,7 @@ STAGES = {
     "tcm": Stage("tcm", 3, False, tcm_stage),
     "tiny": Stage("tiny", 1, False, tiny_stage),
     "rollout": Stage("unet", 1, False, rollout_stage, is_rollout=True),
+    "vae-rollout": Stage("vae", 1, False, rollout_stage, is_rollout=True),
     "tcm-rollout": Stage("tcm", 3, True, partial(clip_stage, loss=tcm_rollout_loss), is_rollout=True),
     "stream-vae": Stage("vae", 2, True, partial(clip_stage, loss=stream_vae_loss), True, True),
     "stream-tcm": Stage("tcm", 3, True, partial(clip_stage, loss=stream_tcm_loss), True, True),
