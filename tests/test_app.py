@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -36,7 +37,7 @@ def clip_of(path: Path, frames: int) -> Path:
     return write_video(path, [picture(16, 24, index) for index in range(frames)])
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 20) -> None:
+def wait_until(condition: Callable[[], object], seconds: float = 60) -> None:
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until, "it did not happen"
@@ -52,7 +53,7 @@ class Work:
     def __call__(self, job: Job, progress: Callable[[Progress], bool]) -> int:
         self.began.append(job.number)
         for done in range(1, 11):
-            assert self.units.acquire(timeout=20)
+            assert self.units.acquire(timeout=60)
             if self.error:
                 raise self.error
             if self.warning:
@@ -154,7 +155,7 @@ def test_runs_outlive_the_app(tmp_path: Path, work: Work) -> None:
     closing = threading.Thread(target=first.close)
     closing.start()
     work.go_on(1)
-    closing.join(20)
+    closing.join(60)
     assert not closing.is_alive()
     again = JobQueue(tmp_path / "runs.json", work, threading.Lock())
     assert [job.state for job in again.all()] == ["stopped", "stopped"]
@@ -381,7 +382,7 @@ def test_the_command_asks_for_gradio(
 
 def test_the_part_of_a_frame_that_is_previewed(tmp_path: Path) -> None:
     pytest.importorskip("gradio", reason="gradio is not installed: pip install 'stablevsr[app]'")
-    from stablevsr.app.view import AREAS, MAX_SHOWN, box_of, first_area, picture_of
+    from stablevsr.app.view import AREAS, MAX_SHOWN, box_of, first_area, move, picture_of
 
     Image.new("RGB", (1920, 1080), "gray").save(tmp_path / "large.png")
     large = look_at(tmp_path / "large.png")
@@ -395,6 +396,7 @@ def test_the_part_of_a_frame_that_is_previewed(tmp_path: Path) -> None:
     scale = MAX_SHOWN / 1920
     ends = [each * scale for each in (420, 660, 800, 1120)]
     assert [rows.min(), rows.max(), columns.min(), columns.max()] == pytest.approx(ends, abs=2)
+    assert move(shown, SimpleNamespace(index=(640, 180))) == (0.5, 0.25)
     Image.new("RGB", (200, 100)).save(tmp_path / "wide.png")
     wide = look_at(tmp_path / "wide.png")
     assert box_of(wide, first_area(wide), (0.5, 0.5)) is None

@@ -147,6 +147,9 @@ def test_the_whole_path(page: "playwright.Page", studio: HeldStudio, tmp_path: P
     width = "images => images[1].naturalWidth"
     assert page.locator("#pair img").evaluate_all(width) == 4 * look_at(clip).width
     assert "on its own" in page.inner_text("#preview-told")
+    page.click("#back")
+    page.wait_for_selector("#frame img")
+    assert not page.is_visible("#back")
 
     page.fill("#steps input", str(STEPS))
     page.fill("#seed input", "7")

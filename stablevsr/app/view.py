@@ -34,6 +34,7 @@ class View:
     spot: gr.State  # the middle of the part, as shares of width and height
     button: gr.Button
     stop: gr.Button
+    back: gr.Button
     told: gr.HTML
 
     @classmethod
@@ -54,11 +55,12 @@ class View:
         with gr.Row():
             button = gr.Button("Preview", interactive=False, elem_id="preview")
             stop = gr.Button("Stop the preview", visible=False, variant="stop", elem_id="stop-preview")
-        return cls(number, frame, pair, area, gr.State(MIDDLE), button, stop, gr.HTML(elem_id="preview-told"))
+            back = gr.Button("Back to the frame", visible=False, elem_id="back")
+        return cls(number, frame, pair, area, gr.State(MIDDLE), button, stop, back, gr.HTML(elem_id="preview-told"))
 
     def of_clip(self) -> list[Any]:
         """The outputs of `with_clip` and `without_clip`."""
-        return [self.number, self.frame, self.pair, self.area, self.spot, self.button, self.told]
+        return [self.number, self.frame, self.pair, self.area, self.spot, self.button, self.back, self.told]
 
     @staticmethod
     def with_clip(facts: ClipFacts) -> list[Any]:
@@ -75,18 +77,19 @@ class View:
             gr.update(value=area, visible=True),
             MIDDLE,
             gr.update(interactive=True),
+            gr.update(visible=False),
             "",
         ]
 
     @staticmethod
     def without_clip() -> list[Any]:
-        hidden = gr.update(visible=False)
-        return [hidden, gr.update(value=None, visible=True), hidden, hidden, MIDDLE, gr.update(interactive=False), ""]
+        hidden, empty = gr.update(visible=False), gr.update(value=None, visible=True)
+        return [hidden, empty, hidden, hidden, MIDDLE, gr.update(interactive=False), hidden, ""]
 
     def connect(self, studio: Studio, facts: gr.State, settings: Settings) -> None:
         quiet = {"show_progress": "hidden", "api_visibility": "private"}
-        place, shown = [facts, self.number, self.area, self.spot], [self.frame, self.pair, self.told]
-        for event in (self.number.change, self.area.input):
+        place, shown = [facts, self.number, self.area, self.spot], [self.frame, self.pair, self.back, self.told]
+        for event in (self.number.change, self.area.input, self.back.click):
             event(show_frame, place, shown, trigger_mode="always_last", **quiet)
         self.frame.select(move, self.frame, self.spot, **quiet).then(show_frame, place, shown, **quiet)
         running = self.button.click(
@@ -136,15 +139,16 @@ def picture_of(facts: ClipFacts, index: int, area: str, spot: tuple[float, float
     return image
 
 
-def show_frame(facts: ClipFacts | None, index: float, area: str, spot: tuple[float, float]) -> tuple[Any, Any, Any]:
+def show_frame(facts: ClipFacts | None, index: float, area: str, spot: tuple[float, float]) -> tuple[Any, ...]:
     """Show a frame of the clip in place of the preview of another one."""
     if facts is None:
-        return gr.skip(), gr.skip(), gr.skip()
+        return gr.skip(), gr.skip(), gr.skip(), gr.skip()
+    hidden = gr.update(visible=False)
     try:
         picture = picture_of(facts, min(int(index), facts.frame_count - 1), area, spot)
     except UserError as error:
-        return gr.update(value=None, visible=True), gr.update(visible=False), texts.problem(error)
-    return gr.update(value=picture, visible=True), gr.update(visible=False), ""
+        return gr.update(value=None, visible=True), hidden, hidden, texts.problem(error)
+    return gr.update(value=picture, visible=True), hidden, hidden, ""
 
 
 def move(shown: np.ndarray, event: gr.SelectData) -> tuple[float, float]:
@@ -152,22 +156,13 @@ def move(shown: np.ndarray, event: gr.SelectData) -> tuple[float, float]:
     return event.index[0] / shown.shape[1], event.index[1] / shown.shape[0]
 
 
-def previewing(studio: Studio) -> Callable[..., tuple[Any, Any, Any]]:
+def previewing(studio: Studio) -> Callable[..., tuple[Any, ...]]:
     """The handler that upscales one frame, or a part of it."""
 
-    def preview(
-        facts: ClipFacts,
-        index: float,
-        area: str,
-        spot: tuple[float, float],
-        preset: str,
-        steps: float | None,
-        seed: float | None,
-        strength: float,
-        size: str,
-        color: str,
-        bar: gr.Progress = gr.Progress(),  # noqa: B008  # how Gradio asks for it
-    ) -> tuple[Any, Any, Any]:
+    # Gradio puts the bar where it stands among the parameters; first, for any number of values can follow.
+    def preview(bar: gr.Progress = gr.Progress(), *values: Any) -> tuple[Any, ...]:  # noqa: B008
+        facts, index, area, spot, preset, steps, seed, strength, _, color = values
+
         def show(now: Progress) -> None:
             what, unit, _ = texts.phase(now)
             bar((now.done, now.total), desc=what, unit=unit)
@@ -176,11 +171,11 @@ def previewing(studio: Studio) -> Callable[..., tuple[Any, Any, Any]]:
             config = options_of(studio, preset, steps, seed, strength, FOURFOLD, color)
             pair = studio.preview(facts.path, int(index), box_of(facts, area, spot), config, show)
         except UserError as error:
-            return gr.skip(), gr.skip(), texts.problem(error)
+            return gr.skip(), gr.skip(), gr.skip(), texts.problem(error)
         if pair is None:
-            return gr.skip(), gr.skip(), texts.note("The preview was stopped.")
+            return gr.skip(), gr.skip(), gr.skip(), texts.note("The preview was stopped.")
         alone = "The frame on its own, four times as large; a run also uses its neighbors."
         told = texts.note(alone if facts.is_video else "")
-        return gr.update(visible=False), gr.update(value=pair, visible=True), told
+        return gr.update(visible=False), gr.update(value=pair, visible=True), gr.update(visible=True), told
 
     return preview

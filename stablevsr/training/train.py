@@ -11,7 +11,7 @@ from torch import Tensor
 
 from stablevsr.architectures import ARCHITECTURES
 from stablevsr.atomic import replacing
-from stablevsr.config import ModelConfig, TinyDecoderConfig
+from stablevsr.config import ModelConfig, TemporalTinyConfig
 from stablevsr.errors import OptionsError, ResourceError, WeightsError
 from stablevsr.fields import to_dict
 from stablevsr.model import StableVSR, build_model
@@ -169,7 +169,9 @@ def _start_decoder(recipe: Recipe, model: StableVSR, base: Path) -> None:
     if teacher is None or teacher.tiny is None:
         raise WeightsError(f"teacher {recipe.teacher} has no tiny decoder: omit vae_from_tiny")
     decoder, theirs, ours = temporal_autoencoder_of(model).decoder, teacher.config.tiny, model.config.vae
-    if replace(theirs, width=1) != TinyDecoderConfig(**{**to_dict(ours), "width": 1}) or theirs.width > ours.width:
+    assert theirs is not None
+    assert isinstance(ours, TemporalTinyConfig)
+    if to_dict(replace(theirs, width=ours.width)) != to_dict(ours) or theirs.width > ours.width:
         raise WeightsError(f"the tiny decoder of teacher {recipe.teacher} is {theirs}, expected {ours} or narrower")
     state = decoder.state_dict()
     for name, narrow in teacher.tiny.state_dict().items():
