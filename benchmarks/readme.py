@@ -78,6 +78,8 @@ TABLES: dict[str, tuple[str, Callable[[Report], str]]] = {
     "footage": ("quality_photos.json", partial(means_table, kind="footage")),
     "shares": ("quality_photos.json", shares_table),
     "shares_footage": ("quality_photos.json", partial(shares_table, kind="footage")),
+    "stream_quality": ("quality_streaming.json", means_table),
+    "stream_quality_footage": ("quality_streaming.json", partial(means_table, kind="footage")),
     "presets": ("quality_presets.json", means_table),
     "strength": ("quality_strength.json", means_table),
     "summary": ("quality_photos.json", summary_table),
