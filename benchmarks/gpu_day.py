@@ -30,7 +30,7 @@ from xml.etree import ElementTree
 
 ROOT = Path(__file__).parents[1]
 REQUIRED = ("torch", "torchvision", "av", "einops", "safetensors", "numpy", "imageio", "PIL", "tqdm")
-GRACE = 5.0  # seconds from the interrupt, after which a part may still write what it has, to the kill
+GRACE = 10.0  # seconds from the interrupt, after which a part may still write what it has, to the kill
 ENDED = 10.0  # seconds: with less left, no part begins
 
 
@@ -59,7 +59,7 @@ def gpu_tests() -> list[str]:
 def tests(*options: str) -> tuple[str, ...]:
     # A test that hangs shows where it is after a minute.
     report = ("--junitxml", "{result}", "-o", "faulthandler_timeout=60", "-p", "no:cacheprovider")
-    return ("-m", "pytest", "-q", "--durations=10", *report, *options, *gpu_tests())
+    return ("-m", "pytest", "-v", "--durations=10", *report, *options, *gpu_tests())
 
 
 def command(line: str) -> tuple[str, ...]:
