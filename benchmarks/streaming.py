@@ -10,7 +10,7 @@ networks, and take turns; times are medians over the turns.
     latency           from a frame in to the same frame out; for loops that need the whole clip, the time of this clip
     error             largest difference of the pictures, about [-1, 1], from the published streaming loop's
 
-Weights are random; the small model is the bundled one's architecture, `SMALL_STREAMING`.
+The small model is the bundled one; the released one has random weights.
 Needs `pip install '.[test]'`. Prints a table and writes JSON.
 """
 
@@ -34,7 +34,7 @@ from reference_stream_loop import ReferenceStreamLoop
 from references import randomise
 
 from stablevsr import build_model
-from stablevsr.architectures import SMALL_STREAMING, STREAM_DIFFVSR
+from stablevsr.architectures import STREAM_DIFFVSR
 from stablevsr.config import ModelConfig
 from stablevsr.engine.stream import Stream
 from stablevsr.model import DTYPES, StableVSR
@@ -147,15 +147,19 @@ def to_and_fro(model: StableVSR, steps: int = 2) -> Turn:
 
 
 def make_rows(options: argparse.Namespace) -> dict[str, Turn]:
-    device, small = options.device, build_model(device="cpu") if options.model == "small" else None
-    config = SMALL_STREAMING if small else STREAM_DIFFVSR
-    rows = {PUBLISHED: published(random_model(config, device, "fp32"))}
-    if small:
-        small.place(device, torch.float32)
-        rows[TO_AND_FRO] = to_and_fro(small)
+    device, is_small = options.device, options.model == "small"
+
+    def streaming_model(dtype: str) -> StableVSR:
+        if is_small:  # placed as for its users
+            return build_model("small-streaming", device, dtype)
+        return random_model(STREAM_DIFFVSR, device, dtype)
+
+    rows = {PUBLISHED: published(streaming_model("fp32"))}
+    if is_small:
+        rows[TO_AND_FRO] = to_and_fro(build_model(device=device))
     for name in options.rows:
         dtype, compiled, fields = OURS[name]
-        model = random_model(config, device, dtype)
+        model = streaming_model(dtype)
         if compiled:
             model.compile_parts()
         rows[name] = ours(model, fields, ahead=AHEAD in name)

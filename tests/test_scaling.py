@@ -95,7 +95,7 @@ def test_the_example_for_kubernetes_says_what_a_run_needs() -> None:
         (container,) = pod["containers"]
         mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
         assert {volume["name"] for volume in pod["volumes"]} == set(mounts)
-        assert all(path.is_relative_to(mounts["films"]) for path in (*options.paths, options.weights))
+        assert all(Path(path).is_relative_to(mounts["films"]) for path in (*options.paths, options.weights))
         assert container["resources"]["requests"] == container["resources"]["limits"]
     assert pods[0]["securityContext"] == pods[1]["securityContext"]  # a workspace belongs to one user
     assert len({pod["containers"][0]["image"] for pod in pods}) == 1

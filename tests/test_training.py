@@ -386,10 +386,10 @@ def test_a_preset_without_the_network_that_a_stage_needs_is_named(
         train(write_recipe(tmp_path / "run.toml", stage=stage), CPU)
 
 
-def test_shipped_recipes_and_the_readme_example_are_valid(tmp_path: Path) -> None:
+def test_shipped_recipes_and_the_example_of_the_manual_are_valid(tmp_path: Path) -> None:
     root = Path(__file__).parent.parent
-    example = tmp_path / "readme.toml"
-    example.write_text((root / "README.md").read_text().split("```toml")[1].split("```")[0])
+    example = tmp_path / "example.toml"
+    example.write_text((root / "docs/training.md").read_text().split("```toml")[1].split("```")[0])
     recipes = [example, *root.glob("recipes/**/*.toml")]
     assert len(recipes) > 1
     assert all(isinstance(read_recipe(path), Recipe) for path in recipes)
@@ -505,7 +505,7 @@ def as_process(monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_rank", lambda: rank)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
-    monkeypatch.setattr("stablevsr.training.loop.DistributedDataParallel", lambda loss: loss)
+    monkeypatch.setattr("stablevsr.training.loop.DistributedDataParallel", lambda loss, find_unused_parameters: loss)
 
 
 @pytest.mark.parametrize("rank", [0, 1])
