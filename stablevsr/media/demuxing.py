@@ -2,7 +2,7 @@
 
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import av
 from av.format import Flags
@@ -65,6 +65,20 @@ def has_flag(container: av.container.Container, flag: Flags) -> bool:
     return bool(container.format.flags & flag.value)  # type: ignore[operator]  # PyAV's stubs: a flag's value is a flag
 
 
+class Ratio(Protocol):
+    """What PyAV gives for a ratio: a Fraction, and from release 19 on an AVRational."""
+
+    @property
+    def numerator(self) -> int: ...
+    @property
+    def denominator(self) -> int: ...
+
+
+def exact(ratio: Ratio) -> Fraction:
+    """A ratio as a Fraction: two AVRationals multiply to one of 32 bits, rounded."""
+    return Fraction(ratio.numerator, ratio.denominator)
+
+
 def decoded_at(packet: av.Packet) -> Fraction:
     """Decoding time in seconds of a packet that has one."""
     assert packet.dts is not None
@@ -74,7 +88,7 @@ def decoded_at(packet: av.Packet) -> Fraction:
 def base_of(stream: av.stream.Stream) -> Fraction:
     """The time base of a stream: seconds per unit of its times."""
     assert stream.time_base is not None  # set for every stream of a container
-    return stream.time_base
+    return exact(stream.time_base)
 
 
 def codec_name(stream: av.stream.Stream) -> str:

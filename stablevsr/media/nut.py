@@ -9,6 +9,7 @@ import numpy as np
 
 from stablevsr.errors import IncompleteOutput, InputError
 from stablevsr.media.colour import to_rgb
+from stablevsr.media.demuxing import exact
 from stablevsr.media.frame import Frame, Reader
 from stablevsr.media.pipe import HOW, PIPE, PipeReader, Source, require_readable, standard_input
 
@@ -70,9 +71,9 @@ class NutReader(Reader):
         self._video.thread_type = "SLICE"  # threads by frame would hold back as many frames
         self.width, self.height = self._video.width, self._video.height
         require_readable(self.width, self.height)
-        self.time_base = self._video.time_base or 1 / _USUAL_RATE
-        self.frame_rate = self._video.average_rate or self._video.guessed_rate or _USUAL_RATE
-        self.sample_aspect_ratio = self._video.sample_aspect_ratio or Fraction(1)
+        self.time_base = exact(self._video.time_base or 1 / _USUAL_RATE)
+        self.frame_rate = exact(self._video.average_rate or self._video.guessed_rate or _USUAL_RATE)
+        self.sample_aspect_ratio = exact(self._video.sample_aspect_ratio or Fraction(1))
         self.frame_count = None
         self.pixel_format = self._video.format.name
         self.is_deep = max(each.bits for each in self._video.format.components) > 8

@@ -16,6 +16,7 @@ from stablevsr.atomic import replacing, sync
 from stablevsr.errors import ResourceError
 from stablevsr.media.codecs import Codec, x264_params
 from stablevsr.media.colour import Colours, to_frame
+from stablevsr.media.demuxing import exact
 from stablevsr.media.joining import PacketTimes, concatenate, muxer_options
 
 SEGMENT = 100  # frames
@@ -126,7 +127,7 @@ class PictureFile:
                 packet.dts = packet.pts
             assert packet.pts is not None
             assert packet.dts is not None
-            self.times.append(PacketTimes(packet.pts, packet.dts, packet.duration or 0, packet.time_base))
+            self.times.append(PacketTimes(packet.pts, packet.dts, packet.duration or 0, exact(packet.time_base)))
             self._container.mux_one(packet)
 
 

@@ -22,7 +22,7 @@ from stablevsr.media.colour import (
     is_transparent,
     to_rgb,
 )
-from stablevsr.media.demuxing import HELP, base_of, codec_name, open_input, picture_streams
+from stablevsr.media.demuxing import HELP, base_of, codec_name, exact, open_input, picture_streams
 from stablevsr.media.display import Orientation, deinterlaced
 from stablevsr.media.frame import Frame, Reader
 from stablevsr.media.seeking import Entry, can_seek, entry_to
@@ -75,7 +75,7 @@ class VideoReader(Reader):
                 )
             self.frame_rate = _frame_rate(stream)
             self.time_base = base_of(stream)
-            self.sample_aspect_ratio = stream.sample_aspect_ratio or Fraction(1)
+            self.sample_aspect_ratio = exact(stream.sample_aspect_ratio or Fraction(1))
             self.frame_count = max(0, stream.frames - self._skipped) or None
             self.has_audio = bool(container.streams.audio)
             self.is_deep = bits(first) > 8
@@ -282,7 +282,7 @@ class VideoReader(Reader):
 def _frame_rate(stream: av.VideoStream) -> Fraction:
     rates = [rate for rate in (stream.average_rate, stream.guessed_rate) if rate]
     # Higher rates are those of the clock: FFmpeg reports 60000 for DV.
-    return next((rate for rate in rates if rate <= _HIGHEST_RATE), rates[0] if rates else _UNKNOWN_RATE)
+    return exact(next((rate for rate in rates if rate <= _HIGHEST_RATE), rates[0] if rates else _UNKNOWN_RATE))
 
 
 def _packets_before_key_frame(container: av.container.InputContainer, stream: av.VideoStream) -> int:

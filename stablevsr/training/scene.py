@@ -115,7 +115,7 @@ def draw_texture(random: Random, tiles: list[Array], tint: Array) -> Texture:
 
 def draw_shape(random: Random, size: float, kind: str | None = None) -> Mask:
     """A random shape within a radius of `size` pixels: an ellipse, a convex polygon, or strokes like handwriting."""
-    kind = kind or random.choice(["ellipse", "polygon", "strokes"], p=[0.4, 0.4, 0.2])
+    kind = kind or str(random.choice(["ellipse", "polygon", "strokes"], p=[0.4, 0.4, 0.2]))
     if kind == "ellipse":
         axes, angle = size * random.uniform(0.35, 1, 2), random.uniform(0, np.pi)
         turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
