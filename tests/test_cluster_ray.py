@@ -25,16 +25,28 @@ pytest.importorskip("ray")
 STEPS = 3
 
 
+MACHINES = """
+import sys
+from ray.cluster_utils import Cluster
+
+address, sys.stdout = sys.stdout, sys.stderr
+machines = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+machines.add_node(num_cpus=1)
+print(machines.address, file=address, flush=True)
+sys.stdin.read()
+machines.shutdown()
+"""
+
+
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
     """A cluster of two machines with a core each, as far as Ray knows."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    from ray.cluster_utils import Cluster as Machines
-
-    machines = Machines(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    machines.add_node(num_cpus=1)
-    yield machines.address
-    machines.shutdown()
+    # In a process of its own: Ray forks, and a fork of this one may hang as it frees FFmpeg's scalers, whose threads
+    # it lacks (seen with PyAV 19).
+    with subprocess.Popen([sys.executable, "-c", MACHINES], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        yield process.stdout.readline().decode().strip()
+        process.stdin.close()
 
 
 @pytest.fixture(scope="module")
