@@ -99,7 +99,9 @@ def test_two_workers_with_a_kill_in_the_middle(address, clips, tiny_weights, tmp
         assert contents(targets[clip]) == contents(expected)
     units = [unit for result in results for unit in result.units]
     assert len(units) == 7
-    assert len({unit["machine"] for unit in units}) == 3  # two workers, and the one in place of the killed one
+    assert killed
+    # Two workers, and the one in place of the killed one, if it is ready before the other has done everything.
+    assert len({unit["machine"] for unit in units}) in (2, 3)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "b.mp4", "c.mp4"]
 
 
