@@ -1,6 +1,7 @@
 """Everything that depends on the device: selection, capabilities, numerics, transfers, placement, offloading."""
 
 import inspect
+import logging
 import os
 import shutil
 import sys
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from stablevsr.errors import OptionsError, ResourceError
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 MAX_GRAPHS = 64  # of a compiled network, one for each size of frame; further sizes run uncompiled
 
@@ -59,10 +61,16 @@ def pick_device(device: str | torch.device | None) -> torch.device:
 
 
 def check_dtype(device: torch.device, dtype: torch.dtype) -> None:
-    """Raises `ResourceError` for bfloat16 on a GPU that only emulates it, or lacks it."""
+    """Warns where half precision is slower than float32: on a processor with AVX2 and no more, which emulates it.
+
+    Raises:
+        ResourceError: for bfloat16 on a GPU that only emulates it, or lacks it.
+    """
     if device.type == "cuda" and dtype == torch.bfloat16 and torch.cuda.get_device_capability(device) < (8, 0):
         name = torch.cuda.get_device_name(device)
         raise ResourceError(f"{name} does not support bfloat16, which needs an Ampere or newer GPU: use fp16 or fp32")
+    if device.type == "cpu" and dtype.itemsize < 4 and torch.backends.cpu.get_cpu_capability() == "AVX2":
+        log.warning("this processor has no half-precision arithmetic, so fp32 is many times faster here")
 
 
 def out_of_memory(error: BaseException) -> bool:

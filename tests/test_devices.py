@@ -211,6 +211,23 @@ def test_bfloat16_is_refused_by_a_gpu_without_it(monkeypatch: pytest.MonkeyPatch
     runtime.check_dtype(torch.device("cuda"), torch.float16)
 
 
+@pytest.mark.parametrize(
+    ("capability", "dtype", "warns"),
+    [
+        ("AVX2", torch.bfloat16, True),
+        ("AVX2", torch.float16, True),
+        ("AVX2", torch.float32, False),
+        ("AVX512", torch.bfloat16, False),
+    ],
+)
+def test_a_processor_without_half_precision_is_named(
+    capability: str, dtype: torch.dtype, warns: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    runtime.check_dtype(torch.device("cpu"), dtype)
+    assert ("fp32 is many times faster" in caplog.text) == warns
+
+
 @pytest.mark.parametrize(("device", "language"), [("cpu", r"C\+\+"), ("cuda", "C")])
 def test_compiling_needs_a_compiler_on_every_device(
     monkeypatch: pytest.MonkeyPatch, device: str, language: str
