@@ -30,7 +30,7 @@ from stablevsr.model import BUNDLED, bundled_weights
 from stablevsr.sampling.flow import estimate_flow
 from stablevsr.training import losses as losses_module
 from stablevsr.training.loop import NUM_SAMPLES, Trainer, checkpoint_blocks, learning_rate
-from stablevsr.training.recipe import OptimiserRecipe, Recipe, read_recipe
+from stablevsr.training.recipe import CLIP_ROLLOUTS, ROLLOUTS, OptimiserRecipe, Recipe, read_recipe
 from stablevsr.training.samples import sample_picture
 from stablevsr.training.stages import STAGES, TRAINED, StageLoss, stage_of
 from stablevsr.training.train import open_windows, starting_model, train
@@ -64,10 +64,11 @@ lr = 1e-3
 warmup = 2
 decay = "cosine"
 ema = {ema}
+"""
+ROLLOUT = """
 [rollout]
 steps = 2
 features = 0.0
-temporal = 0.5
 """
 SIDES = {
     "vae": 16,
@@ -88,7 +89,9 @@ def _tiny_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def write_recipe(path: Path, more: str = "", **values: object) -> Path:
     settings = {"stage": "vae", "output": path.stem, "steps": 4, "accumulate": 1, "crop": 16, "ema": 0.9, **values}
-    path.write_text(more + RECIPE.format(**settings))
+    rollout = ROLLOUT if settings["stage"] in ROLLOUTS else ""
+    temporal = "temporal = 0.5\n" if settings["stage"] in CLIP_ROLLOUTS else ""
+    path.write_text(more + RECIPE.format(**settings) + rollout + temporal)
     return path
 
 
@@ -348,9 +351,17 @@ def test_a_checkpoint_of_another_recipe_is_refused_by_name(tmp_path: Path) -> No
         (("pool = 2", 'kind = "photos"'), "data.root is missing: name the folder that holds the photographs"),
         (("pool = 2", 'kind = "photo"'), "data.kind is 'photo', expected one of procedural, folders, photos"),
         (("pool = 2", "degraded = 0.5"), "data.degraded is 0.5, which needs data.kind photos"),
-        (("steps = 2\n", "steps = 0\n"), "rollout.steps is 0, expected 1 to 50"),
-        (("steps = 2\n", 'spacing = "even"\n'), "rollout.spacing is 'even', expected one of leading"),
-        (("temporal = 0.5", "latent = 0.0\npicture = 0.0"), "rollout.latent, picture and features are all 0"),
+        (("[optim", "[rollout]\nsteps = 0\n[optim"), "rollout.steps is 0, expected 1 to 50"),
+        (("[optim", '[rollout]\nspacing = "even"\n[optim'), "rollout.spacing is 'even', expected one of leading"),
+        (
+            ("[optim", "[rollout]\nfeatures = 0.0\nlatent = 0.0\npicture = 0.0\n[optim"),
+            "rollout.latent, picture and features are all 0",
+        ),
+        (("[optim", "[rollout]\nlatent = 0.0\n[optim"), "rollout is for stages rollout, vae-rollout, tcm-rollout"),
+        (
+            ('stage = "vae"', 'stage = "rollout"\nrollout.temporal = 0.5'),
+            "rollout.temporal is for stages tcm-rollout, stream-vae, stream-tcm, got stage rollout",
+        ),
         (('preset = "tiny"', ""), "got neither of preset and init, expected one"),
         (('preset = "tiny"', 'preset = "huge"'), "preset is 'huge', expected one of"),
         (
@@ -358,7 +369,7 @@ def test_a_checkpoint_of_another_recipe_is_refused_by_name(tmp_path: Path) -> No
             "got both of preset and init, expected one",
         ),
         (
-            ("temporal = 0.5", "temporal = 0.5\n[parts]\nclock = 'none.safetensors'"),
+            ("[optim", "[parts]\nclock = 'none.safetensors'\n[optim"),
             "parts has 'clock', expected a part of the model",
         ),
         (("batch = 2", "batch = "), "is not valid TOML"),

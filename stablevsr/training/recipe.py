@@ -22,6 +22,7 @@ STAGES = (
 )
 
 CLIP_ROLLOUTS = ("tcm-rollout", "stream-vae", "stream-tcm")
+ROLLOUTS = ("rollout", "vae-rollout", *CLIP_ROLLOUTS)
 
 
 def _require(ok: bool, message: str) -> None:
@@ -155,6 +156,7 @@ class Recipe:
             fits = self.data.crop >= 128 and self.data.crop % 8 == 0
             _require(fits, f"data.crop is {self.data.crop}, expected a multiple of 8 of at least 128 for stage flow")
             _require(not self.compile, "compile is true, but stage flow is never compiled: remove compile")
+        self._check_rollout()
         self._check_teacher()
         if self.stage == "flow" or (self.stage in CLIP_ROLLOUTS and self.rollout.temporal):
             why = "" if self.stage == "flow" else " with rollout.temporal above 0"
@@ -162,6 +164,16 @@ class Recipe:
                 self.data.kind != "folders",
                 f"data.kind is folders, expected procedural or photos for stage {self.stage}{why}: "
                 "folders have no ground-truth flow",
+            )
+
+    def _check_rollout(self) -> None:
+        allowed = self.stage in ROLLOUTS or self.rollout == RolloutRecipe()
+        _require(allowed, f"rollout is for stages {', '.join(ROLLOUTS)}, got stage {self.stage}: omit it")
+        for name in ("temporal", "feature_changes"):
+            _require(
+                self.stage in CLIP_ROLLOUTS or not getattr(self.rollout, name),
+                f"rollout.{name} is for stages {', '.join(CLIP_ROLLOUTS)}, got stage {self.stage}, which trains on "
+                "single frames: omit it",
             )
 
     def _check_teacher(self) -> None:
