@@ -223,6 +223,32 @@ def test_half_precision_training_keeps_flow_and_warp_in_float32(monkeypatch: pyt
     assert torch.equal(flow, expected)
 
 
+@pytest.mark.parametrize(("place", "kept"), [("one_step", 2), ("update_average", 0)])
+def test_an_interrupted_run_saves_its_last_whole_step(
+    tmp_path: Path, place: str, kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two steps; within an update of the weights there is nothing whole to save."""
+    whole, stopped = (write_recipe(tmp_path / f"{name}.toml", steps=5) for name in ("whole", "stopped"))
+    train(whole, CPU)
+    go_on, calls = getattr(Trainer, place), []
+
+    def interrupted(trainer: Trainer, *arguments: object) -> object:
+        calls.append(place)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return go_on(trainer, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, place, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(stopped, CPU)
+    checkpoint = tmp_path / "stopped/checkpoint.pt"
+    assert (torch.load(checkpoint)["step"] if checkpoint.exists() else 0) == kept
+    train(stopped, CPU)
+    assert_same_weights(tmp_path / "stopped", tmp_path / "whole")
+    assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
+
+
 def test_killed_runs_end_with_the_same_bits(tmp_path: Path) -> None:
     """kill -9 at five random moments; weights and logged losses equal those of a run that was left alone."""
     whole = write_recipe(tmp_path / "whole.toml", steps=150)

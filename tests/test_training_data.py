@@ -120,6 +120,7 @@ def write_clip(folder: Path, count: int, size: tuple[int, int], seed: int = 0) -
 def test_folders_with_and_without_lr(tmp_path: Path) -> None:
     for name in ("000", "001", "002"):
         write_clip(tmp_path / "hr" / name, 4, (32, 40), seed=int(name))
+        (tmp_path / "hr" / name / "._00000000.png").write_bytes(b"macOS keeps attributes here")
     windows = FolderWindows(0, 16, tmp_path, (), ("000",), 3)
     assert [high[0].parent.name for high, _ in windows.clips] == ["001", "002"]
     window = windows[5]

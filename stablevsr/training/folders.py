@@ -86,7 +86,7 @@ class FolderWindows(Windows):
 def _frames(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
-    frames = [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES]
+    frames = [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.name[0] != "."]
     return sorted(frames, key=lambda path: natural_key(path.name))
 
 

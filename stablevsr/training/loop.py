@@ -1,6 +1,7 @@
 """The training loop: one for all stages, for one process or many, with bit-exact resume."""
 
 import csv
+import logging
 import math
 import os
 import re
@@ -30,6 +31,7 @@ from stablevsr.training.recipe import OptimiserRecipe, Recipe
 from stablevsr.training.samples import sample_picture
 from stablevsr.training.stages import Randomness, StageLoss
 
+log = logging.getLogger(__name__)
 NUM_SAMPLES = 4  # rows of a sample image
 
 
@@ -61,6 +63,7 @@ class Trainer:
             weight_decay=recipe.optimiser.weight_decay,
         )
         self.step = 0
+        self.is_whole = True  # between two steps, not within the update of the weights
         self.average: dict[str, Tensor] = {}
         if recipe.optimiser.ema:
             self.average = {name: value.detach().clone() for name, value in self.learner.state_dict().items()}
@@ -75,10 +78,23 @@ class Trainer:
         return self.folder / "checkpoint.pt"
 
     def run(self) -> dict[str, Tensor]:
-        """Train to the last step, resuming from a checkpoint if there is one; returns the final weights."""
+        """Train to the last step, resuming from a checkpoint if there is one; returns the final weights.
+
+        A run that is interrupted saves a checkpoint first.
+        """
         self.resume()
         if self.log:
             self.log.cut(self.step)
+        try:
+            self.take_steps()
+        except KeyboardInterrupt:
+            if self.is_whole and self.rank == 0 and self.step:
+                self.save()
+                log.info("step %d is saved, the same command goes on from there", self.step)
+            raise
+        return self.kept_weights()
+
+    def take_steps(self) -> None:
         batches = self.batches()
         bar = tqdm(total=self.recipe.steps, initial=self.step, desc=self.recipe.stage, disable=self.rank > 0)
         started = time.monotonic()
@@ -94,7 +110,6 @@ class Trainer:
             if self.step % self.recipe.checkpoint_every == 0 or self.step == self.recipe.steps:
                 self.save()
         bar.close()
-        return self.kept_weights()
 
     def kept_weights(self) -> dict[str, Tensor]:
         """The weights to write: the moving average if enabled, else the current weights."""
@@ -129,10 +144,12 @@ class Trainer:
                 f"the gradient is not finite in step {self.step + 1} (the last checkpoint is intact): "
                 "start again with a lower optimiser.lr and another output"
             )
+        self.is_whole = False
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         self.step += 1
         self.update_average()
+        self.is_whole = True
         return total, norm.item()
 
     @property
