@@ -8,11 +8,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from queue import Empty
 
+from stablevsr.cluster.assignment import Assignment, Scene
 from stablevsr.cluster.connect import Cluster, connected
 from stablevsr.cluster.description import ModelDescription
 from stablevsr.cluster.job import Job, Result, Setting, open_job
-from stablevsr.cluster.ray_pool import Assignment, Pool
-from stablevsr.cluster.units import Unit
+from stablevsr.cluster.ray_pool import Pool
+from stablevsr.cluster.units import Unit, scenes_of
 from stablevsr.engine.progress import OnProgress, Progress, report
 from stablevsr.errors import UserError
 
@@ -149,7 +150,12 @@ class _Driver:
             clip = next((clip for clip in self._clips if clip.job is assignment.job), None)
             if clip is None:  # its output could not be written
                 continue
-            clip.left.remove(assignment.unit)
+            lost = assignment.scene if assignment.is_given_up else None
+            clip.left -= {
+                unit
+                for unit, each in clip.assignments.items()
+                if each is assignment or (lost is not None and each.scene is lost)
+            }
             if assignment.record is not None:
                 for notice in set(assignment.record.notices) - self._told:
                     self._told.add(notice)
@@ -177,7 +183,10 @@ class _Driver:
                 raise
             self._fail(number, str(error))
             return
-        assignments = {unit: Assignment(job, unit, record=job.record(unit)) for unit in job.units}
+        assignments: dict[Unit, Assignment] = {}
+        for units in scenes_of(job.units):
+            scene = Scene(job, units) if len(units) > 1 else None
+            assignments |= {unit: Assignment(job, unit, scene, record=job.record(unit)) for unit in units}
         result.frames = job.frames
         left = {unit for unit, each in assignments.items() if each.record is None}
         self._clips.append(_Clip(number, job, stack, assignments, left))
