@@ -65,11 +65,13 @@ def sampling() -> object:
     return PRESETS["exact"].with_fields({"steps": STEPS, "scene_cuts": "auto"})
 
 
-def run(weights: Path, clips: dict[Path, Path], address: str, progress: object = None) -> list[Result]:
+def run(
+    weights: Path, clips: dict[Path, Path], address: str, progress: object = None, config: object = None
+) -> list[Result]:
     return run_on_cluster(
         list(clips.items()),
         ModelDescription(weights, "cpu"),
-        Setting(sampling(), read_header(weights).config),
+        Setting(config or sampling(), read_header(weights).config),
         Cluster(address, workers=2),
         progress=progress,
     )
@@ -103,6 +105,17 @@ def test_two_workers_with_a_kill_in_the_middle(address, clips, tiny_weights, tmp
     # Two workers, and the one in place of the killed one, if it is ready before the other has done everything.
     assert len({unit["machine"] for unit in units}) in (2, 3)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "b.mp4", "c.mp4"]
+
+
+def test_segments_of_one_scene(address, tiny_weights, tmp_path) -> None:
+    """On both workers; what crosses their borders is the same as in one process."""
+    clip, config = scenes_video(tmp_path / "in.mp4", 7), sampling().with_fields({"segments": 3})
+    upscale(build_model(tiny_weights, device="cpu"), clip, tmp_path / "expected.mp4", config)
+    (result,) = run(tiny_weights, {clip: tmp_path / "out.mp4"}, address, config=config)
+    assert not result.error
+    assert [(unit["first"], unit["last"]) for unit in result.units] == [(0, 2), (2, 4), (4, 7)]
+    assert contents(tmp_path / "out.mp4") == contents(tmp_path / "expected.mp4")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["expected.mp4", "in.mp4", "out.mp4"]
 
 
 def test_machines_that_share_no_folder(address, clips, tiny_weights, tmp_path, monkeypatch) -> None:
