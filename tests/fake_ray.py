@@ -81,6 +81,9 @@ class GrayWorker:
     def end(self, order: Order) -> None:
         self._data = b""
 
+    def close(self) -> None:
+        pass
+
     def progress(self) -> Progress | None:
         return None
 

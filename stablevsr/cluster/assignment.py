@@ -124,6 +124,11 @@ class Assignment:
         return self.unit.count if self.scene is None else self.scene.length
 
     @property
+    def title(self) -> str:
+        """Short, for a line on the terminal."""
+        return f"{self.job.input.name}, {self.unit}"
+
+    @property
     def is_ready(self) -> bool:
         return self.scene is None or self.scene.has(self.unit, self.passes)
 
@@ -137,3 +142,14 @@ class Assignment:
         if progress is not None and progress.phase in ("denoise", "stream", "decode"):
             per_unit = {"denoise": 1, "stream": steps}.get(progress.phase)
             self.done = self.work if per_unit is None else per_unit * progress.done
+
+
+@dataclass(frozen=True)
+class AtWork:
+    """What a worker is doing, for those who watch."""
+
+    number: int  # of the worker, from 1
+    machine: str
+    unit: str = ""  # empty if it waits for one
+    done: int = 0  # frame-steps
+    total: int = 0

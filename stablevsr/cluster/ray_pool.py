@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from stablevsr.atomic import replacing
-from stablevsr.cluster.assignment import Assignment
+from stablevsr.cluster.assignment import Assignment, AtWork
 from stablevsr.cluster.connect import Connection
 from stablevsr.cluster.description import require_same
 from stablevsr.cluster.job import Job
@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 MAX_FAILURES = 3  # of a unit, before it is given up; of a worker in a row, before it is
 POLL = 0.5  # seconds between two looks at a unit's progress
 NO_ROOM_AFTER = 60.0  # seconds without a free slot before that is said
+CLOSING = 2.0  # seconds for a worker to delete its files
 CHUNK = 16 * 2**20  # bytes that travel at a time, so that no object store has to hold a clip
 
 
@@ -60,6 +61,10 @@ class Pool:
     @property
     def is_over(self) -> bool:
         return self._is_over
+
+    def at_work(self) -> list[AtWork]:
+        """What every worker is doing."""
+        return [seat.at_work() for seat in self._seats]
 
     def start(self) -> None:
         for seat in self._seats:
@@ -154,6 +159,8 @@ class Pool:
         with self._changed:
             self._is_over = True
             self._changed.notify_all()
+        for answer in [seat.close() for seat in self._seats if seat.is_placed]:
+            self._connection.ray.wait([answer], timeout=CLOSING)
         for seat in self._seats:
             seat.kill()
         for seat in self._seats:
@@ -170,11 +177,19 @@ class _Seat(threading.Thread):
         self._ray, self._number = pool._connection.ray, number
         self._actor: Any = None
         self._place: Place | None = None
+        self._assignment: Assignment | None = None
         self.has_worked = False
 
     @property
     def is_placed(self) -> bool:
         return self._place is not None
+
+    def at_work(self) -> AtWork:
+        place, assignment = self._place, self._assignment
+        machine = "no machine yet" if place is None else place.machine
+        if assignment is None:
+            return AtWork(self._number, machine)
+        return AtWork(self._number, machine, assignment.title, assignment.done, assignment.work)
 
     def run(self) -> None:
         try:
@@ -193,6 +208,10 @@ class _Seat(threading.Thread):
         finally:
             self.kill()
 
+    def close(self) -> Any:
+        """Have the worker delete what is its own; returns a reference to its answer."""
+        return self._actor.close.remote()
+
     def kill(self) -> None:
         handle = self._actor
         if handle is not None:
@@ -209,6 +228,7 @@ class _Seat(threading.Thread):
             return False
         while (assignment := self._pool.take(self)) is not None:
             log.debug("worker %d on %s: %s", self._number, self._place, assignment)
+            self._assignment = assignment
             try:
                 self._do(assignment)
             except errors.RayTaskError as error:
@@ -224,6 +244,8 @@ class _Seat(threading.Thread):
                 raise
             else:
                 has_finished = self.has_worked = True
+            finally:
+                self._assignment = None
         return has_finished
 
     def _begin(self) -> None:

@@ -145,6 +145,11 @@ class Worker:
         if folder is not None:
             folder.cleanup()
 
+    def close(self) -> None:
+        """Delete everything that is this worker's own, before it is killed."""
+        for folder in list(self._own.values()):
+            folder.cleanup()
+
     def progress(self) -> Progress | None:
         """How far the unit is."""
         return self._progress
