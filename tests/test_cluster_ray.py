@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cluster_clips import contents, scenes_video
+from cluster_clips import clips_with_results, contents, scenes_video
 
 from stablevsr import PRESETS, Progress, build_model, upscale
 from stablevsr.cluster import job, ray_pool
@@ -51,14 +51,7 @@ def address() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory: pytest.TempPathFactory, tiny_weights: Path) -> dict[Path, Path]:
-    """Three clips of two and three scenes, and what one process of one thread makes of them."""
-    folder, found = tmp_path_factory.mktemp("clips"), {}
-    model = build_model(tiny_weights, device="cpu")
-    for name, lengths in {"a": (3, 2), "b": (2, 1, 4), "c": (4, 3)}.items():
-        clip = scenes_video(folder / f"{name}.mp4", *lengths)
-        found[clip] = folder / f"{name}.expected.mp4"
-        upscale(model, clip, found[clip], sampling())
-    return found
+    return clips_with_results(tmp_path_factory.mktemp("clips"), tiny_weights, sampling())
 
 
 def sampling() -> object:

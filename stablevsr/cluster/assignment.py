@@ -1,5 +1,6 @@
 """Units on their way to a worker and back, and what the segments of a scene leave for each other."""
 
+import os
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,9 +30,11 @@ class Scene:
     def __init__(self, job: Job, units: list[Unit]) -> None:
         self.is_given_up = False
         self.length = units[-1].last - units[0].first  # in frames
-        self._job, self._units = job, units
+        self.units = units
+        self._job, self._folder = job, job.workspace.folder / "units"
         self._references: dict[tuple[int, int], Any] = {}  # by frame and pass
-        self._kept = {key for unit in units for key in self._given(unit) if self._path(*key).exists()}
+        names = set(os.listdir(self._folder))
+        self._kept = {key for unit in units for key in self._given(unit) if self._path(*key).name in names}
         if not all(self._can_go_on(unit) for unit in units):
             self._discard()
 
@@ -68,21 +71,21 @@ class Scene:
 
     def finish_if_complete(self) -> None:
         """Delete what no segment needs any longer."""
-        if all(self._job.record(unit) for unit in self._units):
+        if all(self._job.record(unit) for unit in self.units):
             self._references.clear()
             for key in self._kept:
                 remove(self._path(*key))
 
     def _can_go_on(self, unit: Unit) -> bool:
         """Whether a finished segment has left all that its neighbors may need, if these are not finished."""
-        others = [other for other in self._units if other.first == unit.last or other.last == unit.first]
+        others = [other for other in self.units if other.first == unit.last or other.last == unit.first]
         if self._job.record(unit) is None or all(self._job.record(other) for other in others):
             return True
         return self._kept.issuperset(self._given(unit))
 
     def _discard(self) -> None:
         """Begin again, because somebody deleted a part."""
-        for unit in self._units:
+        for unit in self.units:
             remove_piece(self._job.piece(unit))
             shutil.rmtree(workspace_path(self._job.piece(unit)), ignore_errors=True)
         for key in self._kept:
@@ -95,7 +98,7 @@ class Scene:
         return [(frame, index) for frame, index in found if frame is not None]
 
     def _path(self, frame: int, index: int) -> Path:
-        return self._job.workspace.folder / "units" / f"{frame:07d}.{index}.npy"
+        return self._folder / f"{frame:07d}.{index}.npy"
 
 
 @dataclass(eq=False)
@@ -111,6 +114,7 @@ class Assignment:
     done: int = 0  # frame-steps
     seconds: float = 0.0  # of all passes, from the order to its result
     sampling: float = 0.0  # of these, in the networks
+    notices: dict[str, None] = field(default_factory=dict)  # in order, each once
     record: Record | None = None  # once it is finished
     is_given_up: bool = False
 

@@ -154,12 +154,8 @@ class _Driver:
             clip = next((clip for clip in self._clips if clip.job is assignment.job), None)
             if clip is None:  # its output could not be written
                 continue
-            lost = assignment.scene if assignment.is_given_up else None
-            clip.left -= {
-                unit
-                for unit, each in clip.assignments.items()
-                if each is assignment or (lost is not None and each.scene is lost)
-            }
+            scene = assignment.scene if assignment.is_given_up else None
+            clip.left -= {assignment.unit} if scene is None else set(scene.units)
             if assignment.record is not None:
                 for notice in set(assignment.record.notices) - self._told:
                     self._told.add(notice)
@@ -182,15 +178,13 @@ class _Driver:
                     progress=self._tell,
                 )
             )
+            assignments = _assignments(job)
         except UserError as error:
+            stack.close()
             if len(self._results) == 1:
                 raise
             self._fail(number, str(error))
             return
-        assignments: dict[Unit, Assignment] = {}
-        for units in scenes_of(job.units):
-            scene = Scene(job, units) if len(units) > 1 else None
-            assignments |= {unit: Assignment(job, unit, scene, record=job.record(unit)) for unit in units}
         result.frames = job.frames
         left = {unit for unit, each in assignments.items() if each.record is None}
         self._clips.append(_Clip(number, job, stack, assignments, left))
@@ -250,3 +244,12 @@ class _Driver:
             event = Progress("denoise", done, total)
         if event.done:
             report(self._progress, event)
+
+
+def _assignments(job: Job) -> dict[Unit, Assignment]:
+    """What is to be done for a clip; what has been done has a record."""
+    found: dict[Unit, Assignment] = {}
+    for units in scenes_of(job.units):
+        scene = Scene(job, units) if len(units) > 1 else None
+        found |= {unit: Assignment(job, unit, scene, record=job.record(unit)) for unit in units}
+    return found

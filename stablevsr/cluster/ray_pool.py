@@ -17,7 +17,7 @@ from stablevsr.cluster.connect import Connection
 from stablevsr.cluster.description import require_same
 from stablevsr.cluster.job import Job
 from stablevsr.cluster.pieces import Record, write_record
-from stablevsr.cluster.run_unit import FrameFile, Order
+from stablevsr.cluster.run_unit import FrameFile, Made, Order
 from stablevsr.cluster.worker import Outcome, Place, Worker
 from stablevsr.engine.array_file import using
 from stablevsr.errors import ResourceError, UserError
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 MAX_FAILURES = 3  # of a unit, before it is given up; of a worker in a row, before it is
 POLL = 0.5  # seconds between two looks at a unit's progress
 NO_ROOM_AFTER = 60.0  # seconds without a free slot before that is said
-CLOSING = 2.0  # seconds for a worker to delete its files
+CLOSING = 2.0  # seconds for the workers to delete their files
 CHUNK = 16 * 2**20  # bytes that travel at a time, so that no object store has to hold a clip
 
 
@@ -88,8 +88,9 @@ class Pool:
             while not self._is_over:
                 ready = [each for each in self._waiting if each[-1].home in (None, seat) and each[-1].is_ready]
                 if ready:
-                    self._waiting.remove(min(ready))
-                    return min(ready)[-1]
+                    chosen = min(ready)
+                    self._waiting.remove(chosen)
+                    return chosen[-1]
                 self._changed.wait()
             return None
 
@@ -159,8 +160,9 @@ class Pool:
         with self._changed:
             self._is_over = True
             self._changed.notify_all()
+        give_up = time.monotonic() + CLOSING
         for answer in [seat.close() for seat in self._seats if seat.is_placed]:
-            self._connection.ray.wait([answer], timeout=CLOSING)
+            self._connection.ray.wait([answer], timeout=max(0.0, give_up - time.monotonic()))
         for seat in self._seats:
             seat.kill()
         for seat in self._seats:
@@ -226,6 +228,8 @@ class _Seat(threading.Thread):
         except errors.RayActorError as error:
             self._refuse_unusable(error)
             return False
+        except errors.RayError as error:
+            raise ResourceError(f"the cluster cannot start a worker ({_text(error)})") from error
         while (assignment := self._pool.take(self)) is not None:
             log.debug("worker %d on %s: %s", self._number, self._place, assignment)
             self._assignment = assignment
@@ -309,8 +313,9 @@ class _Seat(threading.Thread):
             self._fetch(order, piece, outcome)
         assignment.seconds += time.monotonic() - start
         assignment.sampling += outcome.sampling
+        assignment.notices |= dict.fromkeys(outcome.notices)
         if outcome.made is not None:
-            self._finish(assignment, outcome)
+            self._finish(assignment, outcome.made)
         else:
             assignment.home = None if is_shared else self
             self._pass_on(assignment, outcome.passes)
@@ -347,19 +352,18 @@ class _Seat(threading.Thread):
                 file.write(self._ray.get(self._actor.read.remote(order, offset, CHUNK)))
         self._ray.get(self._actor.end.remote(order))
 
-    def _finish(self, assignment: Assignment, outcome: Outcome) -> None:
+    def _finish(self, assignment: Assignment, made: Made) -> None:
         place = self._place
         assert place is not None
-        assert outcome.made is not None
         record = Record(
             assignment.unit.count,
-            outcome.made.digest,
+            made.digest,
             f"{place.machine}, process {place.process}",
             place.gpu,
             round(assignment.seconds, 3),
             round(assignment.sampling, 3),
             len(assignment.failures),
-            list(outcome.notices),
+            list(assignment.notices),
         )
         write_record(assignment.job.piece(assignment.unit), record)
         log.debug("worker %d on %s: finished %s in %.1f s", self._number, place, assignment, assignment.seconds)
