@@ -6,6 +6,7 @@ import av
 import numpy as np
 from clips_made import picture, write_video
 
+from stablevsr import SamplingConfig, build_model, upscale
 from stablevsr.media import open_reader
 
 SIZE = (12, 16)
@@ -25,6 +26,16 @@ def scenes_video(path: Path, *lengths: int) -> Path:
     frames = scenes(*lengths)
     pts = [1000 * i + 17 * (i % 3) for i in range(len(frames))]  # of a variable rate
     return write_video(path, frames, pts=pts, audio=len(frames) / 30)
+
+
+def clips_with_results(folder: Path, weights: Path, config: SamplingConfig) -> dict[Path, Path]:
+    """Three clips of two and three scenes, and what one process makes of them."""
+    found, model = {}, build_model(weights, device="cpu")
+    for name, lengths in {"a": (3, 2), "b": (2, 1, 4), "c": (4, 3)}.items():
+        clip = scenes_video(folder / f"{name}.mp4", *lengths)
+        found[clip] = folder / f"{name}.expected.mp4"
+        upscale(model, clip, found[clip], config)
+    return found
 
 
 def contents(path: Path) -> tuple[list[bytes], list[tuple], list[bytes]]:

@@ -18,11 +18,15 @@ from stablevsr.cluster.worker import Outcome, Place
 from stablevsr.engine.progress import Progress
 
 
-class RayActorError(Exception):
+class RayError(Exception):
     """As Ray's."""
 
 
-class RayTaskError(Exception):
+class RayActorError(RayError):
+    """As Ray's."""
+
+
+class RayTaskError(RayError):
     """As Ray's."""
 
     def __init__(self, cause: BaseException) -> None:
@@ -60,7 +64,7 @@ class GrayWorker:
         assert index == self.received
         self.received += len(frames)
 
-    def run(self, order: Order, frames: str | None, piece: str | None) -> Outcome:
+    def run(self, order: Order, frames: str | None, piece: str | None, *turn: object) -> Outcome:
         type(self).act(self, order)
         height, width = order.size
         pictures = torch.full((order.unit.count, 4 * height, 4 * width, 3), 128, dtype=torch.uint8)
@@ -71,11 +75,14 @@ class GrayWorker:
         digest = write_piece(Path(piece), iter(pictures), is_deep=False)
         return Outcome(Made(digest, 0.0), Path(piece).stat().st_size)
 
-    def read(self, offset: int, size: int) -> bytes:
+    def read(self, order: Order, offset: int, size: int) -> bytes:
         return self._data[offset : offset + size]
 
-    def end(self) -> None:
+    def end(self, order: Order) -> None:
         self._data = b""
+
+    def close(self) -> None:
+        pass
 
     def progress(self) -> Progress | None:
         return None
@@ -89,9 +96,14 @@ class _Handle:
     def __getattr__(self, name: str) -> SimpleNamespace:
         def call(*arguments: object) -> Any:
             method = getattr(self._worker, name)
-            return self, self._threads.submit(method, *arguments)
+            values = [each[1].result() if _is_reference(each) else each for each in arguments]
+            return self, self._threads.submit(method, *values)
 
         return SimpleNamespace(remote=call)
+
+
+def _is_reference(value: object) -> bool:
+    return isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], Future)
 
 
 class FakeRay:
@@ -102,7 +114,7 @@ class FakeRay:
         slots: how many workers find room.
     """
 
-    exceptions = SimpleNamespace(RayActorError=RayActorError, RayTaskError=RayTaskError)
+    exceptions = SimpleNamespace(RayError=RayError, RayActorError=RayActorError, RayTaskError=RayTaskError)
 
     def __init__(self, worker: type[GrayWorker], slots: int = 99) -> None:
         self._worker, self.slots, self.started = worker, slots, 0

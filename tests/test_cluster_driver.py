@@ -1,5 +1,6 @@
 """The driver of a run on a cluster: which units go where, what fails, and what is left; with `fake_ray`."""
 
+import io
 import logging
 import os
 import socket
@@ -17,7 +18,9 @@ from fake_ray import FakeRay, GrayWorker
 
 from stablevsr import PRESETS, Progress, Stopped
 from stablevsr.cli import main
+from stablevsr.cli.console import WorkerBars
 from stablevsr.cluster import connect, driver, ray_pool, upscale_on_cluster
+from stablevsr.cluster.assignment import AtWork
 from stablevsr.cluster.connect import Cluster
 from stablevsr.cluster.description import ModelDescription
 from stablevsr.cluster.driver import run_on_cluster
@@ -51,7 +54,9 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Callable[..., FakeRay]:
     return make
 
 
-def upscale(weights: Path, *clips: Path, workers: int = 2, progress: object = None, **more: object) -> list[Result]:
+def upscale(
+    weights: Path, *clips: Path, workers: int = 2, progress: object = None, watch: object = None, **more: object
+) -> list[Result]:
     config = PRESETS["exact"].with_fields({"steps": 1, "scene_cuts": "auto"})
     return run_on_cluster(
         [(clip, target(clip)) for clip in clips],
@@ -59,6 +64,7 @@ def upscale(weights: Path, *clips: Path, workers: int = 2, progress: object = No
         Setting(config, read_header(weights).config, **more),
         Cluster(workers=workers),
         progress=progress,
+        watch=watch,
     )
 
 
@@ -383,3 +389,30 @@ def test_progress_counts_the_frame_steps_of_all_clips(cluster, tiny_weights: Pat
     assert max(each.done for each in told) == 9
     assert f"{clip}: 9 frames in 3 scenes" in caplog.text
     assert workspace_path(target(clip)).exists() is False
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_bar_for_every_worker(cluster, tiny_weights, clip, monkeypatch, caplog, is_terminal: bool) -> None:
+    """Two are at work; the third has nothing to do after the only other scene."""
+    caplog.set_level(logging.DEBUG, "stablevsr")
+    shown, told, seen = Terminal() if is_terminal else io.StringIO(), [], threading.Event()
+    monkeypatch.setattr(sys, "stderr", shown)
+
+    def note(workers: list[AtWork]) -> None:
+        told.extend(workers)
+        bars(workers)
+        if {worker.unit for worker in workers if worker.unit} == {"in.mp4, frames 2 to 5", "in.mp4, frames 6 to 8"}:
+            seen.set()
+
+    cluster(lambda worker, order: seen.wait(20) if order.unit.count > 2 else None)
+    with WorkerBars() as bars:
+        upscale(tiny_weights, clip, workers=3, watch=note)
+    assert {worker.number for worker in told} == {1, 2, 3}
+    assert {(worker.unit, worker.total) for worker in told} >= {("", 0), ("in.mp4, frames 2 to 5", 4)}
+    assert ("on machine1: in.mp4, frames" in shown.getvalue()) == is_terminal
+    assert ("waiting" in shown.getvalue()) == is_terminal

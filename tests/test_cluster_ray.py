@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cluster_clips import contents, scenes_video
+from cluster_clips import clips_with_results, contents, scenes_video
 
 from stablevsr import PRESETS, Progress, build_model, upscale
 from stablevsr.cluster import job, ray_pool
@@ -51,25 +51,20 @@ def address() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory: pytest.TempPathFactory, tiny_weights: Path) -> dict[Path, Path]:
-    """Three clips of two and three scenes, and what one process of one thread makes of them."""
-    folder, found = tmp_path_factory.mktemp("clips"), {}
-    model = build_model(tiny_weights, device="cpu")
-    for name, lengths in {"a": (3, 2), "b": (2, 1, 4), "c": (4, 3)}.items():
-        clip = scenes_video(folder / f"{name}.mp4", *lengths)
-        found[clip] = folder / f"{name}.expected.mp4"
-        upscale(model, clip, found[clip], sampling())
-    return found
+    return clips_with_results(tmp_path_factory.mktemp("clips"), tiny_weights, sampling())
 
 
 def sampling() -> object:
     return PRESETS["exact"].with_fields({"steps": STEPS, "scene_cuts": "auto"})
 
 
-def run(weights: Path, clips: dict[Path, Path], address: str, progress: object = None) -> list[Result]:
+def run(
+    weights: Path, clips: dict[Path, Path], address: str, progress: object = None, config: object = None
+) -> list[Result]:
     return run_on_cluster(
         list(clips.items()),
         ModelDescription(weights, "cpu"),
-        Setting(sampling(), read_header(weights).config),
+        Setting(config or sampling(), read_header(weights).config),
         Cluster(address, workers=2),
         progress=progress,
     )
@@ -103,6 +98,17 @@ def test_two_workers_with_a_kill_in_the_middle(address, clips, tiny_weights, tmp
     # Two workers, and the one in place of the killed one, if it is ready before the other has done everything.
     assert len({unit["machine"] for unit in units}) in (2, 3)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "b.mp4", "c.mp4"]
+
+
+def test_segments_of_one_scene(address, tiny_weights, tmp_path) -> None:
+    """On both workers; what crosses their borders is the same as in one process."""
+    clip, config = scenes_video(tmp_path / "in.mp4", 7), sampling().with_fields({"segments": 3})
+    upscale(build_model(tiny_weights, device="cpu"), clip, tmp_path / "expected.mp4", config)
+    (result,) = run(tiny_weights, {clip: tmp_path / "out.mp4"}, address, config=config)
+    assert not result.error
+    assert [(unit["first"], unit["last"]) for unit in result.units] == [(0, 2), (2, 4), (4, 7)]
+    assert contents(tmp_path / "out.mp4") == contents(tmp_path / "expected.mp4")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["expected.mp4", "in.mp4", "out.mp4"]
 
 
 def test_machines_that_share_no_folder(address, clips, tiny_weights, tmp_path, monkeypatch) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cluster_clips import contents, scenes, scenes_video
+from cluster_clips import clips_with_results, contents, scenes, scenes_video
 from stream_models import TINY_STREAM, random_stream_model
 
 from stablevsr import PRESETS, Progress, SamplingConfig, Stopped, build_model, upscale
@@ -113,14 +113,7 @@ def stream_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory: pytest.TempPathFactory, tiny_weights: Path) -> dict[Path, Path]:
-    """Three clips of two and three scenes, and what one process makes of them."""
-    folder, found = tmp_path_factory.mktemp("clips"), {}
-    model = build_model(tiny_weights, device="cpu")
-    for name, lengths in {"a": (3, 2), "b": (2, 1, 4), "c": (4, 3)}.items():
-        clip = scenes_video(folder / f"{name}.mp4", *lengths)
-        found[clip] = folder / f"{name}.expected.mp4"
-        upscale(model, clip, found[clip], sampling())
-    return found
+    return clips_with_results(tmp_path_factory.mktemp("clips"), tiny_weights, sampling())
 
 
 def test_shards_end_with_the_same_frames_sound_and_times(

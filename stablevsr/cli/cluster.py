@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from stablevsr.cli.console import DONE, FAILED, ProgressBars
+from stablevsr.cli.console import DONE, FAILED, ProgressBars, WorkerBars
 from stablevsr.cli.upscale import fetch_weights, find_tasks, open_clip, print_summary, sampling_config, untrained_parts
 from stablevsr.cluster.connect import Cluster, require_address
 from stablevsr.cluster.description import ModelDescription
@@ -51,13 +51,13 @@ def run_on_several(options: argparse.Namespace) -> int:
         keep_workspace=options.keep_workspace,
         open_clip=partial(open_clip, options=options),
     )
-    with ProgressBars() as bars, telling_how_to_continue([output for _, output in clips]):
+    with ProgressBars() as bars, WorkerBars() as watch, telling_how_to_continue([output for _, output in clips]):
         if shard:
             done = run_shard(clips, description, setting, shard, side_by_side=options.side_by_side, progress=bars)
         else:
             cluster = Cluster(options.cluster, options.workers, options.cpus_per_worker)
             done = run_on_cluster(
-                clips, description, setting, cluster, side_by_side=options.side_by_side, progress=bars
+                clips, description, setting, cluster, side_by_side=options.side_by_side, progress=bars, watch=watch
             )
     print_summary(done, options)
     return FAILED if any(result.error for result in done) else DONE

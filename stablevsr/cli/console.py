@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
@@ -15,6 +15,7 @@ from stablevsr.errors import OptionsError
 if TYPE_CHECKING:
     from tqdm import tqdm
 
+    from stablevsr.cluster.assignment import AtWork
     from stablevsr.engine.progress import Progress
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -22,17 +23,17 @@ UNITS = {"flow": "pair", "denoise": "frame-step"}  # of the phases that do not c
 
 
 class _Handler(logging.Handler):
-    """Writes each message as a line on stderr, above the progress bar if there is one; stdout is left to pipes."""
+    """Writes each message as a line on stderr, above the progress bars if there are any; stdout is left to pipes."""
 
     bar: "tqdm | None" = None
 
     def emit(self, record: logging.LogRecord) -> None:
         note = "note: " if record.levelno == logging.WARNING else ""
-        if _Handler.bar is not None:
-            _Handler.bar.clear()
         # File names need not be valid text: those are shown with escapes.
         text = f"stablevsr: {note}{record.getMessage()}".encode(sys.stderr.encoding or "utf-8", "backslashreplace")
-        print(text.decode(sys.stderr.encoding or "utf-8"), file=sys.stderr, flush=True)
+        bars = nullcontext() if self.bar is None else self.bar.external_write_mode(sys.stderr)
+        with bars:
+            print(text.decode(sys.stderr.encoding or "utf-8"), file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -89,6 +90,36 @@ class ProgressBars:
         assert self._bar is not None
         self._bar.total = progress.total
         self._bar.update(progress.done - self._bar.n)
+
+
+class WorkerBars:
+    """With -v, on a terminal, a bar for each worker of a cluster below that of the whole run."""
+
+    def __init__(self) -> None:
+        self._bars: dict[int, tqdm] = {}
+        self._is_shown = logging.getLogger("stablevsr").isEnabledFor(logging.DEBUG) and sys.stderr.isatty()
+
+    def __enter__(self) -> "WorkerBars":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for bar in self._bars.values():
+            bar.close()
+
+    def __call__(self, workers: "list[AtWork]") -> None:
+        from tqdm import tqdm
+
+        for worker in workers if self._is_shown else ():
+            bar = self._bars.get(worker.number)
+            if bar is None:
+                bar = self._bars[worker.number] = tqdm(position=worker.number, leave=False, unit=UNITS["denoise"])
+            title = f"worker {worker.number} on {worker.machine}: {worker.unit or 'waiting'} "
+            if bar.desc != title:
+                bar.set_description_str(title, refresh=False)
+                bar.bar_format = None if worker.unit else "{desc}"
+                bar.initial = worker.done  # above 0 when an unfinished unit is continued
+                bar.reset(worker.total)
+            bar.update(worker.done - bar.n)
 
 
 def leaving_when_interrupted() -> AbstractContextManager[None]:

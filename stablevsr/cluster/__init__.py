@@ -8,7 +8,7 @@ the bits that it has in a run over the whole clip.
     pieces.py     those files
     job.py        one clip: its workspace, its units, and how their pictures become the output
     shard.py      `--shard I/N`: processes that know nothing of each other but a shared folder
-    upscale.py, driver.py, ray_pool.py, worker.py, connect.py    `--cluster`: the same units on a Ray cluster
+    upscale.py, driver.py, ray_pool.py, worker.py, connect.py, local_ray.py    `--cluster`: the same on a Ray cluster
 """
 
 from stablevsr.cluster.connect import Cluster

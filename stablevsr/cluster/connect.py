@@ -4,14 +4,16 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 
 from stablevsr.cluster.description import ModelDescription
+from stablevsr.cluster.local_ray import local_ray
 from stablevsr.errors import OptionsError, ResourceError
 
 log = logging.getLogger(__name__)
@@ -66,7 +68,8 @@ def connected(cluster: Cluster, description: ModelDescription) -> Iterator[Conne
     """Connect, and disconnect at the end; a cluster started here ends with it.
 
     Raises:
-        ResourceError: without Ray, without a cluster at the address, with one of another version, or without GPUs.
+        ResourceError: without Ray, without a cluster at the address, with one of another version, or without GPUs; when
+            Ray cannot be started here.
         OptionsError: for a device that workers cannot have.
     """
     if description.device not in (None, "cpu", "cuda"):
@@ -77,33 +80,40 @@ def connected(cluster: Cluster, description: ModelDescription) -> Iterator[Conne
     if address == "local" and "RAY_ADDRESS" in os.environ:  # as in a job that was submitted to a cluster
         address = "auto"
     require_address(address)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing here sends anything anywhere
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # or it warns of a change to come
+    if address == "local" and "ray" not in sys.modules:  # it is read when Ray is imported, and never again
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     try:
         import ray
     except ImportError:
         raise ResourceError("--cluster needs the package ray: pip install 'stablevsr[cluster]'") from None
     _require_somebody(address)
     before = signal.getsignal(signal.SIGTERM)
-    _start(ray, address, cluster, description)
-    try:
+    with ExitStack() as stack:
+        if address == "local":
+            address = _start(stack, cluster, description)
+        stack.callback(ray.shutdown)
+        _join(ray, address)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)  # Ray exits at once, where others want to clean up
         yield _connection(ray, cluster, description)
-    finally:
-        ray.shutdown()
 
 
-def _start(ray: ModuleType, address: str, cluster: Cluster, description: ModelDescription) -> None:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing here sends anything anywhere
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # or it warns of a change to come
-    quiet = {"log_to_driver": False, "logging_level": logging.CRITICAL}
-    if address == "local":
-        cores: int | None = None
-        if cluster.workers and description.device != "cuda":
-            cores = max(os.cpu_count() or 1, cluster.workers * (cluster.cpus_per_worker or 1))
-        ray.init("local", num_cpus=cores, include_dashboard=False, **quiet)
-        return
+def _start(stack: ExitStack, cluster: Cluster, description: ModelDescription) -> str:
+    """Start a cluster here, until `stack` is closed; returns its address."""
+    cores: int | None = None
+    if cluster.workers and description.device != "cuda":
+        cores = max(os.cpu_count() or 1, cluster.workers * (cluster.cpus_per_worker or 1))
     try:
-        ray.init(address, **quiet)
+        return stack.enter_context(local_ray(cores))
+    except OSError as error:
+        raise ResourceError(f"Ray cannot be started on this machine ({error}): its logs are in /tmp/ray") from error
+
+
+def _join(ray: ModuleType, address: str) -> None:
+    try:
+        ray.init(address, log_to_driver=False, logging_level=logging.CRITICAL)
     except Exception as error:  # of many kinds
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ResourceError(f"the Ray cluster at {address} cannot be used ({reason})") from error

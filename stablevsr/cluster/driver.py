@@ -2,17 +2,18 @@
 
 import logging
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from queue import Empty
 
+from stablevsr.cluster.assignment import Assignment, AtWork, Scene
 from stablevsr.cluster.connect import Cluster, connected
 from stablevsr.cluster.description import ModelDescription
 from stablevsr.cluster.job import Job, Result, Setting, open_job
-from stablevsr.cluster.ray_pool import Assignment, Pool
-from stablevsr.cluster.units import Unit
+from stablevsr.cluster.ray_pool import Pool
+from stablevsr.cluster.units import Unit, scenes_of
 from stablevsr.engine.progress import OnProgress, Progress, report
 from stablevsr.errors import UserError
 
@@ -30,6 +31,7 @@ def run_on_cluster(
     *,
     side_by_side: Path | None = None,
     progress: OnProgress | None = None,
+    watch: Callable[[list[AtWork]], object] | None = None,
 ) -> list[Result]:
     """Upscale clips on a Ray cluster. Each result has the bits that one process would give it.
 
@@ -42,6 +44,7 @@ def run_on_cluster(
         cluster: None is a new one on this machine.
         side_by_side: a second output of the only clip.
         progress: called with frame-steps of all clips that have been read so far; return False to stop.
+        watch: called with what every worker is doing, as often as that may have changed.
 
     Raises:
         UserError: for options that do not work, and when no worker can be used; for an only clip that cannot be read.
@@ -52,7 +55,7 @@ def run_on_cluster(
         setting = replace(setting, machine=facts)
         pool = Pool(connection, facts)
         with ExitStack() as stack:
-            driver = _Driver(clips, setting, pool, side_by_side, progress, connection.workers)
+            driver = _Driver(clips, setting, pool, side_by_side, progress, connection.workers, watch)
             stack.callback(driver.close)
             stack.callback(pool.stop)
             pool.start()
@@ -92,8 +95,10 @@ class _Driver:
         side_by_side: Path | None,
         progress: OnProgress | None,
         workers: int,
+        watch: Callable[[list[AtWork]], object] | None,
     ) -> None:
         self._setting, self._pool, self._side_by_side, self._progress = setting, pool, side_by_side, progress
+        self._watch = watch
         self._results = [Result(*clip) for clip in clips]
         self._next = 0  # number of the clip to be read next
         self._workers, self._ahead = workers, AHEAD * workers
@@ -149,7 +154,8 @@ class _Driver:
             clip = next((clip for clip in self._clips if clip.job is assignment.job), None)
             if clip is None:  # its output could not be written
                 continue
-            clip.left.remove(assignment.unit)
+            scene = assignment.scene if assignment.is_given_up else None
+            clip.left -= {assignment.unit} if scene is None else set(scene.units)
             if assignment.record is not None:
                 for notice in set(assignment.record.notices) - self._told:
                     self._told.add(notice)
@@ -172,12 +178,13 @@ class _Driver:
                     progress=self._tell,
                 )
             )
+            assignments = _assignments(job)
         except UserError as error:
+            stack.close()
             if len(self._results) == 1:
                 raise
             self._fail(number, str(error))
             return
-        assignments = {unit: Assignment(job, unit, record=job.record(unit)) for unit in job.units}
         result.frames = job.frames
         left = {unit for unit, each in assignments.items() if each.record is None}
         self._clips.append(_Clip(number, job, stack, assignments, left))
@@ -228,6 +235,8 @@ class _Driver:
 
     def _tell(self, event: Progress | None = None) -> None:
         """Report how far the sampling is; where that is done, what else is going on."""
+        if self._watch is not None:
+            self._watch(self._pool.at_work())
         all_units = [each for clip in self._clips for each in clip.assignments.values()]
         total = self._done + sum(each.work for each in all_units)
         done = self._done + sum(each.done for each in all_units)
@@ -235,3 +244,12 @@ class _Driver:
             event = Progress("denoise", done, total)
         if event.done:
             report(self._progress, event)
+
+
+def _assignments(job: Job) -> dict[Unit, Assignment]:
+    """What is to be done for a clip; what has been done has a record."""
+    found: dict[Unit, Assignment] = {}
+    for units in scenes_of(job.units):
+        scene = Scene(job, units) if len(units) > 1 else None
+        found |= {unit: Assignment(job, unit, scene, record=job.record(unit)) for unit in units}
+    return found

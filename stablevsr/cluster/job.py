@@ -28,6 +28,7 @@ from stablevsr.errors import IncompleteOutput, ResourceError
 from stablevsr.media import Encoding, Reader, check_output, open_reader
 from stablevsr.sampling.config import SamplingConfig
 from stablevsr.sampling.resizing import output_size
+from stablevsr.sampling.segments import segment_starts
 
 log = logging.getLogger(__name__)
 
@@ -62,10 +63,16 @@ class Job:
     """A clip in its workspace. Use `open_job`."""
 
     def __init__(
-        self, clip: Path, output: Path, setting: Setting, workspace: Workspace, side_by_side: Path | None
+        self,
+        clip: Path,
+        output: Path,
+        setting: Setting,
+        workspace: Workspace,
+        side_by_side: Path | None,
+        has_segments: bool,
     ) -> None:
         self.input, self.output, self.setting, self.workspace = clip, output, setting, workspace
-        self._side_by_side = side_by_side
+        self._side_by_side, self._has_segments = side_by_side, has_segments
         self.units: list[Unit] = []
         self.token = ""  # in probe.json
         self._digest = ""
@@ -82,7 +89,8 @@ class Job:
         return self.workspace.folder / "frames.raw"
 
     def order(self, unit: Unit) -> Order:
-        return Order(unit, self._size, self._has_deep_frames, self._is_deep, self.setting.config, self._digest)
+        config = self.setting.config
+        return Order(unit, self._size, self._has_deep_frames, self._is_deep, config, self._digest, self.token)
 
     def piece(self, unit: Unit) -> Path:
         """Where the pictures of a unit are, once it is finished."""
@@ -102,7 +110,8 @@ class Job:
         with setting.open_clip(self.input) as clip:
             setting.config.check(setting.model, clip.frame_count)
             bounds = self._rehearse(clip)
-            job = shared_fingerprint(setting.machine, clip, setting.config)
+            division = "into segments" if self._has_segments else "into scenes"
+            job = shared_fingerprint(setting.machine, clip, setting.config, division)
             self.workspace.begin(job, setting.restart)
             self._digest = hashlib.sha256(json.dumps(job, default=str).encode()).hexdigest()
             self._size, self._has_deep_frames = (clip.height, clip.width), clip.is_deep
@@ -173,7 +182,9 @@ class Job:
             cuts = cuts_of_stream(self.setting.config, footage.frames) if is_stream else footage.cuts
             known = {"cuts": cuts}
             self.workspace.note("units", known)
-        return units_between(known["cuts"], len(footage.frames))
+        cuts, count = known["cuts"], len(footage.frames)
+        starts = segment_starts(self.setting.config.segments, cuts, count) if self._has_segments else []
+        return units_between(cuts, count, starts)
 
 
 class _Rehearsed(Exception):
@@ -193,7 +204,7 @@ def open_job(
     """The job that writes `output`, begun or continued, with the clip read and its scenes found.
 
     Args:
-        shared: with other processes.
+        shared: with other processes. Segments of a scene are then not divided, as their work is not one process's.
 
     Raises:
         UserError: as `upscale` does before it starts.
@@ -202,7 +213,8 @@ def open_job(
         restore(path)
         check_output(path, clip, setting.force)
     with open_workspace(output, shared) as workspace:
-        job = Job(clip, output, setting, workspace, side_by_side)
+        has_segments = setting.config.segments is not None and not shared
+        job = Job(clip, output, setting, workspace, side_by_side, has_segments)
         with turn(workspace) if shared else nullcontext(True) as is_there:
             if not is_there:
                 raise ResourceError(f"{output} was finished by another process just now")

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stablevsr.atomic import replacing
+from stablevsr.atomic import remove, replacing
 from stablevsr.engine.array_file import using
 from stablevsr.engine.plan import LOSSLESS, PER_FRAME, Output
 from stablevsr.errors import UserError
@@ -105,6 +105,13 @@ def read_record(piece: Path) -> Record | None:
         return None
     except (OSError, TypeError, ValueError) as error:
         raise _damaged(piece) from error
+
+
+def remove_piece(piece: Path) -> None:
+    """Delete a piece and its record, if they exist."""
+    for path in (_record_path(piece), piece):  # in this order: without a record it is not finished
+        with using(path):
+            remove(path)
 
 
 def _record_path(piece: Path) -> Path:

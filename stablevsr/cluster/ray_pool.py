@@ -1,11 +1,10 @@
 """The workers of a Ray cluster, and the units that they work on."""
 
-import heapq
 import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -13,15 +12,14 @@ from typing import Any
 import numpy as np
 
 from stablevsr.atomic import replacing
+from stablevsr.cluster.assignment import Assignment, AtWork
 from stablevsr.cluster.connect import Connection
 from stablevsr.cluster.description import require_same
 from stablevsr.cluster.job import Job
 from stablevsr.cluster.pieces import Record, write_record
-from stablevsr.cluster.run_unit import FrameFile, Order
-from stablevsr.cluster.units import Unit
+from stablevsr.cluster.run_unit import FrameFile, Made, Order
 from stablevsr.cluster.worker import Outcome, Place, Worker
 from stablevsr.engine.array_file import using
-from stablevsr.engine.progress import Progress
 from stablevsr.errors import ResourceError, UserError
 
 log = logging.getLogger(__name__)
@@ -29,33 +27,8 @@ log = logging.getLogger(__name__)
 MAX_FAILURES = 3  # of a unit, before it is given up; of a worker in a row, before it is
 POLL = 0.5  # seconds between two looks at a unit's progress
 NO_ROOM_AFTER = 60.0  # seconds without a free slot before that is said
+CLOSING = 2.0  # seconds for the workers to delete their files
 CHUNK = 16 * 2**20  # bytes that travel at a time, so that no object store has to hold a clip
-
-
-@dataclass(eq=False)
-class Assignment:
-    """A unit on its way."""
-
-    job: Job
-    unit: Unit
-    failures: list[str] = field(default_factory=list)  # reasons
-    done: int = 0  # frame-steps
-    record: Record | None = None  # once it is finished
-    is_given_up: bool = False
-
-    @property
-    def work(self) -> int:
-        return self.job.order(self.unit).work
-
-    def __str__(self) -> str:
-        return f"{self.job.input}, {self.unit}"
-
-    def note(self, progress: Progress | None) -> None:
-        """Update `done`."""
-        steps = self.job.setting.config.steps
-        if progress is not None and progress.phase in ("denoise", "stream", "decode"):
-            per_unit = {"denoise": 1, "stream": steps}.get(progress.phase)
-            self.done = self.work if per_unit is None else per_unit * progress.done
 
 
 class Pool:
@@ -73,7 +46,8 @@ class Pool:
         self.finished = 0  # units
         self._connection, self._facts = connection, facts
         self._waiting: list[tuple[int, int, Assignment]] = []
-        self._count = 0  # of assignments: equal ones stay in order
+        self._numbers = count()  # of assignments: equal ones stay in order
+        self._dropped: set[Job] = set()
         self._changed = threading.Condition()
         self._is_over = False
         self._told = time.monotonic()
@@ -88,27 +62,45 @@ class Pool:
     def is_over(self) -> bool:
         return self._is_over
 
+    def at_work(self) -> list[AtWork]:
+        """What every worker is doing."""
+        return [seat.at_work() for seat in self._seats]
+
     def start(self) -> None:
         for seat in self._seats:
             seat.start()
 
     def add(self, assignment: Assignment) -> None:
         with self._changed:
-            self._count += 1
-            heapq.heappush(self._waiting, (-assignment.unit.count, self._count, assignment))
-            self._changed.notify()
+            if not self._is_given_up(assignment):
+                self._waiting.append((-assignment.length, next(self._numbers), assignment))
+                self._changed.notify_all()
 
     def drop(self, job: Job) -> None:
-        """Forget the units of a job that nobody has begun."""
+        """Forget the units of a job that nobody works on."""
         with self._changed:
-            self._waiting = [each for each in self._waiting if each[-1].job is not job]
-            heapq.heapify(self._waiting)
+            self._dropped.add(job)
+            self._forget()
 
-    def take(self) -> Assignment | None:
-        """Wait for a unit; None when there will be none."""
+    def take(self, seat: "_Seat") -> Assignment | None:
+        """Wait for a unit that a worker can do; None when there will be none."""
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._is_over)
-            return None if self._is_over else heapq.heappop(self._waiting)[-1]
+            while not self._is_over:
+                ready = [each for each in self._waiting if each[-1].home in (None, seat) and each[-1].is_ready]
+                if ready:
+                    chosen = min(ready)
+                    self._waiting.remove(chosen)
+                    return chosen[-1]
+                self._changed.wait()
+            return None
+
+    def release(self, seat: "_Seat") -> None:
+        """A worker is gone, and with it what only it had: others begin these segments again."""
+        with self._changed:
+            for _, _, assignment in self._waiting:
+                if assignment.home is seat:
+                    assignment.home = None
+            self._changed.notify_all()
 
     def succeeded(self, assignment: Assignment, record: Record) -> None:
         self.finished += 1
@@ -116,16 +108,30 @@ class Pool:
         self.events.put(assignment)
 
     def failed(self, assignment: Assignment, reason: str, is_final: bool = False) -> None:
-        """Have the unit tried again by whoever is free next, or give it up."""
+        """Have the unit tried again by whoever is free next, or give it up, with all segments of its scene."""
         if self._is_over:
             return
+        scene = assignment.scene
         assignment.failures.append(reason)
+        assignment.home, assignment.done = None, assignment.passes * assignment.unit.count
+        if scene is not None:
+            scene.forget_references()
         if is_final or len(assignment.failures) >= MAX_FAILURES:
-            assignment.is_given_up = True
+            with self._changed:
+                assignment.is_given_up = True
+                if scene is not None:
+                    scene.is_given_up = True
+                    self._forget()
             self.events.put(assignment)
         else:
             log.warning("%s: %s; it is tried again", assignment, reason)
             self.add(assignment)
+
+    def _is_given_up(self, assignment: Assignment) -> bool:
+        return assignment.job in self._dropped or (assignment.scene is not None and assignment.scene.is_given_up)
+
+    def _forget(self) -> None:
+        self._waiting = [each for each in self._waiting if not self._is_given_up(each[-1])]
 
     def leave(self, seat: "_Seat", error: Exception) -> None:
         """A worker ends because of an error: the others go on, unless it shows before the first unit is finished."""
@@ -154,6 +160,9 @@ class Pool:
         with self._changed:
             self._is_over = True
             self._changed.notify_all()
+        give_up = time.monotonic() + CLOSING
+        for answer in [seat.close() for seat in self._seats if seat.is_placed]:
+            self._connection.ray.wait([answer], timeout=max(0.0, give_up - time.monotonic()))
         for seat in self._seats:
             seat.kill()
         for seat in self._seats:
@@ -170,11 +179,19 @@ class _Seat(threading.Thread):
         self._ray, self._number = pool._connection.ray, number
         self._actor: Any = None
         self._place: Place | None = None
+        self._assignment: Assignment | None = None
         self.has_worked = False
 
     @property
     def is_placed(self) -> bool:
         return self._place is not None
+
+    def at_work(self) -> AtWork:
+        place, assignment = self._place, self._assignment
+        machine = "no machine yet" if place is None else place.machine
+        if assignment is None:
+            return AtWork(self._number, machine)
+        return AtWork(self._number, machine, assignment.title, assignment.done, assignment.work)
 
     def run(self) -> None:
         try:
@@ -183,13 +200,19 @@ class _Seat(threading.Thread):
                 if self._work():
                     deaths = 0
                 deaths += 1
+                self._pool.release(self)
             if not self._pool.is_over:
                 raise ResourceError(f"{self._place or 'a worker'} died {MAX_FAILURES} times in a row")
         except Exception as error:
             if not self._pool.is_over:
+                self._pool.release(self)
                 self._pool.leave(self, error)
         finally:
             self.kill()
+
+    def close(self) -> Any:
+        """Have the worker delete what is its own; returns a reference to its answer."""
+        return self._actor.close.remote()
 
     def kill(self) -> None:
         handle = self._actor
@@ -197,28 +220,36 @@ class _Seat(threading.Thread):
             self._ray.kill(handle)
 
     def _work(self) -> bool:
-        """Start a worker and give it units until it dies; returns whether it finished any."""
+        """Start a worker and give it units until it dies; returns whether it did anything well."""
         has_finished = False
-        died = self._ray.exceptions.RayActorError
+        errors = self._ray.exceptions
         try:
             self._begin()
-        except died as error:
+        except errors.RayActorError as error:
             self._refuse_unusable(error)
             return False
-        while (assignment := self._pool.take()) is not None:
-            start = time.monotonic()
+        except errors.RayError as error:
+            raise ResourceError(f"the cluster cannot start a worker ({_text(error)})") from error
+        while (assignment := self._pool.take(self)) is not None:
             log.debug("worker %d on %s: %s", self._number, self._place, assignment)
+            self._assignment = assignment
             try:
-                outcome = self._converse(assignment)
-            except died:
-                assignment.done = 0
-                self._pool.failed(assignment, f"the worker on {self._place} died")
-                return has_finished
-            except self._ray.exceptions.RayTaskError as error:
+                self._do(assignment)
+            except errors.RayTaskError as error:
                 self._judge(assignment, error.cause)
-                continue
-            self._finish(assignment, outcome, time.monotonic() - start)
-            has_finished = self.has_worked = True
+            except errors.RayError as error:
+                is_death = isinstance(error, errors.RayActorError)
+                reason = f"the worker on {self._place} died" if is_death else f"{self._place}: {_text(error)}"
+                self._pool.failed(assignment, reason)
+                self.kill()
+                return has_finished
+            except Exception as error:  # of this machine
+                self._pool.failed(assignment, _text(error))
+                raise
+            else:
+                has_finished = self.has_worked = True
+            finally:
+                self._assignment = None
         return has_finished
 
     def _begin(self) -> None:
@@ -256,27 +287,48 @@ class _Seat(threading.Thread):
 
     def _judge(self, assignment: Assignment, cause: BaseException) -> None:
         """A unit failed, but its worker did not die."""
+        self._actor.end.remote(assignment.job.order(assignment.unit))
         if isinstance(cause, ResourceError):  # of this worker's machine
             self._pool.failed(assignment, f"{self._place}: {cause}")
             self.has_worked = True  # not a mistake in the set-up
             raise ResourceError(f"{self._place}: {cause}")
-        self._pool.failed(assignment, f"{self._place}: {_text(cause)}", is_final=isinstance(cause, UserError))
+        is_final = isinstance(cause, UserError)
+        reason = str(cause) if is_final else _text(cause)
+        self._pool.failed(assignment, f"{self._place}: {reason}", is_final)
 
-    def _converse(self, assignment: Assignment) -> Outcome:
-        """Have a unit sampled; afterwards its piece is in place."""
-        job, unit, handle = assignment.job, assignment.unit, self._actor
-        order, piece = job.order(unit), job.piece(unit)
+    def _do(self, assignment: Assignment) -> None:
+        """Have a unit sampled; afterwards its piece is in place, or that of a segment is a pass nearer."""
+        job, unit, handle, start = assignment.job, assignment.unit, self._actor, time.monotonic()
+        order, piece, scene = job.order(unit), job.piece(unit), assignment.scene
         is_shared = self._ray.get(handle.sees.remote(str(job.workspace.folder), job.token))
-        if not is_shared:
+        if not is_shared and assignment.home is not self:
             self._send(job, order)
         paths = (str(job.frames_path), str(piece)) if is_shared else (None, None)
-        reference = handle.run.remote(order, *paths)
+        turn = () if scene is None else (assignment.passes, scene.border(unit, assignment.passes))
+        reference = handle.run.remote(order, *paths, *turn)
         while not self._ray.wait([reference], timeout=POLL)[0]:
             assignment.note(self._ray.get(handle.progress.remote()))
         outcome: Outcome = self._ray.get(reference)
-        if not is_shared:
-            self._fetch(piece, outcome)
-        return outcome
+        if outcome.made is not None and not is_shared:
+            self._fetch(order, piece, outcome)
+        assignment.seconds += time.monotonic() - start
+        assignment.sampling += outcome.sampling
+        assignment.notices |= dict.fromkeys(outcome.notices)
+        if outcome.made is not None:
+            self._finish(assignment, outcome.made)
+        else:
+            assignment.home = None if is_shared else self
+            self._pass_on(assignment, outcome.passes)
+
+    def _pass_on(self, assignment: Assignment, passes: int) -> None:
+        """Keep what a pass of a segment leaves for its neighbor, and have the next one done."""
+        unit, scene = assignment.unit, assignment.scene
+        assert scene is not None
+        if passes > 0 and unit.given(passes - 1) is not None:
+            reference = self._actor.given.remote()
+            scene.keep(unit, passes - 1, reference, self._ray.get(reference))
+        assignment.passes, assignment.done = passes, passes * unit.count
+        self._pool.add(assignment)
 
     def _send(self, job: Job, order: Order) -> None:
         """Send a unit's frames through the object store, a few at a time."""
@@ -285,35 +337,38 @@ class _Seat(threading.Thread):
         file = FrameFile(job.frames_path, order, unit.first)
         try:
             per_chunk = max(1, CHUNK // (3 * order.size[0] * order.size[1] * order.frame_type.itemsize))
-            for index in range(0, unit.count, per_chunk):
-                chunk = range(index, min(index + per_chunk, unit.count))
+            last = unit.count + unit.after
+            for index in range(-unit.before, last, per_chunk):
+                chunk = range(index, min(index + per_chunk, last))
                 frames = np.stack([file.read(frame).numpy() for frame in chunk])
                 self._ray.get(handle.take.remote(order, index, frames))
         finally:
             file.close()
 
-    def _fetch(self, piece: Path, outcome: Outcome) -> None:
+    def _fetch(self, order: Order, piece: Path, outcome: Outcome) -> None:
         """Fetch a piece from a worker that cannot write here."""
         with using(piece), replacing(piece) as part, part.open("wb") as file:
             for offset in range(0, outcome.size, CHUNK):
-                file.write(self._ray.get(self._actor.read.remote(offset, CHUNK)))
-        self._ray.get(self._actor.end.remote())
+                file.write(self._ray.get(self._actor.read.remote(order, offset, CHUNK)))
+        self._ray.get(self._actor.end.remote(order))
 
-    def _finish(self, assignment: Assignment, outcome: Outcome, seconds: float) -> None:
+    def _finish(self, assignment: Assignment, made: Made) -> None:
         place = self._place
         assert place is not None
         record = Record(
             assignment.unit.count,
-            outcome.made.digest,
+            made.digest,
             f"{place.machine}, process {place.process}",
             place.gpu,
-            round(seconds, 3),
-            outcome.made.sampling,
+            round(assignment.seconds, 3),
+            round(assignment.sampling, 3),
             len(assignment.failures),
-            list(outcome.notices),
+            list(assignment.notices),
         )
         write_record(assignment.job.piece(assignment.unit), record)
-        log.debug("worker %d on %s: finished %s in %.1f s", self._number, place, assignment, seconds)
+        log.debug("worker %d on %s: finished %s in %.1f s", self._number, place, assignment, assignment.seconds)
+        if assignment.scene is not None:
+            assignment.scene.finish_if_complete()
         self._pool.succeeded(assignment, record)
 
 

@@ -1,6 +1,6 @@
-"""The units of work: the scenes of a clip."""
+"""The units of work: the scenes of a clip, or the segments of its scenes."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -14,23 +14,59 @@ from stablevsr.sampling.noise import SeededNoise
 
 @dataclass(frozen=True)
 class Unit:
-    """A scene: frames `first` to `last` - 1 of a clip, counted from 0."""
+    """A scene, or a segment of one: frames `first` to `last` - 1 of a clip, counted from 0."""
 
     first: int
     last: int
+    before: int = 0  # 1 for a segment that has a neighbor before it
+    after: int = 0  # the same after it
 
     @property
     def count(self) -> int:
         """The number of its frames."""
         return self.last - self.first
 
+    @property
+    def is_segment(self) -> bool:
+        """Whether it is sampled pass by pass, with estimates from its neighbors."""
+        return bool(self.before or self.after)
+
+    def source(self, index: int) -> int | None:
+        """The frame of a neighbor whose estimate of pass `index` - 1 guides the first frame of pass `index`."""
+        if index == 0 or not (self.after if index % 2 else self.before):
+            return None
+        return self.last if index % 2 else self.first - 1
+
+    def given(self, index: int) -> int | None:
+        """The frame of this segment whose estimate of pass `index` guides a neighbor in the next pass."""
+        if not (self.after if index % 2 else self.before):
+            return None
+        return self.last - 1 if index % 2 else self.first
+
     def __str__(self) -> str:
         return f"frames {self.first} to {self.last - 1}"
 
 
-def units_between(cuts: Sequence[int], num_frames: int) -> list[Unit]:
-    """The scenes of a clip, in order; `cuts` are the frames that start a new one."""
-    return [Unit(*bounds) for bounds in pairwise([0, *cuts, num_frames])]
+def units_between(cuts: Sequence[int], num_frames: int, starts: Collection[int] = ()) -> list[Unit]:
+    """The units of a clip, in order.
+
+    Args:
+        cuts: the frames that start a new scene.
+        starts: the frames that start a new segment inside a scene.
+    """
+    bounds = pairwise(sorted([0, *cuts, *starts, num_frames]))
+    return [Unit(first, last, int(first in starts), int(last in starts)) for first, last in bounds]
+
+
+def scenes_of(units: Iterable[Unit]) -> list[list[Unit]]:
+    """The units by scene, in order."""
+    scenes: list[list[Unit]] = []
+    for unit in units:
+        if unit.before:
+            scenes[-1].append(unit)
+        else:
+            scenes.append([unit])
+    return scenes
 
 
 def cuts_of_stream(config: SamplingConfig, frames: Iterable[Tensor]) -> list[int]:

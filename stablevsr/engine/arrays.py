@@ -102,11 +102,12 @@ class KeptFlows:
     Args:
         array: (2, *estimated.shape), for each pair of frames the forward and the backward flow.
         estimated: enlarges them.
+        first: the first frame of the first pair; -1 with a neighbor before the frames.
     """
 
-    def __init__(self, array: Array, estimated: EstimatedFlows) -> None:
-        self._array, self._estimated = array, estimated
+    def __init__(self, array: Array, estimated: EstimatedFlows, first: int = 0) -> None:
+        self._array, self._estimated, self._first = array, estimated, first
 
     def between(self, target: int, source: int) -> Tensor:
-        pair = self._array.read(min(target, source))
+        pair = self._array.read(min(target, source) - self._first)
         return self._estimated.enlarge(pair[None, 0 if target > source else 1])

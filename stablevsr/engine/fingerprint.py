@@ -33,16 +33,19 @@ def fingerprint(model: Model, clip: Reader, config: SamplingConfig) -> dict[str,
     }
 
 
-def shared_fingerprint(machine: dict[str, str], clip: Reader, config: SamplingConfig) -> dict[str, object]:
+def shared_fingerprint(
+    machine: dict[str, str], clip: Reader, config: SamplingConfig, division: str
+) -> dict[str, object]:
     """As `fingerprint`, for a run whose scenes are sampled by several processes, none of which need be this one.
 
     The model of the GPU is left out, so that machines can be added and replaced.
 
     Args:
         machine: versions, weights and precision that all of them share.
+        division: what each of them samples on its own, as in "into scenes".
     """
     return {
-        "division": "into scenes",
+        "division": division,
         **machine,
         "input": hash_input(clip.path),
         "part": clip.part,

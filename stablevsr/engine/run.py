@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Generator, Iterator
 from dataclasses import replace
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from stablevsr.config import SCALE
 from stablevsr.engine.arrays import KeptFlows, LowResFrames, StepLatents
-from stablevsr.engine.borders import StoredBorders
+from stablevsr.engine.borders import Neighbors, StoredBorders
 from stablevsr.engine.progress import Progress
 from stablevsr.engine.state import RunState
 from stablevsr.engine.store import Array, Store
@@ -52,6 +52,7 @@ class Run:
         cuts: frames that start a new scene.
         context: from `prompt_context`; None encodes the config's prompt.
         format: of the pictures.
+        neighbors: of `frames`, if they are one segment of a longer scene.
 
     Raises:
         UserError: from `events` and `pictures`, for overflow and for errors of the store.
@@ -68,6 +69,7 @@ class Run:
         cuts: Collection[int] = (),
         context: Tensor | None = None,
         format: PictureFormat,
+        neighbors: Neighbors | None = None,
     ) -> None:
         self._model, self._store, self._config, self._frames, self._cuts = model, store, config, frames, cuts
         height, width = frames.size
@@ -77,7 +79,11 @@ class Run:
         self._format, self._picture_shape = format, format.shape(SCALE * height, SCALE * width)
         for notice in config.notices(model.config, model.sampling):
             log.warning("%s", notice)
-        if len(frames) == 1 and config.tcm_scale != 1.0:
+        self._neighbors = neighbors
+        self._first, self._pairs = 0, len(frames) - 1  # of frames between which there is a flow
+        if neighbors is not None:
+            self._first, self._pairs = -neighbors.before, self._pairs + neighbors.before + neighbors.after
+        if self._pairs == 0 and config.tcm_scale != 1.0:
             log.warning("tcm_scale has no effect on a single frame")
         self._sampler = sampler_by_name(config.sampler, config.eta)
         self._segments = segment_starts(config.segments, sorted(cuts), len(frames))
@@ -88,8 +94,9 @@ class Run:
             encode, first = self._decoder.encode_enlarged, self._steps[0]
             self._initial = NoisedEnlargements(frames, self._noise, encode, first.alpha_bar)
         self._estimated = None
-        if model.flow is not None and len(frames) > 1:
-            self._estimated = EstimatedFlows(model.flow, frames, model.device, config.flow.half_size)
+        if model.flow is not None and self._pairs > 0:
+            seen = frames if neighbors is None else neighbors.frames
+            self._estimated = EstimatedFlows(model.flow, seen, model.device, config.flow.half_size)
         self.state = store.load()
         if self.state.phase == "decode" and self.state.depth != format.name:
             self.state = replace(self.state, done=0)  # the output has another depth than when the run was stopped
@@ -105,10 +112,11 @@ class Run:
         sizes = {"latents": latents, "pictures": n * math.prod(self._picture_shape) * self._format.dtype.itemsize}
         if self._sampler.keeps_x0:
             sizes["estimates"] = latents
-        if self._segments:
-            sizes["borders"] = 2 * len(self._segments) * math.prod(self._latent_shape) * FLOAT.itemsize
+        borders = len(self._segments) + (self._neighbors is not None)
+        if borders:
+            sizes["borders"] = 2 * borders * math.prod(self._latent_shape) * FLOAT.itemsize
         if self._estimated is not None:
-            sizes["flows"] = (n - 1) * 2 * math.prod(self._estimated.shape) * FLOAT.itemsize
+            sizes["flows"] = self._pairs * 2 * math.prod(self._estimated.shape) * FLOAT.itemsize
         return sizes
 
     def events(self) -> Iterator[Progress]:
@@ -123,20 +131,20 @@ class Run:
 
     def estimate_flows(self) -> Iterator[Progress]:
         """Estimate and store the flows of every neighbouring pair, if there is room."""
-        total = len(self._frames) - 1
         array, estimated = self._flow_array(), self._estimated
         if estimated is not None:
-            for pair in range(self.state.done, total if array else 0):
-                self._frames.prefetch(min(pair + 2, total))
-                if array and pair + 1 not in self._cuts:
-                    ways = ((pair + 1, pair), (pair, pair + 1))
+            for pair in range(self.state.done, self._pairs if array else 0):
+                first, second = pair + self._first, pair + self._first + 1
+                self._frames.prefetch(min(second + 1, len(self._frames) - 1))
+                if array and second not in self._cuts:
+                    ways = ((second, first), (first, second))
                     array.write(pair, torch.stack([estimated.estimate(*way) for way in ways]))
                 self._save(RunState("flow", pair + 1))
-                yield Progress("flow", pair + 1, total)
+                yield Progress("flow", pair + 1, self._pairs)
             estimated.forget()
         self._save(RunState("denoise"), now=True)
 
-    def frame_steps(self) -> Iterator[FrameStep]:
+    def frame_steps(self) -> Generator[FrameStep, None, None]:
         """The bidirectional loop; yields every frame-step once it is recorded."""
         model, config, n = self._model, self._config, len(self._frames)
         schedule = config.schedule_for(model.config)
@@ -173,7 +181,7 @@ class Run:
                         kept.prefetch(frame)
                 guided = config.temporal.applies_to((unit + 1) // n) and max(frame, source) not in self._cuts
                 if array and guided:  # what is prefetched but never read would stay in memory
-                    array.prefetch(min(frame, source))
+                    array.prefetch(min(frame, source) - self._first)
 
         prepare(start.done)
         for done, result in enumerate(under_numerics(loop), start.done + 1):
@@ -240,9 +248,11 @@ class Run:
     def _flows(self) -> FlowSource | None:
         """The flows, stored or estimated on demand; None for a single frame."""
         array = self._flow_array()
-        return KeptFlows(array, self._estimated) if array and self._estimated else self._estimated
+        return KeptFlows(array, self._estimated, self._first) if array and self._estimated else self._estimated
 
     def _borders(self) -> Borders:
+        if self._neighbors is not None:
+            return self._neighbors.borders
         if not self._segments:
             return NO_BORDERS
         array = self._store.array("borders", self._latent_shape, FLOAT, self._model.device)
