@@ -58,12 +58,12 @@ class NutReader(Reader):
 
     def __init__(self, stream: Source) -> None:
         super().__init__(PIPE)
-        self._passes.callback(stream.close)
+        self._resources.callback(stream.close)
         try:
             container = av.open(stream, "r", format="nut", container_options=_NO_PROBING)
         except av.FFmpegError as error:
             raise InputError(f"standard input cannot be read as NUT ({error.strerror}): {HOW}") from error
-        self._passes.callback(container.close)
+        self._resources.callback(container.close)
         videos = [video for video in container.streams.video if video.codec_context is not None]
         if not videos or videos[0].format is None:
             raise InputError(f"standard input holds no video that can be decoded: {HOW}")

@@ -77,7 +77,7 @@ class PipeReader(Reader):
     def __init__(self, stream: Source | None = None) -> None:
         super().__init__(PIPE)
         self._stream = stream or standard_input()
-        self._passes.callback(self._stream.close)
+        self._resources.callback(self._stream.close)
         words = _words(self._line() or b"", _MAGIC)
         if words is None:
             raise InputError(f"standard input holds no yuv4mpegpipe video: {HOW}")
