@@ -139,6 +139,31 @@ def test_what_cannot_be_read_is_told_at_once(stream: bytes, message: str) -> Non
         open_pipe(io.BytesIO(stream))
 
 
+class Interrupted(io.BytesIO):
+    """A pipe that stays open, and Ctrl-C during the read that would wait for more."""
+
+    is_interrupted = False
+
+    def read(self, size: int = -1) -> bytes:
+        assert not self.is_interrupted, "it would wait again"
+        data = super().read(size)
+        if not data:
+            self.is_interrupted = True
+            raise KeyboardInterrupt
+        return data
+
+
+@pytest.mark.parametrize("length", [1, 40, 200])  # inside of the headers
+def test_ctrl_c_while_a_pipe_is_opened(length: int) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        open_pipe(Interrupted(nut()[0][:length]))
+
+
+def test_ctrl_c_while_a_frame_is_read() -> None:
+    with open_pipe(Interrupted(nut()[0])) as reader, pytest.raises(KeyboardInterrupt):
+        assert len(list(reader)) == 1
+
+
 CLOSED = """
 import os, threading
 from stablevsr.media.nut import open_pipe
