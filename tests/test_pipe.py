@@ -358,6 +358,48 @@ def test_terminals_are_no_pipes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
         PipeWriter(reader, 4, 4)
 
 
+@pytest.mark.parametrize("kind", ["none", "closed", "notebook"])
+def test_closed_streams_are_no_pipes(kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with open(os.devnull) as closed:
+        pass
+    for name in ("stdin", "stdout"):
+        monkeypatch.setattr(sys, name, {"none": None, "closed": closed, "notebook": io.StringIO()}[kind])
+    with pytest.raises(UserError, match="standard input is closed, expected video from a pipe"):
+        PipeReader()
+    with source(tmp_path) as reader, pytest.raises(UserError, match="standard output is closed: add"):
+        PipeWriter(reader, 4, 4)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no disk that is always full")
+def test_a_disk_that_is_full_of_what_is_written(tmp_path: Path) -> None:
+    with source(tmp_path) as reader, open("/dev/full", "wb", buffering=0) as full:
+        writer, frame = PipeWriter(reader, 6, 8, full), next(iter(reader))
+        with pytest.raises(UserError, match=r"standard output could not be written \(No space left on device\)"):
+            writer.write(frame.image, frame)
+
+
+@pytest.mark.parametrize(
+    ("words", "closed", "code", "message"),
+    [
+        ("models", "0<&- 1>&- 2>&-", 0, ""),
+        ("upscale - out.mkv", "0<&-", 2, "standard input is closed, expected video from a pipe"),
+        ("upscale in.mkv out.mkv", "0<&- 1>&-", 2, "input in.mkv does not exist"),
+        ("upscale in.mkv out.mkv", "2>&-", 2, ""),
+        ("models", "> /dev/full", 1, "No space left on device"),
+    ],
+)
+def test_the_command_without_standard_streams(words: str, closed: str, code: int, message: str, tmp_path: Path) -> None:
+    """A file that is opened gets the number of no stream: what libraries print would end up inside."""
+    program = "import os, sys; from stablevsr.cli import main; code = main(sys.argv[1:]); "
+    program += "sys.exit(code if os.open(os.devnull, os.O_RDONLY) > 2 else 77)"
+    line = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-c", program, *words.split()]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run(line, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment, timeout=120)
+    assert done.returncode == code
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == (message != "")
+
+
 def test_python_may_give_a_reader_of_its_own(weights: Path, stream: bytes, tmp_path: Path) -> None:
     model = build_model(weights, device="cpu")
     with PipeReader(io.BytesIO(stream)) as reader:
