@@ -1,7 +1,7 @@
 """Streaming a clip from file to file: flat in memory and disk, and continued after a kill.
 
 The workspace holds the last finished frame (in the state), the pictures that are not yet safe in the outputs, and the
-outputs so far (`Writer.keep`). A continued run reads the input again from its start.
+outputs so far (`Writer.keep`). A continued run reads the input again from a little before where it stopped.
 """
 
 import logging
@@ -9,7 +9,6 @@ import math
 from collections import deque
 from collections.abc import Iterator
 from contextlib import closing
-from itertools import islice
 
 import torch
 from torch import Tensor
@@ -67,8 +66,7 @@ class StreamedFile:
         else:
             log.info("%s frames; temporary disk space: up to %s", self._clip.frame_count or "some", size(self._disk))
         first = max(0, min(self._written, done - REMEMBERED))
-        with closing(iter(self._clip)) as clip:
-            frames = islice(clip, first, None)
+        with closing(self._clip.frames_from(first)) as frames:
             last = self._catch_up(first, done, frames)
             with ReadAhead(frames, self._stream.device) as low_res:
                 for finished in self._stream.frames(low_res, last):
