@@ -20,7 +20,7 @@ from stream_models import TINY_STREAM, random_stream_model
 
 from stablevsr import PRESETS, UserError, build_model, sample_video, upscale
 from stablevsr.errors import IncompleteOutput
-from stablevsr.media import Encoding, open_reader
+from stablevsr.media import Encoding, PartReader, open_reader
 from stablevsr.media.frame import Reader
 from stablevsr.media.pipe import PIXEL_FORMATS, PipeReader, PipeWriter
 from stablevsr.model import StableVSR
@@ -183,6 +183,15 @@ def test_the_matrix_goes_by_the_size_in_both_directions(tmp_path: Path) -> None:
     assert np.abs(found.astype(int) - red).max() <= 3
 
 
+def test_a_part_of_a_pipe_goes_out_in_its_format() -> None:
+    target = io.BytesIO()
+    with PipeReader(io.BytesIO(y4m("W2 H2 C444", frames=3, size=12))) as reader:
+        part = PartReader(reader, 1, 3)
+        frame = next(iter(part))
+        PipeWriter(part, 2, 2, target).write(frame.image, frame)
+    assert b" C444 " in target.getvalue().splitlines()[0]
+
+
 def test_what_a_pipe_leaves_out_is_told(tmp_path: Path) -> None:
     with source(tmp_path) as reader:
         reader.has_audio = reader.has_alpha = True
@@ -315,6 +324,14 @@ def test_ctrl_c_ends_a_run_that_waits_for_more(weights: Path, stream: bytes) -> 
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 1
         assert re.search(rb"interrupted; [34] frames are written\n$", process.stderr.read())
+
+
+def test_what_is_missing_in_a_file_from_a_pipe_is_told(weights: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("stablevsr.media.video_writer.write_display_size", lambda *arguments: False)
+    said = pytest.raises(IncompleteOutput, match="but not all of it: it does not say that its pixels are 1")
+    with PipeReader(io.BytesIO(y4m("W8 H6 F25:1 A4:3 C420", size=72))) as reader, said:
+        upscale(build_model(weights, device="cpu"), reader, tmp_path / "out.mkv", encoding=Encoding("ffv1"))
+    assert len(list(open_reader(tmp_path / "out.mkv"))) == 1
 
 
 def test_a_pipe_warns_as_a_file_does(tiny_model: StableVSR, stream: bytes, tmp_path: Path, caplog) -> None:

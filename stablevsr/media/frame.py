@@ -53,6 +53,7 @@ class Reader(ABC):
     has_audio: whether the file has sound.
     is_deep: whether it has more than 8 bits a channel.
     has_alpha: whether any frame has an alpha channel.
+    pixel_format: FFmpeg's name of the format in which a pipe brings the frames; None for files.
     colours: how to interpret the RGB values.
     notices: messages for the user, complete once the reader is open.
     """
@@ -68,6 +69,7 @@ class Reader(ABC):
     has_audio: bool = False
     is_deep: bool = False
     has_alpha: bool = False
+    pixel_format: str | None = None
     colours: Colours = Colours()
     notices: list[str]
 

@@ -176,7 +176,7 @@ class PipeWriter:
         self.notices: list[str] = []
         self.failures: list[str] = []
         self._pixel_format = "yuv420p10le" if source.is_deep else "yuv420p"
-        pixel_format = getattr(source, "pixel_format", "")  # of a source that comes from a pipe
+        pixel_format = source.pixel_format or ""
         if pixel_format in PIXEL_FORMATS.values() and pixel_format.startswith(("yuv420p", "yuv422p", "yuv444p")):
             self._pixel_format = pixel_format
         self._matrix = matrix_for(height)
