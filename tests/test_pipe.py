@@ -192,6 +192,22 @@ def test_a_part_of_a_pipe_goes_out_in_its_format() -> None:
     assert b" C444 " in target.getvalue().splitlines()[0]
 
 
+class Narrow(io.BytesIO):
+    """A stream that takes a few bytes at a time."""
+
+    def write(self, data: bytes) -> int:
+        return super().write(data[:7])
+
+
+def test_a_stream_that_takes_a_part_gets_the_rest(tmp_path: Path) -> None:
+    narrow, wide = Narrow(), io.BytesIO()
+    with source(tmp_path) as reader:
+        for target in (narrow, wide):
+            frame = next(iter(reader))
+            PipeWriter(reader, 6, 8, target).write(frame.image, frame)
+    assert narrow.getvalue() == wide.getvalue()
+
+
 def test_what_a_pipe_leaves_out_is_told(tmp_path: Path) -> None:
     with source(tmp_path) as reader:
         reader.has_audio = reader.has_alpha = True

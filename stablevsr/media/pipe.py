@@ -204,8 +204,10 @@ class PipeWriter:
         picture = to_frame(image, self._pixel_format, self._matrix)
         picture.pts = None
         data = b"".join(bytes(packet) for packet in self._encoder.encode(picture))
+        left = memoryview(self._header + b"FRAME\n" + data)
         try:
-            self._stream.write(self._header + b"FRAME\n" + data)
+            while left:  # an unbuffered stdout, as of `python -u`, may take a part
+                left = left[self._stream.write(left) :]
             self._stream.flush()
         except BrokenPipeError:
             raise
