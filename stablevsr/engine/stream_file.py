@@ -8,7 +8,6 @@ import logging
 import math
 from collections import deque
 from collections.abc import Iterator
-from contextlib import closing
 
 import torch
 from torch import Tensor
@@ -66,16 +65,16 @@ class StreamedFile:
         else:
             log.info("%s frames; temporary disk space: up to %s", self._clip.frame_count or "some", size(self._disk))
         first = max(0, min(self._written, done - REMEMBERED))
-        with closing(self._clip.frames_from(first)) as frames:
-            last = self._catch_up(first, done, frames)
-            with ReadAhead(frames, self._stream.device) as low_res:
-                for finished in self._stream.frames(low_res, last):
-                    index, picture = finished.state.frame, self._stream.picture(finished, self._format)
-                    self._pictures.write(index % SEGMENT, picture)
-                    self._write(index, picture, low_res.frame)
-                    self._save(finished.state)
-                    done = index + 1
-                    report(progress, Progress("stream", done, max(done, self._clip.frame_count or 0)))
+        frames = self._clip.frames_from(first)
+        last = self._catch_up(first, done, frames)
+        with ReadAhead(frames, self._stream.device) as low_res:
+            for finished in self._stream.frames(low_res, last):
+                index, picture = finished.state.frame, self._stream.picture(finished, self._format)
+                self._pictures.write(index % SEGMENT, picture)
+                self._write(index, picture, low_res.frame)
+                self._save(finished.state)
+                done = index + 1
+                report(progress, Progress("stream", done, max(done, self._clip.frame_count or 0)))
         if done == 0:
             raise InputError(f"{self._clip.path} has no frames, expected at least 1")
         self._store.flush()
