@@ -3,6 +3,7 @@
 from fractions import Fraction
 
 import av
+import imageio.v3 as iio
 import numpy as np
 import pytest
 
@@ -19,6 +20,20 @@ def doubled(source, target, encoding=None):
             for frame in reader:
                 writer.write(as_wanted(frame.image, writer).repeat(2, 0).repeat(2, 1), frame)
     return [*reader.notices, *writer.notices], writer.failures
+
+
+def write_frames(folder, frames):
+    """A folder of pictures, (h, w, 3) uint8 each."""
+    folder.mkdir()
+    for i, frame in enumerate(frames):
+        iio.imwrite(folder / f"{i:03}.png", frame)
+    return folder
+
+
+def read_frames(path):
+    """The pictures of a clip as one array, (n, h, w, 3)."""
+    with open_reader(path) as reader:
+        return np.stack([frame.image for frame in reader])
 
 
 def as_wanted(image, writer):

@@ -20,7 +20,7 @@ from stream_models import TINY_STREAM, random_stream_model
 
 from stablevsr import PRESETS, UserError, build_model, sample_video, upscale
 from stablevsr.errors import IncompleteOutput
-from stablevsr.media import Encoding, open_reader
+from stablevsr.media import Encoding, PartReader, open_reader
 from stablevsr.media.frame import Reader
 from stablevsr.media.pipe import PIXEL_FORMATS, PipeReader, PipeWriter
 from stablevsr.model import StableVSR
@@ -183,6 +183,31 @@ def test_the_matrix_goes_by_the_size_in_both_directions(tmp_path: Path) -> None:
     assert np.abs(found.astype(int) - red).max() <= 3
 
 
+def test_a_part_of_a_pipe_goes_out_in_its_format() -> None:
+    target = io.BytesIO()
+    with PipeReader(io.BytesIO(y4m("W2 H2 C444", frames=3, size=12))) as reader:
+        part = PartReader(reader, 1, 3)
+        frame = next(iter(part))
+        PipeWriter(part, 2, 2, target).write(frame.image, frame)
+    assert b" C444 " in target.getvalue().splitlines()[0]
+
+
+class Narrow(io.BytesIO):
+    """A stream that takes a few bytes at a time."""
+
+    def write(self, data: bytes) -> int:
+        return super().write(data[:7])
+
+
+def test_a_stream_that_takes_a_part_gets_the_rest(tmp_path: Path) -> None:
+    narrow, wide = Narrow(), io.BytesIO()
+    with source(tmp_path) as reader:
+        for target in (narrow, wide):
+            frame = next(iter(reader))
+            PipeWriter(reader, 6, 8, target).write(frame.image, frame)
+    assert narrow.getvalue() == wide.getvalue()
+
+
 def test_what_a_pipe_leaves_out_is_told(tmp_path: Path) -> None:
     with source(tmp_path) as reader:
         reader.has_audio = reader.has_alpha = True
@@ -317,6 +342,14 @@ def test_ctrl_c_ends_a_run_that_waits_for_more(weights: Path, stream: bytes) -> 
         assert re.search(rb"interrupted; [34] frames are written\n$", process.stderr.read())
 
 
+def test_what_is_missing_in_a_file_from_a_pipe_is_told(weights: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("stablevsr.media.video_writer.write_display_size", lambda *arguments: False)
+    said = pytest.raises(IncompleteOutput, match="but not all of it: it does not say that its pixels are 1")
+    with PipeReader(io.BytesIO(y4m("W8 H6 F25:1 A4:3 C420", size=72))) as reader, said:
+        upscale(build_model(weights, device="cpu"), reader, tmp_path / "out.mkv", encoding=Encoding("ffv1"))
+    assert len(list(open_reader(tmp_path / "out.mkv"))) == 1
+
+
 def test_a_pipe_warns_as_a_file_does(tiny_model: StableVSR, stream: bytes, tmp_path: Path, caplog) -> None:
     with PipeReader(io.BytesIO(stream)) as reader:
         upscale(tiny_model, reader, tmp_path / "out.mkv", PRESETS["streaming"], steps=1)
@@ -356,6 +389,48 @@ def test_terminals_are_no_pipes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     monkeypatch.setattr(sys, "stdout", type("Terminal", (), {"isatty": lambda self: True})())
     with source(tmp_path) as reader, pytest.raises(UserError, match="standard output is a terminal"):
         PipeWriter(reader, 4, 4)
+
+
+@pytest.mark.parametrize("kind", ["none", "closed", "notebook"])
+def test_closed_streams_are_no_pipes(kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with open(os.devnull) as closed:
+        pass
+    for name in ("stdin", "stdout"):
+        monkeypatch.setattr(sys, name, {"none": None, "closed": closed, "notebook": io.StringIO()}[kind])
+    with pytest.raises(UserError, match="standard input is closed, expected video from a pipe"):
+        PipeReader()
+    with source(tmp_path) as reader, pytest.raises(UserError, match="standard output is closed: add"):
+        PipeWriter(reader, 4, 4)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no disk that is always full")
+def test_a_disk_that_is_full_of_what_is_written(tmp_path: Path) -> None:
+    with source(tmp_path) as reader, open("/dev/full", "wb", buffering=0) as full:
+        writer, frame = PipeWriter(reader, 6, 8, full), next(iter(reader))
+        with pytest.raises(UserError, match=r"standard output could not be written \(No space left on device\)"):
+            writer.write(frame.image, frame)
+
+
+@pytest.mark.parametrize(
+    ("words", "closed", "code", "message"),
+    [
+        ("models", "0<&- 1>&- 2>&-", 0, ""),
+        ("upscale - out.mkv", "0<&-", 2, "standard input is closed, expected video from a pipe"),
+        ("upscale in.mkv out.mkv", "0<&- 1>&-", 2, "input in.mkv does not exist"),
+        ("upscale in.mkv out.mkv", "2>&-", 2, ""),
+        ("models", "> /dev/full", 1, "No space left on device"),
+    ],
+)
+def test_the_command_without_standard_streams(words: str, closed: str, code: int, message: str, tmp_path: Path) -> None:
+    """A file that is opened gets the number of no stream: what libraries print would end up inside."""
+    program = "import os, sys; from stablevsr.cli import main; code = main(sys.argv[1:]); "
+    program += "sys.exit(code if os.open(os.devnull, os.O_RDONLY) > 2 else 77)"
+    line = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-c", program, *words.split()]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run(line, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment, timeout=120)
+    assert done.returncode == code
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == (message != "")
 
 
 def test_python_may_give_a_reader_of_its_own(weights: Path, stream: bytes, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 import io
 import os
+import subprocess
+import sys
 import threading
 from fractions import Fraction
 from pathlib import Path
@@ -135,6 +137,59 @@ def test_where_a_stream_breaks_off_is_told() -> None:
 def test_what_cannot_be_read_is_told_at_once(stream: bytes, message: str) -> None:
     with pytest.raises(UserError, match=message):
         open_pipe(io.BytesIO(stream))
+
+
+class Interrupted(io.BytesIO):
+    """A pipe that stays open, and Ctrl-C during the read that would wait for more."""
+
+    is_interrupted = False
+
+    def read(self, size: int = -1) -> bytes:
+        assert not self.is_interrupted, "it would wait again"
+        data = super().read(size)
+        if not data:
+            self.is_interrupted = True
+            raise KeyboardInterrupt
+        return data
+
+
+@pytest.mark.parametrize("length", [1, 40, 200])  # inside of the headers
+def test_ctrl_c_while_a_pipe_is_opened(length: int) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        open_pipe(Interrupted(nut()[0][:length]))
+
+
+def test_ctrl_c_while_a_frame_is_read() -> None:
+    with open_pipe(Interrupted(nut()[0])) as reader, pytest.raises(KeyboardInterrupt):
+        assert len(list(reader)) == 1
+
+
+CLOSED = """
+import os, threading
+from stablevsr.media.nut import open_pipe
+with open_pipe(os.fdopen(0, "rb", buffering=0)) as reader:
+    frames = iter(reader)
+    next(frames)
+    thread = threading.Thread(target=lambda: next(frames, None))
+    thread.start()
+    thread.join(0.2)
+    assert thread.is_alive()
+del reader, frames
+print("closed", flush=True)
+thread.join()
+"""
+
+
+@pytest.mark.parametrize("codec", ["rawvideo", "ffv1"])
+def test_a_reader_that_is_closed_lets_a_thread_that_waits_in_it_go_on(codec: str) -> None:
+    """FFmpeg, which calls back for more of the pipe, must find its memory again."""
+    first, *others = nut(codec, height=240, width=320)
+    with subprocess.Popen([sys.executable, "-c", CLOSED], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        process.stdin.write(first)
+        process.stdin.flush()
+        assert process.stdout.readline() == b"closed\n"
+        process.communicate(b"".join(others), timeout=60)
+    assert process.returncode == 0
 
 
 def test_times_arrive_in_the_file(tmp_path: Path) -> None:

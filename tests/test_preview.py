@@ -100,6 +100,14 @@ def test_the_estimate_is_that_of_guided_steps(monkeypatch: pytest.MonkeyPatch) -
     assert watch.estimate(3, frames=10, steps=50) == 10 * (50 * 4.0 + 3.0) + 9 * 2.0
 
 
+def test_the_estimate_counts_the_steps_that_are_taken(tiny_model: StableVSR, video: Path, monkeypatch) -> None:
+    counted = []
+    monkeypatch.setattr(_Stopwatch, "estimate", lambda watch, measured, frames, steps: counted.append(steps) or 1.0)
+    with open_reader(video) as clip:
+        preview(tiny_model, clip, 1, steps=4, strength=0.5)
+    assert counted == [2]
+
+
 def command(*words: object) -> int:
     return main(["upscale", *map(str, words), "--device", "cpu", "--steps", "1"])
 

@@ -3,12 +3,12 @@
 from itertools import product
 from pathlib import Path
 
-import imageio.v3 as iio
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler, DDPMScheduler
+from media_tools import read_frames, write_frames
 from models import TINY, offloaded, random_model, with_noise_levels
 from stream_models import TINY_STREAM, random_stream_model
 from torch import Tensor
@@ -17,7 +17,6 @@ from stablevsr import PRESETS, SamplingConfig, Stopped, UserError, sample_video,
 from stablevsr.architectures import STABLEVSR_SCHEDULE
 from stablevsr.convert.published_config import write_schedule
 from stablevsr.engine import store
-from stablevsr.media import open_reader
 from stablevsr.model import StableVSR
 from stablevsr.sampling.config import STREAMING
 from stablevsr.sampling.noise import SeededNoise
@@ -229,18 +228,6 @@ def test_tiles_of_a_given_size(tiny_model: StableVSR, monkeypatch: pytest.Monkey
     assert 0 < (whole - tiled).abs().max() < 0.2 * whole.abs().max()
 
 
-def write_frames(folder: Path, frames: np.ndarray) -> Path:
-    folder.mkdir()
-    for i, frame in enumerate(frames):
-        iio.imwrite(folder / f"{i}.png", frame)
-    return folder
-
-
-def frames_in(path: Path) -> np.ndarray:
-    with open_reader(path) as reader:
-        return np.stack([frame.image for frame in reader])
-
-
 @pytest.mark.parametrize("streams", [False, True])
 def test_a_stopped_run_continues_to_the_same_bits(streams, tiny_model, stream_model, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(store, "SAVE_EVERY", -1.0)
@@ -257,7 +244,7 @@ def test_a_stopped_run_continues_to_the_same_bits(streams, tiny_model, stream_mo
         seen = []
         upscale(model, clip_path, tmp_path / "out", progress=seen.append, force=True, **options)
         assert next(event for event in seen if event.phase == phase).done == last + 1
-        assert np.array_equal(frames_in(tmp_path / "out"), expected)
+        assert np.array_equal(read_frames(tmp_path / "out"), expected)
 
 
 def test_an_encoder_that_runs_out_of_memory_is_tiled_and_that_is_remembered(
@@ -285,8 +272,8 @@ def test_an_encoder_that_runs_out_of_memory_is_tiled_and_that_is_remembered(
         with pytest.raises(Stopped):
             upscale(tiny_model, clip_path, tmp_path / "out", progress=stop, **options)
     upscale(tiny_model, clip_path, tmp_path / "out", **options)
-    assert np.array_equal(frames_in(tmp_path / "out"), frames_in(tmp_path / "expected"))
-    assert not np.array_equal(frames_in(tmp_path / "out"), sample_video(tiny_model, clip(4, 5, 20), **options))
+    assert np.array_equal(read_frames(tmp_path / "out"), read_frames(tmp_path / "expected"))
+    assert not np.array_equal(read_frames(tmp_path / "out"), sample_video(tiny_model, clip(4, 5, 20), **options))
 
 
 def test_presets_start_from_pure_noise() -> None:

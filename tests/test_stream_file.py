@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from itertools import product
 from pathlib import Path
 
@@ -12,9 +13,9 @@ import imageio.v3 as iio
 import numpy as np
 import pytest
 import torch
-from clips_made import film
+from clips_made import film, write_video
 from failing_disk import FailingOnce
-from media_tools import picture_times
+from media_tools import picture_times, read_frames, write_frames
 from stream_models import TINY_STREAM, random_stream_model
 
 from stablevsr import Progress, Stopped, UserError, build_model, sample_video, upscale
@@ -22,6 +23,7 @@ from stablevsr.atomic import remove
 from stablevsr.engine import store, stream_file
 from stablevsr.engine.workspace import ArrayFile, workspace_path
 from stablevsr.media import Encoding, open_reader, picture_file, still_writer
+from stablevsr.media.video_reader import VideoReader
 from stablevsr.model import StableVSR
 from stablevsr.sampling.config import STREAMING
 from stablevsr.weights import Header, write
@@ -32,18 +34,6 @@ COUNT = 11
 
 def pictures(count: int = COUNT, height: int = 6, width: int = 8) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
-
-
-def write_frames(folder: Path, frames: np.ndarray) -> Path:
-    folder.mkdir()
-    for i, frame in enumerate(frames):
-        iio.imwrite(folder / f"{i:03}.png", frame)
-    return folder
-
-
-def read(path: Path) -> np.ndarray:
-    with open_reader(path) as reader:
-        return np.stack([frame.image for frame in reader])
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +67,7 @@ def short_segments(monkeypatch: pytest.MonkeyPatch) -> None:
 def run(model: StableVSR, clip: Path, output: Path, **options: object) -> np.ndarray:
     encoding = LOSSLESS if output.suffix else None
     assert upscale(model, clip, output, **{"encoding": encoding, **options}) == len(list(clip.iterdir()))
-    return read(output)
+    return read_frames(output)
 
 
 @pytest.mark.parametrize("name", ["out", "out.mkv"])
@@ -96,8 +86,21 @@ def test_sound_and_times_come_along(model: StableVSR, tmp_path: Path) -> None:
     with open_reader(source) as reader, open_reader(tmp_path / "out.mkv") as result:
         assert reader.has_audio
         assert result.has_audio
-        low_res = np.stack([frame.image for frame in reader])
-    assert np.array_equal(read(tmp_path / "out.mkv"), sample_video(model, low_res))
+    assert np.array_equal(read_frames(tmp_path / "out.mkv"), sample_video(model, read_frames(source)))
+
+
+def test_a_video_is_continued_from_its_middle(model: StableVSR, tmp_path: Path, monkeypatch) -> None:
+    """Not decoded from its start again."""
+    source = write_video(tmp_path / "in.mkv", list(pictures(20)), codec="ffv1", pix_fmt="bgr0")
+    options = {"encoding": LOSSLESS, "steps": 1, "scene_cuts": tuple(range(1, 20))}  # without flow, which is slow
+    upscale(model, source, tmp_path / "expected.mkv", **options)
+    with pytest.raises(Stopped):
+        upscale(model, source, tmp_path / "out.mkv", progress=lambda event: event.done < 18, **options)
+    decoded, real = [], VideoReader._convert
+    monkeypatch.setattr(VideoReader, "_convert", lambda *arguments: decoded.append(arguments[2]) or real(*arguments))
+    upscale(model, source, tmp_path / "out.mkv", **options)
+    assert decoded == list(range(15, 21))
+    assert (tmp_path / "out.mkv").read_bytes() == (tmp_path / "expected.mkv").read_bytes()
 
 
 @pytest.mark.parametrize("codec", ["h264", "hevc", "vp9"])
@@ -144,7 +147,7 @@ def test_both_outputs_continue(model: StableVSR, clip: Path, tmp_path: Path) -> 
         with pytest.raises(Stopped):
             run(model, clip, tmp_path / "out.mkv", progress=lambda progress, last=last: progress.done < last, **options)
         assert np.array_equal(run(model, clip, tmp_path / "out.mkv", **options), expected)
-        assert np.array_equal(read(tmp_path / "pair.mkv"), read(tmp_path / "expected_pair.mkv"))
+        assert np.array_equal(read_frames(tmp_path / "pair.mkv"), read_frames(tmp_path / "expected_pair.mkv"))
         for path in (tmp_path / "pair.mkv", tmp_path / "out.mkv"):
             path.unlink()
 
@@ -279,8 +282,6 @@ def test_a_single_picture_with_transparency(model: StableVSR, tmp_path: Path) ->
 
 def test_the_writing_is_not_on_the_way(model, clip, tmp_path, monkeypatch) -> None:
     """Pictures are encoded in the thread that also writes the workspace."""
-    import threading
-
     threads = set()
     real = picture_file.PictureFile.write
 
@@ -346,10 +347,10 @@ def test_kill_9_at_random_moments(weights: Path, clip: Path, tmp_path: Path, nam
         return result.stdout
 
     killed(tmp_path / f"expected{Path(name).suffix}", "whole")
-    expected, total = read(tmp_path / f"expected{Path(name).suffix}"), 0
+    expected, total = read_frames(tmp_path / f"expected{Path(name).suffix}"), 0
     for attempt in range(10):
         total += int(killed(tmp_path / name, str(attempt)))
-        assert np.array_equal(read(tmp_path / name), expected)
+        assert np.array_equal(read_frames(tmp_path / name), expected)
         assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["in", f"expected{Path(name).suffix}", name])
         remove(tmp_path / name)
         if total >= 10:

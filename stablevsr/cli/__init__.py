@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import logging
+import sys
 from collections.abc import Callable
 
 from stablevsr.cli.console import (
@@ -12,6 +13,7 @@ from stablevsr.cli.console import (
     close_streams,
     leaving_when_interrupted,
     log_to_stderr,
+    open_closed_streams,
     stopped_by_signal,
 )
 from stablevsr.cli.parser import build_parser
@@ -22,6 +24,7 @@ log = logging.getLogger("stablevsr")
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit code: 0 done, 1 a run failed, 2 bad usage or input, 130 interrupted."""
+    open_closed_streams()
     options = build_parser().parse_args(arguments)
     with log_to_stderr(options.quiet - options.verbose):
         with leaving_when_interrupted():
@@ -33,7 +36,10 @@ def told_in_a_sentence(run: Callable[[argparse.Namespace], int], options: argpar
     """Run a command; every error becomes one sentence and an exit code."""
     try:
         with stopped_by_signal():
-            return run(options)
+            code = run(options)
+            if sys.stdout is not None:
+                sys.stdout.flush()  # here, where an error is told
+            return code
     except KeyboardInterrupt:
         log.error("interrupted; no incomplete output is left")
         return INTERRUPTED
@@ -47,4 +53,5 @@ def told_in_a_sentence(run: Callable[[argparse.Namespace], int], options: argpar
         if options.debug:
             raise
         log.error("failed: %s: %s (--debug shows the traceback)", type(error).__name__, error)
+        close_streams()
         return FAILED

@@ -36,6 +36,21 @@ class _Handler(logging.Handler):
             print(text.decode(sys.stderr.encoding or "utf-8"), file=sys.stderr, flush=True)
 
 
+def open_closed_streams() -> None:
+    """Open the null device where a standard stream is closed.
+
+    Else the next file that is opened would take its number, and what libraries print would end up inside. Python's
+    own stdin and stdout stay None, by which those who need them know.
+    """
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115  # for the rest of the process, as the one it stands for
+
+
 @contextmanager
 def log_to_stderr(quiet: int) -> Iterator[None]:
     """Show the package's messages.
@@ -155,10 +170,10 @@ def _handling(number: int, handler: Callable[[int, FrameType | None], object]) -
 
 def close_streams() -> None:
     """Redirect broken streams to the null device, so that Python does not fail again when it flushes at exit."""
-    for stream in (sys.stdout, sys.stderr):
+    for stream in filter(None, (sys.stdout, sys.stderr)):
         try:
             stream.flush()
-        except BrokenPipeError:
+        except OSError:
             devnull = os.open(os.devnull, os.O_WRONLY)
             os.dup2(devnull, stream.fileno())
             os.close(devnull)

@@ -23,7 +23,7 @@ def asking(yes: bool) -> Confirm:
         if yes:
             log.info("%s", offer)
             return True
-        if not sys.stdin.isatty():
+        if sys.stdin is None or not sys.stdin.isatty():
             raise OptionsError(f"{offer}: pass --yes to download without a question")
         print(f"stablevsr: {offer}\nstablevsr: download? [y/N] ", end="", file=sys.stderr, flush=True)
         return sys.stdin.readline().strip().lower() in ("y", "yes")

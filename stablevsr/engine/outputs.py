@@ -1,6 +1,5 @@
 """The outputs of a run: the result and, optionally, a side-by-side comparison."""
 
-import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,9 +16,7 @@ from stablevsr.media import Encoding, Frame, Reader, Writer, open_writer
 from stablevsr.media.paths import output_kind
 from stablevsr.media.pipe import PIPE
 from stablevsr.sampling.pictures import PictureFormat, bicubic, normalise
-from stablevsr.sampling.resizing import keeps_shape, pixel_aspect, resized
-
-log = logging.getLogger(__name__)
+from stablevsr.sampling.resizing import pixel_aspect, resized
 
 
 class Sink(Protocol):
@@ -59,13 +56,10 @@ class Writers:
         size: tuple[int, int],
     ) -> "Writers":
         """Open them on `stack`; the last one opened, the result, is the first to be put in place."""
-        lr_size = (clip.height, clip.width)
         options: dict[str, Any] = {"force": force, "encoding": encoding}
-        options["aspect"] = pixel_aspect(clip.sample_aspect_ratio, lr_size, size)
+        options["aspect"] = pixel_aspect(clip.sample_aspect_ratio, (clip.height, clip.width), size)
 
         def open_one(path: Path, part: Path, width: int) -> Writer:
-            if output_kind(path) != "video" and not keeps_shape(lr_size, size):
-                log.warning("%s is stretched: %dx%d has another shape than the input", path.name, size[1], size[0])
             writer = stack.enter_context(open_writer(path, clip, height=size[0], width=width, part=part, **options))
             bounds.append(Output.of(writer, clip, encoding, size[0] * width, part.parent))
             return writer

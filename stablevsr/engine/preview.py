@@ -10,7 +10,6 @@ from statistics import mean
 import numpy as np
 import torch
 
-from stablevsr.config import SCALE
 from stablevsr.engine.memory import sample_video
 from stablevsr.engine.outputs import enlarged, in_depth
 from stablevsr.engine.progress import OnProgress, Progress
@@ -95,13 +94,13 @@ def preview(
     watch = _Stopwatch(progress)
     result = sample_video(model, _as_clip(lr), _for_part(config, shown), progress=watch)
     target = tuple(
-        max(1, round(SCALE * side * whole / (SCALE * full)))
+        max(1, round(side * whole / full))
         for side, whole, full in zip(lr[0].shape[:2], size, (clip.height, clip.width), strict=True)
     )
     rows = [_row(before, after, target) for before, after in zip(lr, _as_images(result), strict=True)]
     pixels = clip.height * clip.width / (crop_or_all.height * crop_or_all.width)
     count = _count(clip)
-    seconds = None if count is None else pixels * watch.estimate(len(frames), count, config.steps)
+    seconds = None if count is None else pixels * watch.estimate(len(frames), count, config.steps_taken)
     return Preview(np.concatenate(list(_with_gaps(rows, axis=0))), shown, frames[0].profile, count, seconds)
 
 

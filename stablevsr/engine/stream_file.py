@@ -1,15 +1,13 @@
 """Streaming a clip from file to file: flat in memory and disk, and continued after a kill.
 
 The workspace holds the last finished frame (in the state), the pictures that are not yet safe in the outputs, and the
-outputs so far (`Writer.keep`). A continued run reads the input again from its start.
+outputs so far (`Writer.keep`). A continued run reads the input again from a little before where it stopped.
 """
 
 import logging
 import math
 from collections import deque
 from collections.abc import Iterator
-from contextlib import closing
-from itertools import islice
 
 import torch
 from torch import Tensor
@@ -67,17 +65,16 @@ class StreamedFile:
         else:
             log.info("%s frames; temporary disk space: up to %s", self._clip.frame_count or "some", size(self._disk))
         first = max(0, min(self._written, done - REMEMBERED))
-        with closing(iter(self._clip)) as clip:
-            frames = islice(clip, first, None)
-            last = self._catch_up(first, done, frames)
-            with ReadAhead(frames, self._stream.device) as low_res:
-                for finished in self._stream.frames(low_res, last):
-                    index, picture = finished.state.frame, self._stream.picture(finished, self._format)
-                    self._pictures.write(index % SEGMENT, picture)
-                    self._write(index, picture, low_res.frame)
-                    self._save(finished.state)
-                    done = index + 1
-                    report(progress, Progress("stream", done, max(done, self._clip.frame_count or 0)))
+        frames = self._clip.frames_from(first)
+        last = self._catch_up(first, done, frames)
+        with ReadAhead(frames, self._stream.device) as low_res:
+            for finished in self._stream.frames(low_res, last):
+                index, picture = finished.state.frame, self._stream.picture(finished, self._format)
+                self._pictures.write(index % SEGMENT, picture)
+                self._write(index, picture, low_res.frame)
+                self._save(finished.state)
+                done = index + 1
+                report(progress, Progress("stream", done, max(done, self._clip.frame_count or 0)))
         if done == 0:
             raise InputError(f"{self._clip.path} has no frames, expected at least 1")
         self._store.flush()

@@ -24,7 +24,8 @@ class ReadAhead:
         frames: used by one thread at a time.
         device: where the LR frames go.
         patience: seconds to wait, at the end, for a read in progress; None waits until it is done, as files need, which
-            are closed next. A read from a pipe may never be done: it is left to a thread that ends with the process.
+            are closed next. A read from a pipe may never be done: it is left to its thread, which does not hold up the
+            end of the process, and `Reader.__exit__` leaves open what it uses.
 
     Attributes:
         frame: the one taken last, as the reader gave it.

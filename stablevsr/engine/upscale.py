@@ -109,8 +109,7 @@ def upscale(
             count = _Job(model, clip, config, context, workspace, store, writers, progress).run()
         if not keep_workspace:
             workspace.remove()
-    if writers.failures:
-        raise IncompleteOutput(f"{output} is written, but not all of it: {'; '.join(writers.failures)}")
+    _require_complete(output, writers.failures)
     return count
 
 
@@ -137,6 +136,7 @@ def _through_pipe(
     if output == PIPE:
         opened = PipeWriter(clip, **form)
     else:
+        restore(output)
         check_output(output, clip.path, force)
         opened = open_writer(output, clip, force=force, encoding=encoding, **form)
     with opened as writer:
@@ -149,7 +149,13 @@ def _through_pipe(
             failure = error
     if failure:
         raise failure
+    _require_complete(output, writer.failures)
     return count
+
+
+def _require_complete(output: Path, failures: list[str]) -> None:
+    if failures:
+        raise IncompleteOutput(f"{output} is written, but not all of it: {'; '.join(failures)}")
 
 
 @contextmanager

@@ -28,6 +28,11 @@ class Codec:
     deep_pix_fmt: str | None = None
 
     @property
+    def says_aspect(self) -> bool:
+        """Whether its own stream says what shape pixels have; for others the container must."""
+        return self.encoder in ("libx264", "libx265")
+
+    @property
     def is_deep(self) -> bool:
         """Whether it takes frames of 16 bits a channel."""
         return self.pix_fmt.endswith(("10le", "16le"))

@@ -2,9 +2,10 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from inspect import GEN_RUNNING, getgeneratorstate
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -52,6 +53,7 @@ class Reader(ABC):
     has_audio: whether the file has sound.
     is_deep: whether it has more than 8 bits a channel.
     has_alpha: whether any frame has an alpha channel.
+    pixel_format: FFmpeg's name of the format in which a pipe brings the frames; None for files.
     colours: how to interpret the RGB values.
     notices: messages for the user, complete once the reader is open.
     """
@@ -67,23 +69,29 @@ class Reader(ABC):
     has_audio: bool = False
     is_deep: bool = False
     has_alpha: bool = False
+    pixel_format: str | None = None
     colours: Colours = Colours()
     notices: list[str]
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.notices = []
-        self._passes = ExitStack()
+        self._resources = ExitStack()  # what stays open between passes
+        self._passes: list[Generator[Frame, None, None]] = []
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._passes.close()
+        if any(getgeneratorstate(frames) == GEN_RUNNING for frames in self._passes):
+            return  # a thread waits in one for more of a pipe: what it uses is freed after it, with the last reference
+        for frames in self._passes:
+            frames.close()
+        self._resources.close()
 
     def __iter__(self) -> Generator[Frame, None, None]:
         """Yield all frames in display order. Raises InputError if a frame cannot be read."""
-        return self._closed_at_the_end(self._frames())
+        return self._closed_at_exit(self._frames())
 
     def frame_times(self) -> Iterator[Fraction] | None:
         """Presentation times in seconds, without decoding; None if the file does not store them."""
@@ -91,14 +99,10 @@ class Reader(ABC):
 
     def frames_from(self, first: int) -> Generator[Frame, None, None]:
         """Yield the frames from number `first` (from 0) on: those of a full pass, but faster where possible."""
-        return self._closed_at_the_end(self._frames_from(first))
+        return self._closed_at_exit(self._frames_from(first))
 
-    def _closed_at_the_end(self, frames: Generator[Frame, None, None]) -> Generator[Frame, None, None]:
-        def close() -> None:
-            with suppress(ValueError):  # a thread still waits for more of a pipe in there
-                frames.close()
-
-        self._passes.callback(close)
+    def _closed_at_exit(self, frames: Generator[Frame, None, None]) -> Generator[Frame, None, None]:
+        self._passes.append(frames)
         return frames
 
     def _frames_from(self, first: int) -> Generator[Frame, None, None]:

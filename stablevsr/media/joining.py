@@ -9,7 +9,7 @@ from pathlib import Path
 import av
 
 from stablevsr.media.copies import StreamCopies
-from stablevsr.media.demuxing import decoded_at, open_input
+from stablevsr.media.demuxing import decoded_at, exact, open_input
 from stablevsr.media.tags import Tags, write_tags
 from stablevsr.media.timeline import Timeline
 from stablevsr.media.tracks import Choice
@@ -123,6 +123,8 @@ def _add_picture(output: av.container.OutputContainer, template: av.VideoStream,
     copy.time_base = base
     if template.average_rate:
         copy.codec_context.framerate = template.average_rate
+    if template.sample_aspect_ratio:  # which the container may say without the codec
+        copy.codec_context.sample_aspect_ratio = exact(template.sample_aspect_ratio)
     if output.format.name in ("mp4", "mov", "avi"):  # Matroska has no tags; FFmpeg's demuxer makes one up
         copy.codec_context.codec_tag = template.codec_context.codec_tag
     return copy

@@ -33,6 +33,25 @@ class _Resumed:
         self._stream.close()
 
 
+class _Interruptible:
+    """A stream for PyAV, which ignores Ctrl-C inside a read, and reads again: here the stream ends there."""
+
+    def __init__(self, stream: Source) -> None:
+        self._stream, self._is_interrupted = stream, False
+
+    def read(self, size: int) -> bytes:
+        try:
+            return b"" if self._is_interrupted else self._stream.read(size) or b""
+        except KeyboardInterrupt:
+            self._is_interrupted = True
+            return b""
+
+    def require_uninterrupted(self) -> None:
+        """Raise what `read` did not."""
+        if self._is_interrupted:
+            raise KeyboardInterrupt
+
+
 def open_pipe(stream: BinaryIO | None = None) -> Reader:
     """A reader for what comes through a pipe, NUT or yuv4mpegpipe.
 
@@ -58,12 +77,15 @@ class NutReader(Reader):
 
     def __init__(self, stream: Source) -> None:
         super().__init__(PIPE)
-        self._passes.callback(stream.close)
+        self._resources.callback(stream.close)
+        self._stream = _Interruptible(stream)
         try:
-            container = av.open(stream, "r", format="nut", container_options=_NO_PROBING)
+            container = av.open(self._stream, "r", format="nut", container_options=_NO_PROBING)
         except av.FFmpegError as error:
             raise InputError(f"standard input cannot be read as NUT ({error.strerror}): {HOW}") from error
-        self._passes.callback(container.close)
+        finally:
+            self._stream.require_uninterrupted()
+        self._resources.callback(container.close)
         videos = [video for video in container.streams.video if video.codec_context is not None]
         if not videos or videos[0].format is None:
             raise InputError(f"standard input holds no video that can be decoded: {HOW}")
@@ -101,3 +123,5 @@ class NutReader(Reader):
                 f"standard input is cut or damaged at frame {number + 1} ({error.strerror}): the {number} before it "
                 "are done"
             ) from error
+        finally:
+            self._stream.require_uninterrupted()

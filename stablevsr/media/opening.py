@@ -14,7 +14,7 @@ from stablevsr.media.pipe import PIPE
 from stablevsr.media.still_reader import FolderReader
 from stablevsr.media.still_writer import FolderWriter, ImageWriter
 from stablevsr.media.video_reader import VideoReader
-from stablevsr.media.video_writer import VideoWriter
+from stablevsr.media.video_writer import VideoWriter, wider
 
 
 def open_reader(path: str | Path, allow_truncated: bool = False, allow_hdr: bool = False) -> Reader:
@@ -79,6 +79,9 @@ def open_writer(
                 "give a video name or a folder"
             )
         writer = ImageWriter(target, source, height, width, part)
+    aspect = aspect or source.sample_aspect_ratio
+    if kind != "video" and aspect != 1:
+        writer.notices.append(f"{target.name} looks stretched: {wider(aspect)}, which an image cannot say")
     if source.has_alpha and not writer.takes_alpha:
         writer.notices.append(f"{target.name} cannot hold transparency, so that of {source.path} is dropped")
     return writer

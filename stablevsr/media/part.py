@@ -31,6 +31,7 @@ class PartReader(Reader):
         self.frame_rate, self.time_base = source.frame_rate, source.time_base
         self.sample_aspect_ratio = source.sample_aspect_ratio
         self.is_deep, self.has_alpha, self.colours = source.is_deep, source.has_alpha, source.colours
+        self.pixel_format = source.pixel_format
         self.frame_count = None if count is None else min(count, last or count) - first
         self.notices = [*source.notices]
         if source.has_audio:

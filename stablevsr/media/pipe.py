@@ -16,7 +16,7 @@ import av
 import numpy as np
 from av.video.reformatter import ColorRange
 
-from stablevsr.errors import IncompleteOutput, InputError, OptionsError
+from stablevsr.errors import IncompleteOutput, InputError, OptionsError, ResourceError
 from stablevsr.media.colour import matrix_for, to_frame, to_rgb
 from stablevsr.media.frame import Frame, Reader
 from stablevsr.media.still_reader import MAX_PIXELS
@@ -35,14 +35,29 @@ PIXEL_FORMATS = {  # the header's name -> FFmpeg's
     **{f"{name}p{depth}": f"{_SUBSAMPLINGS[name]}{depth}le" for name in ("420", "422", "444") for depth in _DEPTHS},
     **{f"mono{depth}": f"gray{depth}le" for depth in (9, 10, 12, 16)},
 }
+_CLOSED = (AttributeError, OSError, ValueError)  # of a standard stream that is None, a notebook's, or closed since
 HOW = "write it with ffmpeg -i INPUT -f yuv4mpegpipe -strict -1 -"
 
 
 def standard_input() -> BinaryIO:
-    """Standard input without a buffer; `OptionsError` for a terminal."""
-    if sys.stdin.isatty():
-        raise OptionsError(f"standard input is a terminal, expected video from a pipe: {HOW} | ...")
-    return os.fdopen(os.dup(sys.stdin.fileno()), "rb", buffering=0)
+    """Standard input without a buffer; `OptionsError` if it is closed, or a terminal."""
+    try:
+        if sys.stdin.isatty():
+            raise OptionsError(f"standard input is a terminal, expected video from a pipe: {HOW} | ...")
+        return os.fdopen(os.dup(sys.stdin.fileno()), "rb", buffering=0)
+    except _CLOSED as error:
+        raise OptionsError(f"standard input is closed, expected video from a pipe: {HOW} | ...") from error
+
+
+def standard_output() -> BinaryIO:
+    """Standard output; `OptionsError` if it is closed, or a terminal."""
+    try:
+        if sys.stdout.isatty():
+            raise OptionsError("standard output is a terminal, which shows no video: add | ffplay -, or give a file")
+        os.fstat(sys.stdout.fileno())
+        return sys.stdout.buffer
+    except _CLOSED as error:
+        raise OptionsError("standard output is closed: add | ffplay -, or give a file") from error
 
 
 def require_readable(width: int, height: int) -> None:
@@ -77,7 +92,7 @@ class PipeReader(Reader):
     def __init__(self, stream: Source | None = None) -> None:
         super().__init__(PIPE)
         self._stream = stream or standard_input()
-        self._passes.callback(self._stream.close)
+        self._resources.callback(self._stream.close)
         words = _words(self._line() or b"", _MAGIC)
         if words is None:
             raise InputError(f"standard input holds no yuv4mpegpipe video: {HOW}")
@@ -139,7 +154,7 @@ class PipeWriter:
     """Frames into a pipe, each of them gone when `write` returns.
 
     Takes what `media.Writer` takes. 4:2:0, with the depth of the source; like a source that comes from a pipe, if it
-    did. BrokenPipeError when the reader at the other end has gone.
+    did. BrokenPipeError when the reader at the other end has gone, ResourceError for other errors.
 
     Args:
         stream: None is standard output.
@@ -156,18 +171,12 @@ class PipeWriter:
         stream: BinaryIO | None = None,
         aspect: Fraction | None = None,
     ) -> None:
-        if stream is None:
-            if sys.stdout.isatty():
-                raise OptionsError(
-                    "standard output is a terminal, which shows no video: add | ffplay -, or give a file"
-                )
-            stream = sys.stdout.buffer
-        self._stream = stream
+        self._stream = standard_output() if stream is None else stream
         self.is_deep = source.is_deep
         self.notices: list[str] = []
         self.failures: list[str] = []
         self._pixel_format = "yuv420p10le" if source.is_deep else "yuv420p"
-        pixel_format = getattr(source, "pixel_format", "")  # of a source that comes from a pipe
+        pixel_format = source.pixel_format or ""
         if pixel_format in PIXEL_FORMATS.values() and pixel_format.startswith(("yuv420p", "yuv422p", "yuv444p")):
             self._pixel_format = pixel_format
         self._matrix = matrix_for(height)
@@ -195,8 +204,15 @@ class PipeWriter:
         picture = to_frame(image, self._pixel_format, self._matrix)
         picture.pts = None
         data = b"".join(bytes(packet) for packet in self._encoder.encode(picture))
-        self._stream.write(self._header + b"FRAME\n" + data)
-        self._stream.flush()
+        left = memoryview(self._header + b"FRAME\n" + data)
+        try:
+            while left:  # an unbuffered stdout, as of `python -u`, may take a part
+                left = left[self._stream.write(left) :]
+            self._stream.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise ResourceError(f"standard output could not be written ({error.strerror}): choose another") from error
         self._header = b""
 
 

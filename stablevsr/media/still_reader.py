@@ -238,7 +238,7 @@ def _gaps(stems: list[str]) -> list[str]:
             missing = int(after[2]) - int(before[2]) - 1
             if missing > 0:
                 found.append(f"the numbers jump from {before[0]} to {after[0]}; {missing} frames may be missing")
-    return found[:3] if len(found) <= 3 else [*found[:2], f"and {len(found) - 2} more jumps in the numbers."]
+    return found[:3] if len(found) <= 3 else [*found[:2], f"and {len(found) - 2} more jumps in the numbers"]
 
 
 def _output_names(files: list[Path]) -> list[str]:

@@ -17,6 +17,7 @@ from stablevsr.media.copies import TrackError
 from stablevsr.media.demuxing import open_input
 from stablevsr.media.frame import Frame, Reader, Writer
 from stablevsr.media.joining import Companions, PacketTimes, join
+from stablevsr.media.matroska import write_display_size
 from stablevsr.media.paths import VIDEO_FORMATS
 from stablevsr.media.picture_file import PictureFile, PictureFormat, SegmentedPicture
 from stablevsr.media.profiles import to_srgb
@@ -70,6 +71,9 @@ class VideoWriter(Writer):
             )
         if source.colours != Colours() and suffix == ".avi" and codec.encoder == "ffv1":
             self.notices.append(f"{path.name} cannot say that its colours are not BT.709's; a .mkv file can")
+        aspect = aspect or source.sample_aspect_ratio
+        if aspect != 1 and suffix == ".avi" and not codec.says_aspect:
+            self.notices.append(f"{path.name} cannot say that {wider(aspect)}; a .mkv file can")
         # AVI counts frames instead of storing their times, so its clock must tick once per frame.
         self._counted = suffix == ".avi"
         time_base = 1 / source.frame_rate if self._counted else source.time_base
@@ -81,7 +85,7 @@ class VideoWriter(Writer):
             width,
             source.frame_rate,
             time_base,
-            aspect or source.sample_aspect_ratio,
+            aspect,
             source.colours,
         )
         self._tick: int | None = None
@@ -195,6 +199,16 @@ class VideoWriter(Writer):
         sync(self._part)  # the picture is safe from here on
         if self._companions:
             self._add(self._companions, picture.times)
+        self._shape_pixels()
+
+    def _shape_pixels(self) -> None:
+        """Say what shape pixels have where neither encoder nor muxer has."""
+        how = self._how
+        if how.aspect == 1 or how.codec.says_aspect or how.form not in ("matroska", "webm"):
+            return
+        if not write_display_size(self._part, how.width, how.height, how.aspect):
+            self.failures.append(f"it does not say that {wider(how.aspect)}")
+        sync(self._part)
 
     @property
     def _open_picture(self) -> PictureFile | SegmentedPicture:
@@ -230,6 +244,11 @@ class VideoWriter(Writer):
             self._picture.close()
         with suppress(OSError):
             remove(self._joined)
+
+
+def wider(aspect: Fraction) -> str:
+    """What shape pixels have, for a message."""
+    return f"its pixels are {float(aspect):.3g} times as wide as high"
 
 
 def _seconds(ticks: int, frame: Frame) -> Fraction:
