@@ -55,7 +55,7 @@ def show(model: Model, clip: Reader, output: Path, config: SamplingConfig, optio
         log.info(
             "the whole run, %d frames and %d steps, would take %s on %s, judging by this preview",
             found.count,
-            config.steps,
+            config.steps_taken,
             duration(found.seconds) if found.seconds > 60 else f"about {max(1, round(found.seconds))} s",
             model.device,
         )

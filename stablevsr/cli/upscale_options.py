@@ -23,7 +23,7 @@ def add_upscale(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     command = commands.add_parser(
         "upscale",
         parents=[for_clips_that_are_read(), for_commands_that_compute()],
-        help="upscale a video or a folder of images four times, or to any size",
+        help="upscale a video or a folder of images",
         description="Upscale a video or a folder of images four times, or to another size. Frame times and audio are "
         "kept.",
     )

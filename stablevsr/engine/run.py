@@ -52,6 +52,7 @@ class Run:
         cuts: frames that start a new scene.
         context: from `prompt_context`; None encodes the config's prompt.
         format: of the pictures.
+        notify: log what the user should know of the config.
 
     Raises:
         UserError: from `events` and `pictures`, for overflow and for errors of the store.
@@ -68,6 +69,7 @@ class Run:
         cuts: Collection[int] = (),
         context: Tensor | None = None,
         format: PictureFormat,
+        notify: bool = True,
     ) -> None:
         self._model, self._store, self._config, self._frames, self._cuts = model, store, config, frames, cuts
         height, width = frames.size
@@ -75,10 +77,8 @@ class Run:
         self._noise = noise or SeededNoise(config.seed, self._latent_shape)
         self._context = prompt_context(model, config) if context is None else context
         self._format, self._picture_shape = format, format.shape(SCALE * height, SCALE * width)
-        for notice in config.notices(model.config, model.sampling):
-            log.warning("%s", notice)
-        if len(frames) == 1 and config.tcm_scale != 1.0:
-            log.warning("tcm_scale has no effect on a single frame")
+        if notify:
+            _log_notices(model, config, len(frames))
         self._sampler = sampler_by_name(config.sampler, config.eta)
         self._segments = segment_starts(config.segments, sorted(cuts), len(frames))
         self._decoder = PictureDecoder(model, config.tile)
@@ -255,6 +255,13 @@ class Run:
 
     def _picture_array(self) -> Array:
         return self._store.array("pictures", self._picture_shape, self._format.dtype, torch.device("cpu"))
+
+
+def _log_notices(model: Networks, config: SamplingConfig, num_frames: int) -> None:
+    for notice in config.notices(model.config, model.sampling):
+        log.warning("%s", notice)
+    if num_frames == 1 and config.tcm_scale != 1.0:
+        log.warning("tcm_scale has no effect on a single frame")
 
 
 @numerics()
