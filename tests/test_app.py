@@ -193,6 +193,7 @@ def test_the_time_left_follows_the_last_units() -> None:
         left = pace.seconds_left(Progress("denoise", done, 100), 54.0 + 5 * (done - 3))
     assert left == pytest.approx(61 * 5)
     assert pace.seconds_left(Progress("decode", 1, 9), 300.0) is None
+    assert texts.phase(Progress("decode", 1, 9, 2, 2)) == ("decoding", "frames", "4 of 5 of pass 2 of 2")
     assert [texts.time_left(each) for each in (1, 42, 600)] == ["about 5 s", "about 40 s", "about 10 min"]
 
 
