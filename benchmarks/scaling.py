@@ -3,8 +3,8 @@
 
 Unit times come from benchmarks/results where they were measured; what was not measured is marked as assumed, in the
 results and in the table. Simulated are the list of units, longest first, workers that start late and die, and the
-writing of the output in order. With segments a long scene is divided, and a segment's pass begins when its own last pass
-and those of both neighbors have ended.
+writing of the output in order. With segments a long scene is divided, and a segment's pass begins when its own last
+pass and those of both neighbors have ended.
 
     python benchmarks/scaling.py        writes benchmarks/results/scaling.json and the tables in docs/scaling.md
 """

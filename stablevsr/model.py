@@ -202,6 +202,8 @@ def find_weights(weights: str | os.PathLike[str] | None, confirm: Callable[[Any]
     """
     if weights is None:
         return bundled_weights()
+    if weights == "":
+        raise OptionsError("got an empty name for the weights: give a file, or a name that stablevsr models lists")
     if not isinstance(weights, str) or os.path.exists(weights):
         return Path(weights)
     if weights in BUNDLED:

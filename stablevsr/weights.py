@@ -28,7 +28,7 @@ from stablevsr.sampling.config import SamplingConfig
 
 FORMAT = "stablevsr-1"
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-CONVERT_HINT = "make one with tools/convert_weights.py"
+CONVERT_HINT = "make one with stablevsr convert"
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,9 @@ class Header:
 def read_header(path: Path) -> Header:
     """The header only; no tensor is read. Raises `WeightsError` for anything but a weights file of ours."""
     if not path.is_file():
-        raise WeightsError(f"weights {path} {'is a folder' if path.is_dir() else 'does not exist'}: {CONVERT_HINT}")
+        if path.is_dir():
+            raise WeightsError(f"weights {path} is a folder: {CONVERT_HINT}")
+        raise WeightsError(f"weights {path} does not exist: {CONVERT_HINT}, or give a name of stablevsr models")
     try:
         with safe_open(path, framework="pt") as file:
             return Header.from_metadata(file.metadata() or {}, path)

@@ -1,10 +1,15 @@
 """The app without its page: the queue of runs, clips, messages, the folders, the command."""
 
+import errno
+import json
 import logging
+import os
 import re
 import socket
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +24,7 @@ from stablevsr import Progress, SamplingConfig, Stopped, sample_video, upscale
 from stablevsr.app import jobs, texts
 from stablevsr.app.clips import look_at, read_frame
 from stablevsr.app.jobs import Job, JobQueue, Pace
-from stablevsr.app.server import is_loopback, open_folders, require_address
+from stablevsr.app.server import is_loopback, open_folders, require_address, serving
 from stablevsr.app.studio import FORMATS, Box, Folders, Studio
 from stablevsr.cli import main
 from stablevsr.engine import store
@@ -193,6 +198,7 @@ def test_the_time_left_follows_the_last_units() -> None:
         left = pace.seconds_left(Progress("denoise", done, 100), 54.0 + 5 * (done - 3))
     assert left == pytest.approx(61 * 5)
     assert pace.seconds_left(Progress("decode", 1, 9), 300.0) is None
+    assert texts.phase(Progress("decode", 1, 9, 2, 2)) == ("decoding", "frames", "4 of 5 of pass 2 of 2")
     assert [texts.time_left(each) for each in (1, 42, 600)] == ["about 5 s", "about 40 s", "about 10 min"]
 
 
@@ -348,6 +354,94 @@ def test_one_app_a_folder(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ResourceError, match="choose another with --folder"), open_folders(Folders(tmp_path / "file")):
         pass
+
+
+def full(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+FULL = "cannot be written (No space left on device): make room, then try again"
+
+
+def test_a_clip_that_finds_no_room_is_not_queued(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
+    facts, config = look_at(uploaded(studio)), studio.config("exact", {"steps": 1})
+    for place in ("stablevsr.app.studio.shutil.copyfile", "stablevsr.app.jobs.replacing"):
+        with monkeypatch.context() as disk:
+            disk.setattr("stablevsr.app.studio.os.link", full)
+            disk.setattr(place, full)
+            with pytest.raises(ResourceError, match=re.escape(FULL)):
+                studio.submit(facts, 0, 4, config, FORMAT)
+        assert studio.jobs.all() == []
+    job = studio.submit(facts, 0, 0, config, FORMAT)
+    wait_until(lambda: studio.jobs.find(job.number).state == "done")
+
+
+def test_a_result_that_finds_no_room_can_go_on_later(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
+    facts, config = look_at(uploaded(studio)), studio.config("exact", {"steps": 2})
+    with monkeypatch.context() as disk:
+        disk.setattr("stablevsr.engine.array_file.ArrayFile._put", full)
+        job = studio.submit(facts, 0, 1, config, FORMAT)
+        wait_until(lambda: studio.jobs.find(job.number).state == "failed")
+    assert "(No space left on device): make room, then run the same command again" in studio.jobs.find(job.number).note
+    studio.jobs.resume(job.number)
+    wait_until(lambda: studio.jobs.find(job.number).state == "done")
+
+
+def test_runs_go_on_while_their_list_cannot_be_saved(
+    studio: Studio, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    facts, config = look_at(uploaded(studio)), studio.config("exact", {"steps": 1})
+    studio._device.acquire()  # until the disk is full
+    job = studio.submit(facts, 0, 1, config, FORMAT)
+    with monkeypatch.context() as disk:
+        disk.setattr("stablevsr.app.jobs.replacing", full)
+        studio._device.release()
+        wait_until(lambda: studio.jobs.find(job.number).state == "done")
+    assert "the list of runs cannot be saved ([Errno 28] No space left on device)" in caplog.text
+    assert "list of runs" not in "".join(studio.jobs.find(job.number).warnings)
+    again = studio.submit(facts, 0, 1, config, FORMAT)  # which saves all
+    wait_until(lambda: studio.jobs.find(again.number).state == "done")
+    assert [row["state"] for row in json.loads(studio.folders.jobs.read_text())] == ["done", "done"]
+
+
+def test_a_full_disk_is_a_sentence_on_the_page(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("gradio", reason="gradio is not installed: pip install 'stablevsr[app]'")
+    from stablevsr.app.page import taking
+    from stablevsr.app.view import previewing, showing
+
+    facts, place = look_at(uploaded(studio)), (1, "the whole frame", (0.5, 0.5))
+    options = ("exact", 1, 0, 1.0, "4×", "none")
+    handlers = {
+        1: lambda: taking(studio)(str(facts.path)),
+        -1: lambda: showing(studio)(facts, *place),
+        3: lambda: previewing(studio)(lambda *_, **__: None, facts, *place, *options),
+    }
+    for position, handler in handlers.items():
+        with monkeypatch.context() as disk:
+            disk.setattr("PIL.Image.Image.save", full)
+            assert FULL in handler()[position]
+        assert FULL not in str(handler())
+
+
+def test_an_upload_that_finds_no_room_is_a_sentence_on_the_page(
+    studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("gradio", reason="gradio is not installed: pip install 'stablevsr[app]'")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    body = b"--cut\r\nContent-Disposition: form-data; name=files; filename=a.mp4\r\n\r\nabc\r\n--cut--\r\n"
+    with serving(studio, "127.0.0.1", port, 10**6) as address:
+        request = urllib.request.Request(
+            f"{address}gradio_api/upload", body, {"Content-Type": "multipart/form-data; boundary=cut"}
+        )
+        with monkeypatch.context() as disk:
+            disk.setattr("gradio.route_utils.NamedTemporaryFile", full)
+            with pytest.raises(urllib.error.HTTPError, match="507") as refused:
+                urllib.request.urlopen(request, timeout=60)
+        assert refused.value.read().decode() == f"{studio.folders.uploads} {FULL}"
+        (kept,) = json.loads(urllib.request.urlopen(request, timeout=60).read())
+        assert Path(kept).read_bytes() == b"abc"
 
 
 def test_hosts_that_only_this_machine_reaches() -> None:

@@ -109,6 +109,10 @@ def test_the_bar_moves_from_nothing_to_all(pack: ModuleType, comfy: stand_in.Com
     comfy.bar.clear()
     run(pack, "StableVSRUpscaleVideo", model=model, images=images(), steps=2, preset="streaming")
     assert comfy.bar == [(1, 3), (2, 3), (3, 3)]
+    comfy.bar.clear()
+    twice = run(pack, "StableVSRUpscaleVideo", model=model, images=images(), steps=1, scale=5.0)
+    assert twice.shape == (3, 40, 60, 3)
+    assert comfy.bar == [(done, 2 * (2 + 3 + 3)) for done in range(1, 17)]
 
 
 def test_an_interrupt_ends_the_work_at_once(pack: ModuleType, comfy: stand_in.ComfyUI, weights: str) -> None:

@@ -29,6 +29,8 @@ from stablevsr.hub import client
 from stablevsr.hub.cache import cache_folder, download_folder, weights_file
 from stablevsr.hub.fetch import weights_by_name
 from stablevsr.hub.names import KNOWN, Name, parse_name
+from stablevsr.model import bundled_weights
+from stablevsr.training.train import located
 from stablevsr.weights import read, read_header
 
 NAME = "owner/StableVSR"
@@ -359,6 +361,41 @@ def test_convert_fills_the_cache_that_is_listed_and_cleared(hub: FakeHub, capsys
     assert (cache_folder() / "notes.txt").exists()
 
 
+def test_every_command_takes_names(hub: FakeHub, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["inspect", NAME]) == 2
+    assert "pass --yes to download without a question" in capsys.readouterr().err
+    assert main(["inspect", NAME, "--yes"]) == 0
+    assert f"source: {NAME} on the Hugging Face hub" in capsys.readouterr().out
+    hub.requests.clear()
+    assert main(["convert", "--inspect", NAME]) == 0
+    assert main(["convert", "--to-diffusers", str(tmp_path / "back"), f"hub:{NAME}"]) == 0
+    assert (tmp_path / "back/unet/config.json").exists()
+    assert main(["convert", "--base", NAME, "-o", str(tmp_path / "mine.safetensors")]) == 0
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for name in "ab":
+        iio.imwrite(pictures / f"{name}.png", np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
+    capsys.readouterr()
+    assert main(["evaluate", str(pictures), str(pictures), "--weights", NAME, "--device", "cpu"]) == 0
+    page = ["-o", str(tmp_path / "page.html"), "--weights", NAME, "--device", "cpu"]
+    small = tmp_path / "small"
+    small.mkdir()
+    for name in "ab":
+        iio.imwrite(small / f"{name}.png", np.zeros((8, 8, 3), np.uint8))
+    assert main(["compare", str(small), str(pictures), *page]) == 0
+    assert NAME in (tmp_path / "page.html").read_text()
+    assert main(["evaluate", str(pictures), str(pictures), "--weights", "small-streaming", "--device", "cpu"]) == 0
+    assert hub.requests == []
+
+
+def test_a_recipe_takes_names(hub: FakeHub, tmp_path: Path) -> None:
+    assert located(tmp_path, "small") == bundled_weights("small")
+    assert located(tmp_path, "owner/StableVSR") == tmp_path / "owner/StableVSR"  # a path, as without the prefix
+    assert located(tmp_path, f"hub:{NAME}") == weights_file(Name(NAME))
+    (tmp_path / "small").touch()
+    assert located(tmp_path, "small") == tmp_path / "small"
+
+
 @pytest.mark.usefixtures("unconverted")
 def test_two_processes_do_not_download_the_same(hub: FakeHub) -> None:
     from filelock import FileLock
@@ -369,6 +406,65 @@ def test_two_processes_do_not_download_the_same(hub: FakeHub) -> None:
     with FileLock(folder.with_name(f".{folder.name}.lock")), pytest.raises(ResourceError, match=said):
         weights_by_name(NAME)
     assert weights_by_name(NAME).is_file()
+
+
+@pytest.mark.usefixtures("unconverted")
+def test_a_cache_that_cannot_be_written_is_one_sentence(hub: FakeHub, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    cache_folder().mkdir(parents=True)
+    said = (
+        r"^the cache .*/{} cannot be written \((Not a directory|File exists)\): set XDG_CACHE_HOME to another folder$"
+    )
+    for kind in ("downloads", "weights"):
+        (cache_folder() / kind).touch()
+        with pytest.raises(ResourceError, match=said.format(f"{kind}.*")):
+            weights_by_name(NAME)
+        assert main(["convert", f"hub:{NAME}", "--yes"]) == 2
+        assert "cannot be written" in capsys.readouterr().err
+        (cache_folder() / kind).unlink()
+    weights_file(Name(NAME)).parent.mkdir(parents=True)
+    monkeypatch.setattr(Path, "is_file", lambda self: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
+    with pytest.raises(ResourceError, match=r"stablevsr.safetensors cannot be read \(Permission denied\): check"):
+        weights_by_name(NAME)
+
+
+def test_what_a_killed_process_left_in_the_cache(hub: FakeHub, tiny_weights: Path, capsys, caplog) -> None:
+    file = weights_file(Name(NAME))
+    file.parent.mkdir(parents=True)
+    (file.parent / ".stablevsr-0123456789ab.part").write_bytes(b"half")
+    assert main(["cache"]) == 0
+    assert f"{NAME}@latest: unfinished" in capsys.readouterr().out
+    file.write_bytes(tiny_weights.read_bytes()[:-100])  # as after a crash of the machine
+    weights_by_name(NAME)
+    assert "is truncated or not a safetensors file" in caplog.text
+    assert "it is made again" in caplog.text
+    assert [path.name for path in file.parent.iterdir()] == [file.name]
+    hub.requests.clear()
+    assert read(weights_by_name(NAME))[1]
+    assert hub.requests == []
+
+
+def test_clearing_says_what_it_did(hub: FakeHub, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    for name in (Name(NAME), Name(NAME, "refs/pr/1")):
+        weights_file(name).parent.mkdir(parents=True)
+        weights_file(name).write_bytes(bytes(1_000_000))
+    with monkeypatch.context() as read_only:
+        read_only.setattr("stablevsr.atomic.shutil.rmtree", lambda *_, **__: None)
+        assert main(["cache", "--clear"]) == 2
+    assert "could not be deleted: check its permissions" in capsys.readouterr().err
+    assert main(["cache", "--clear", f"hub:{NAME}@refs/pr/1", f"{NAME}@refs/pr/1"]) == 0
+    assert ": 1.0 MB freed" in capsys.readouterr().out
+    assert main(["cache", "--clear", NAME]) == 0
+    assert not list((cache_folder() / "weights").iterdir())
+
+
+@pytest.mark.usefixtures("unconverted")
+def test_a_file_system_without_locks(hub: FakeHub, monkeypatch: pytest.MonkeyPatch, caplog) -> None:
+    def acquire(*_: object, **__: object) -> None:
+        raise NotImplementedError("no flock here")
+
+    monkeypatch.setattr("filelock.FileLock.acquire", acquire)
+    assert weights_by_name(NAME).is_file()
+    assert "on a file system without locks" in caplog.text
 
 
 def test_without_the_package_one_sentence_says_how_to_get_it(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -393,6 +489,20 @@ def test_without_the_package_one_sentence_says_how_to_get_it(hub: FakeHub, monke
         ("hub:a", "expected hub:OWNER/NAME"),
         ("hub:a/b@..", "expected hub:OWNER/NAME"),
         ("hub:../b", "expected hub:OWNER/NAME"),
+        ("hub:", "expected hub:OWNER/NAME"),
+        ("hub:a/b ", "expected hub:OWNER/NAME"),
+        ("hub:a/b@v1@v2", "expected hub:OWNER/NAME"),
+        ("hub:a--b/c", "expected hub:OWNER/NAME"),
+        ("hub:a/b.git", "expected hub:OWNER/NAME"),
+        ("hub:a/-b", "expected hub:OWNER/NAME"),
+        ("hub:a/" + "b" * 95, "expected hub:OWNER/NAME"),
+        ("https://example.com/a/b", "got the web address https://example.com/a/b, expected OWNER/NAME"),
+        ("a/b/", Name("a/b")),
+        ("hub:a/b/", Name("a/b")),
+        ("a/b@", None),
+        ("a--b/c", None),
+        ("a/b.", None),
+        ("a/b\n", None),
     ],
 )
 def test_names(text: str, expected: Name | str | None) -> None:
@@ -401,6 +511,12 @@ def test_names(text: str, expected: Name | str | None) -> None:
             parse_name(text)
     else:
         assert parse_name(text) == expected
+
+
+def test_an_empty_name_is_not_the_bundled_model(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    iio.imwrite(tmp_path / "in.png", np.zeros((8, 8, 3), np.uint8))
+    assert main(["upscale", str(tmp_path / "in.png"), str(tmp_path / "out.png"), "--weights", ""]) == 2
+    assert "got an empty name for the weights" in capsys.readouterr().err
 
 
 def test_a_file_comes_before_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_weights: Path) -> None:

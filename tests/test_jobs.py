@@ -216,7 +216,7 @@ def test_the_fallback_to_tiles_is_remembered(model, tmp_path, monkeypatch, caplo
         return real(latent)
 
     def stop(progress: Progress) -> bool:
-        return progress != (("denoise", 7, 12) if first_failure == 5 else ("decode", 4, 4))
+        return progress != (Progress("denoise", 7, 12) if first_failure == 5 else Progress("decode", 4, 4))
 
     with monkeypatch.context() as little_memory:
         little_memory.setattr(model.vae, "decode", decode)
@@ -530,7 +530,7 @@ def test_errors_of_others_are_not_the_workspaces(model, clip, tmp_path, error: O
     """An input that went away, a pipe that nobody reads: told as such, and the run can go on."""
 
     def fail(progress: Progress) -> None:
-        if progress == ("denoise", 4, 9):
+        if progress == Progress("denoise", 4, 9):
             raise error
 
     with pytest.raises(type(error)) as caught:

@@ -186,7 +186,7 @@ def test_files_that_are_not_ours(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="is a folder"):
         build_model(tmp_path)
     save_file({"a": torch.zeros(1)}, tmp_path / "plain.safetensors")
-    with pytest.raises(WeightsError, match=r"no stablevsr file, make one with tools/convert_weights.py"):
+    with pytest.raises(WeightsError, match=r"no stablevsr file, make one with stablevsr convert"):
         build_model(tmp_path / "plain.safetensors")
 
 

@@ -133,7 +133,7 @@ def test_the_command(video: Path, tmp_path: Path, tiny_weights: Path, capsys: py
         (["--preview", "1", "--frames", "2:"], "got frame 1 for a preview, but --frames begins at 2"),
         (["--preview", "1:20x8+6+4"], "got the part 20x8+6+4, expected one inside of 24x18"),
         (["--preview", "1:0x8+6+4"], "got the part 0x8"),
-        (["--preview", "1", "--height", "100"], "got height 100 for 24x18, expected at most 4 times"),
+        (["--preview", "1", "--height", "300"], "got height 300 for 24x18, expected at most 16 times"),
     ],
 )
 def test_places_that_the_clip_does_not_have(

@@ -20,6 +20,7 @@ from stablevsr.engine.fingerprint import hash_weights
 from stablevsr.errors import InputError
 from stablevsr.media import Encoding, open_reader
 from stablevsr.sampling.config import COLOR_FIXES, DISTILLED_STEPS
+from stablevsr.sampling.resizing import MAX_PASSES, output_size, passes_for
 
 from .loading import BUNDLED, DTYPES, LoadedModel, load, to_frames, to_images, weights_names
 
@@ -29,17 +30,12 @@ WEIGHTS_OWN = "as the weights recommend"
 UNCHANGED = "unchanged"
 CODECS = ("h264", "hevc", "av1")  # that an MP4 takes and ComfyUI can copy
 
-# New ones go last among a node's widgets, because saved workflows give values by their position.
-STRENGTH_AND_SCALE: dict[str, Any] = {
-    "strength": (
-        "FLOAT",
-        {"default": 1.0, "min": 0.05, "max": 1.0, "step": 0.05, "tooltip": "How much may be invented: 1 is all."},
-    ),
-    "scale": (
-        "FLOAT",
-        {"default": 4.0, "min": 0.25, "max": 4.0, "step": 0.25, "tooltip": "The result is resized to this."},
-    ),
-}
+STRENGTH = (
+    "FLOAT",
+    {"default": 1.0, "min": 0.05, "max": 1.0, "step": 0.05, "tooltip": "How much may be invented: 1 is all."},
+)
+SCALES = {"default": float(SCALE), "min": 0.25, "max": float(SCALE), "step": 0.25}
+RESIZED = "The result is resized to this"
 SEED = (
     "INT",
     {"default": 0, "min": 0, "max": 2**64 - 1, "control_after_generate": True, "tooltip": "Seed of the noise."},
@@ -96,7 +92,7 @@ class UpscaleVideo:
     """Upscales a batch of images as one clip, in memory."""
 
     CATEGORY = CATEGORY
-    DESCRIPTION = "Upscale the frames of a clip four times. For long clips see Stream Upscale."
+    DESCRIPTION = "Upscale the frames of a clip four times, or to another size. For long clips see Stream Upscale."
     RETURN_TYPES = ("IMAGE",)
     FUNCTION = "upscale"
 
@@ -121,7 +117,12 @@ class UpscaleVideo:
                 "negative_prompt": ("STRING", {"default": "", "multiline": True}),
                 "cfg_scale": ("FLOAT", {"default": 1.0, "min": 1.0, "max": 20.0, "step": 0.5}),
                 "tile": TILE,
-                **STRENGTH_AND_SCALE,
+                # New ones go last, because saved workflows give values by their position.
+                "strength": STRENGTH,
+                "scale": (
+                    "FLOAT",
+                    SCALES | {"max": float(SCALE**MAX_PASSES), "tooltip": f"{RESIZED}; above 4 the model runs twice."},
+                ),
             },
         }
 
@@ -139,8 +140,10 @@ class UpscaleVideo:
             if config.mode == "streaming"
             else {"flow": n - 1, "denoise": n * config.steps_taken, "decode": n}
         )
-        with model.on_device(height, width) as ready:
-            return (to_images(sample_video(ready, to_frames(images), config, progress=watching(units))),)
+        passes = passes_for(output_size(config, height, width, passes=MAX_PASSES), (height, width))
+        largest = SCALE ** (passes - 1)
+        with model.on_device(largest * height, largest * width) as ready:
+            return (to_images(sample_video(ready, to_frames(images), config, progress=watching(units, passes))),)
 
 
 class StreamUpscale:
@@ -167,7 +170,7 @@ class StreamUpscale:
                 "codec": (list(CODECS), {"default": CODECS[0]}),
                 "crf": ("INT", {"default": 12, "min": 0, "max": 51, "tooltip": "Quality of the file: 0 is best."}),
             },
-            "optional": dict(STRENGTH_AND_SCALE),
+            "optional": {"strength": STRENGTH, "scale": ("FLOAT", SCALES | {"tooltip": f"{RESIZED}."})},
         }
 
     @torch.inference_mode(False)
@@ -203,17 +206,18 @@ def fields_of(options: dict[str, Any]) -> dict[str, Any]:
     return fields
 
 
-def watching(units: dict[str, int]) -> Callable[[Progress], None]:
+def watching(units: dict[str, int], passes: int = 1) -> Callable[[Progress], None]:
     """A callback that moves ComfyUI's progress bar, and raises its exception when the user interrupts.
 
     Args:
-        units: how many units of work each phase has, in order.
+        units: how many units of work each phase has, in order, in each pass of the model.
     """
-    bar = comfy.utils.ProgressBar(sum(units.values()))
+    a_pass = sum(units.values())
+    bar = comfy.utils.ProgressBar(passes * a_pass)
     before = dict(zip(units, accumulate(units.values(), initial=0), strict=False))
 
     def watch(now: Progress) -> None:
-        bar.update_absolute(before.get(now.phase, 0) + now.done)
+        bar.update_absolute((now.model_pass - 1) * a_pass + before.get(now.phase, 0) + now.done)
         management.throw_exception_if_processing_interrupted()
 
     return watch

@@ -112,13 +112,20 @@ class JobQueue:
 
         Raises:
             OptionsError: when too many are waiting.
+            OSError: when the list cannot be saved; nothing is added then.
         """
         with self._changed:
             waiting = sum(job.state == "waiting" for job in self._jobs.values())
             if waiting >= MAX_WAITING:
                 raise OptionsError(f"{waiting} runs are waiting, expected at most {MAX_WAITING}: stop one, or wait")
             job = Job(number=max(self._jobs, default=0) + 1, **fields)
-            self._set(job)
+            self._jobs[job.number] = job
+            try:
+                self._save()
+            except BaseException:
+                del self._jobs[job.number]
+                raise
+            self._changed.notify_all()
             return job
 
     def stop(self, number: int) -> None:
@@ -140,7 +147,7 @@ class JobQueue:
         with self._changed:
             if self._jobs[number].state in ("stopped", *FINISHED):
                 del self._jobs[number]
-                self._save()
+                self._try_to_save()
 
     def close(self) -> None:
         """Stop the job that runs, so that it can go on after a restart, and end the thread."""
@@ -209,8 +216,15 @@ class JobQueue:
 
     def _set(self, job: Job) -> None:
         self._jobs[job.number] = job
-        self._save()
+        self._try_to_save()
         self._changed.notify_all()
+
+    def _try_to_save(self) -> None:
+        """A run goes on where the list of runs finds no room: it is saved again at its next change."""
+        try:
+            self._save()
+        except (OSError, UserError) as error:
+            log.warning("the list of runs cannot be saved (%s): runs since then are lost if the app ends", error)
 
     def _save(self) -> None:
         with replacing(self._file) as part:
@@ -224,7 +238,8 @@ def _heard(hear: Callable[[str], None]) -> Iterator[None]:
 
     class Ear(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            if record.thread == thread:
+            # Not what is said here: it would change the list, which may be what cannot be saved.
+            if record.thread == thread and record.name != __name__:
                 hear(record.getMessage())
 
     ear = Ear(logging.WARNING)

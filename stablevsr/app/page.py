@@ -42,7 +42,7 @@ def build_page(studio: Studio, max_upload: int) -> gr.Blocks:
             with gr.Column(scale=7, min_width=340):
                 view = View.make()
         runs = Runs.make(studio)
-        clip.change(take_clip, clip, [facts, about, part, start, *view.of_clip()])
+        clip.change(taking(studio), clip, [facts, about, part, start, *view.of_clip()])
         part.change(lambda value: value["moved"], part, view.number, show_progress="hidden", api_visibility="private")
         view.connect(studio, facts, settings)
         start.click(
@@ -66,25 +66,29 @@ def handles() -> gr.HTML:
     )
 
 
-def take_clip(path: str | None) -> list[Any]:
-    """A new clip, or none: what is known of it, its handles and its first frame."""
-    nothing = [gr.update(visible=False), gr.update(interactive=False), *View.without_clip()]
-    if path is None:
-        return [None, "", *nothing]
-    try:
-        facts = look_at(Path(path))
-        view = View.with_clip(facts)
-    except UserError as error:
-        return [None, texts.problem(error), *nothing]
-    last = facts.frame_count - 1
-    part = {"first": 0, "last": last, "count": facts.frame_count, "rate": facts.frame_rate, "moved": 0}
-    return [
-        facts,
-        texts.about_clip(facts),
-        gr.update(value=part, visible=facts.is_video),
-        gr.update(interactive=True),
-        *view,
-    ]
+def taking(studio: Studio) -> Callable[[str | None], list[Any]]:
+    """The handler of a new clip, or none: what is known of it, its handles and its first frame."""
+
+    def take_clip(path: str | None) -> list[Any]:
+        nothing = [gr.update(visible=False), gr.update(interactive=False), *View.without_clip()]
+        if path is None:
+            return [None, "", *nothing]
+        try:
+            facts = look_at(Path(path))
+            view = View.with_clip(studio, facts)
+        except UserError as error:
+            return [None, texts.problem(error), *nothing]
+        last = facts.frame_count - 1
+        part = {"first": 0, "last": last, "count": facts.frame_count, "rate": facts.frame_rate, "moved": 0}
+        return [
+            facts,
+            texts.about_clip(facts),
+            gr.update(value=part, visible=facts.is_video),
+            gr.update(interactive=True),
+            *view,
+        ]
+
+    return take_clip
 
 
 def submitting(studio: Studio) -> Callable[..., tuple[str, Any]]:

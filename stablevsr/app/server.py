@@ -9,9 +9,10 @@ import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-from stablevsr.app.studio import Folders, Studio, make_folder
+from stablevsr.app.studio import Folders, Studio, disk_error, make_folder, writing_to
 from stablevsr.errors import OptionsError, ResourceError
 
 try:
@@ -67,7 +68,9 @@ def open_folders(folders: Folders) -> Iterator[None]:
         ResourceError: when they cannot be made, or another app uses them.
     """
     make_folder(folders.root)
-    with (folders.root / "lock").open("w") as lock:
+    with writing_to(folders.root):
+        lock = (folders.root / "lock").open("w")
+    with lock:
         if fcntl is not None:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -126,7 +129,7 @@ def serving(studio: Studio, host: str, port: int, max_upload: int) -> Iterator[s
             prevent_thread_lock=True,
             allowed_paths=[str(studio.folders.inputs), str(studio.folders.outputs)],
             max_file_size=max_upload,
-            app_kwargs={"middleware": _middleware(host)},
+            app_kwargs={"middleware": _middleware(host, studio.folders.uploads)},
             theme=theme,
             css=asset("page.css"),
             footer_links=[],
@@ -151,14 +154,32 @@ def wait_for_interrupt() -> None:
         return
 
 
-def _middleware(host: str) -> list[Any]:
+def _middleware(host: str, uploads: Path) -> list[Any]:
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-    found = [Middleware(StayHere)]
+    found = [Middleware(StayHere), Middleware(SayThatDiskIsFull, folder=uploads)]
     if is_loopback(host):  # a page elsewhere could otherwise reach the app under a name that it lets point here
         found.append(Middleware(TrustedHostMiddleware, allowed_hosts=[*LOCAL_NAMES, host]))
     return found
+
+
+class SayThatDiskIsFull:
+    """ASGI middleware: what cannot be written costs one request, and the page shows a sentence."""
+
+    def __init__(self, app: Callable[..., Any], folder: Path) -> None:
+        self._app, self._folder = app, folder
+
+    async def __call__(self, scope: Mapping[str, Any], receive: Callable[..., Any], send: Callable[..., Any]) -> None:
+        try:
+            await self._app(scope, receive, send)
+        except OSError as error:
+            if scope["type"] != "http" or not scope["path"].endswith("/upload"):
+                raise
+            problem = disk_error(self._folder, error)
+            log.error("%s", problem)
+            await send({"type": "http.response.start", "status": 507, "headers": [(b"content-type", b"text/plain")]})
+            await send({"type": "http.response.body", "body": str(problem).encode()})
 
 
 class StayHere:

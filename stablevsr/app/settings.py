@@ -20,7 +20,7 @@ PRESET_NAMES = {
     "streaming": "Streaming",
 }
 FOURFOLD = "4×"
-SIZES = [FOURFOLD, "3×", "2×", "2160 lines", "1080 lines", "720 lines"]  # others can be typed, as 1280x720
+SIZES = [FOURFOLD, "3×", "2×", "8×", "2160 lines", "1080 lines", "720 lines"]  # others can be typed, as 1280x720
 COLORS = {"none": None, **{name: name for name in COLOR_FIXES}}
 
 

@@ -1,9 +1,11 @@
 """What the page shows and does, without the page: the model, the folders, the previews and the jobs."""
 
+import errno
 import os
 import shutil
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -79,6 +81,21 @@ class Box(NamedTuple):
     top: int
     width: int
     height: int
+
+
+def disk_error(folder: Path, error: OSError) -> ResourceError:
+    """What to say when a file of the app cannot be written."""
+    advice = "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "check the disk"
+    return ResourceError(f"{folder} cannot be written ({error.strerror or error}): {advice}, then try again")
+
+
+@contextmanager
+def writing_to(folder: Path) -> Iterator[None]:
+    """Turns errors of the disk into `ResourceError`."""
+    try:
+        yield
+    except OSError as error:
+        raise disk_error(folder, error) from error
 
 
 def make_folder(folder: Path) -> None:
@@ -174,19 +191,21 @@ class Studio:
 
         Raises:
             OptionsError: for a part that the clip does not have, and when too many jobs are waiting.
+            ResourceError: when the disk is full; nothing is queued then.
         """
         if not 0 <= first <= last < facts.frame_count:
             raise OptionsError(f"got frames {first} to {last}, expected some of 0 to {facts.frame_count - 1}")
         suffix, codec = FORMATS[format] if facts.is_video else (".png", None)
         whole = (first, last) == (0, facts.frame_count - 1)
-        return self.jobs.submit(
-            input=str(self._keep(facts.path)),
-            output=str(self._unused(facts.path, suffix)),
-            frames=None if whole else (first, last + 1),
-            config=to_dict(config),
-            codec=codec,
-            start=first / facts.frame_rate,
-        )
+        with writing_to(self.folders.root):
+            return self.jobs.submit(
+                input=str(self._keep(facts.path)),
+                output=str(self._unused(facts.path, suffix)),
+                frames=None if whole else (first, last + 1),
+                config=to_dict(config),
+                codec=codec,
+                start=first / facts.frame_rate,
+            )
 
     def discard(self, number: int) -> None:
         """Forget a job, and delete the work of an unfinished one; a finished result stays in the folder.

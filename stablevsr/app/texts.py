@@ -28,7 +28,10 @@ def asset(name: str) -> str:
 
 def phase(progress: Progress) -> tuple[str, str, str]:
     """What is being done, its unit, and which part of the whole it is."""
-    return PHASES.get(progress.phase, (progress.phase, "units", ""))
+    what, unit, part = PHASES.get(progress.phase, (progress.phase, "units", ""))
+    if progress.model_passes > 1:
+        part += f" of pass {progress.model_pass} of {progress.model_passes}"
+    return what, unit, part
 
 
 def heading(studio: Studio) -> str:

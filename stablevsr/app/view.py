@@ -6,12 +6,13 @@ from typing import Any
 
 import gradio as gr
 import numpy as np
+from gradio.processing_utils import save_pil_to_cache
 from PIL import Image, ImageDraw
 
 from stablevsr.app import texts
 from stablevsr.app.clips import ClipFacts, read_frame
 from stablevsr.app.settings import FOURFOLD, Settings, options_of
-from stablevsr.app.studio import Box, Studio
+from stablevsr.app.studio import Box, Studio, writing_to
 from stablevsr.engine.progress import Progress
 from stablevsr.errors import UserError
 
@@ -63,16 +64,17 @@ class View:
         return [self.number, self.frame, self.pair, self.area, self.spot, self.button, self.back, self.told]
 
     @staticmethod
-    def with_clip(facts: ClipFacts) -> list[Any]:
+    def with_clip(studio: Studio, facts: ClipFacts) -> list[Any]:
         """Show the first frame of a new clip.
 
         Raises:
             InputError: when it cannot be read.
+            ResourceError: when there is no room for its picture.
         """
         area, last = first_area(facts), facts.frame_count - 1
         return [
             gr.update(maximum=max(1, last), value=0, visible=facts.is_video),
-            gr.update(value=picture_of(facts, 0, area, MIDDLE), visible=True),
+            gr.update(value=file_of(studio, picture_of(facts, 0, area, MIDDLE)), visible=True),
             gr.update(visible=False),
             gr.update(value=area, visible=True),
             MIDDLE,
@@ -89,6 +91,7 @@ class View:
     def connect(self, studio: Studio, facts: gr.State, settings: Settings) -> None:
         quiet = {"show_progress": "hidden", "api_visibility": "private"}
         place, shown = [facts, self.number, self.area, self.spot], [self.frame, self.pair, self.back, self.told]
+        show_frame = showing(studio)
         for event in (self.number.change, self.area.input, self.back.click):
             event(show_frame, place, shown, trigger_mode="always_last", **quiet)
         self.frame.select(move, self.frame, self.spot, **quiet).then(show_frame, place, shown, **quiet)
@@ -139,16 +142,30 @@ def picture_of(facts: ClipFacts, index: int, area: str, spot: tuple[float, float
     return image
 
 
-def show_frame(facts: ClipFacts | None, index: float, area: str, spot: tuple[float, float]) -> tuple[Any, ...]:
-    """Show a frame of the clip in place of the preview of another one."""
-    if facts is None:
-        return gr.skip(), gr.skip(), gr.skip(), gr.skip()
-    hidden = gr.update(visible=False)
-    try:
-        picture = picture_of(facts, min(int(index), facts.frame_count - 1), area, spot)
-    except UserError as error:
-        return gr.update(value=None, visible=True), hidden, hidden, texts.problem(error)
-    return gr.update(value=picture, visible=True), hidden, hidden, ""
+def file_of(studio: Studio, picture: Image.Image) -> str:
+    """The file of a picture for the page, where Gradio itself would put it.
+
+    Raises:
+        ResourceError: when it cannot be written, which Gradio would not say in a sentence.
+    """
+    with writing_to(studio.folders.uploads):
+        return save_pil_to_cache(picture, cache_dir=str(studio.folders.uploads), format="png")
+
+
+def showing(studio: Studio) -> Callable[..., tuple[Any, ...]]:
+    """The handler that shows a frame of the clip in place of the preview of another one."""
+
+    def show_frame(facts: ClipFacts | None, index: float, area: str, spot: tuple[float, float]) -> tuple[Any, ...]:
+        if facts is None:
+            return gr.skip(), gr.skip(), gr.skip(), gr.skip()
+        hidden = gr.update(visible=False)
+        try:
+            picture = file_of(studio, picture_of(facts, min(int(index), facts.frame_count - 1), area, spot))
+        except UserError as error:
+            return gr.update(value=None, visible=True), hidden, hidden, texts.problem(error)
+        return gr.update(value=picture, visible=True), hidden, hidden, ""
+
+    return show_frame
 
 
 def move(shown: np.ndarray, event: gr.SelectData) -> tuple[float, float]:
@@ -169,7 +186,8 @@ def previewing(studio: Studio) -> Callable[..., tuple[Any, ...]]:
 
         try:
             config = options_of(studio, preset, steps, seed, strength, FOURFOLD, color)
-            pair = studio.preview(facts.path, int(index), box_of(facts, area, spot), config, show)
+            found = studio.preview(facts.path, int(index), box_of(facts, area, spot), config, show)
+            pair = found and tuple(file_of(studio, Image.fromarray(picture)) for picture in found)
         except UserError as error:
             return gr.skip(), gr.skip(), gr.skip(), texts.problem(error)
         if pair is None:

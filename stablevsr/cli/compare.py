@@ -7,11 +7,12 @@ from tqdm import tqdm
 
 from stablevsr import __version__
 from stablevsr.cli.console import DONE, shows_progress
+from stablevsr.cli.weights import asking
 from stablevsr.compare.clips import labels
 from stablevsr.compare.collect import Settings
 from stablevsr.compare.compare import check_page, compare_page
 from stablevsr.compare.places import Crop
-from stablevsr.model import build_model
+from stablevsr.model import Model, build_model, find_weights
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +30,10 @@ def run(options: argparse.Namespace) -> int:
         allow_truncated=options.allow_truncated,
         allow_hdr=options.allow_hdr,
     )
+
+    def load() -> Model:
+        return build_model(find_weights(options.weights, asking(options.yes)), options.device)
+
     # The delay avoids an empty bar above an error about bad input.
     with tqdm(unit="frame", delay=0.1, disable=not shows_progress()) as bar:
 
@@ -41,9 +46,9 @@ def run(options: argparse.Namespace) -> int:
             options.output,
             lr=options.low_res,
             truth=options.gt,
-            model=None if options.no_flow else lambda: build_model(options.weights, options.device),
+            model=None if options.no_flow else load,
             settings=settings,
-            about={"made by": f"stablevsr {__version__}", "weights": str(options.weights or "bundled")},
+            about={"made by": f"stablevsr {__version__}", "weights": options.weights or "bundled"},
             force=options.force,
             progress=progress,
         )

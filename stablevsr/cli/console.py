@@ -78,7 +78,7 @@ class ProgressBars:
     """A bar for each phase of a run, with the time remaining."""
 
     def __init__(self) -> None:
-        self._phase: str | None = None
+        self._phase: tuple[int, str] | None = None  # of a pass of the model
         self._bar: tqdm | None = None
 
     def __enter__(self) -> "ProgressBars":
@@ -94,12 +94,16 @@ class ProgressBars:
 
         if not shows_progress():
             return
-        if progress.phase != self._phase:
+        phase, of = (progress.model_pass, progress.phase), progress.model_passes
+        if phase != self._phase:
             self.__exit__()
-            self._phase = progress.phase
+            self._phase = phase
             before = progress.done - 1  # above 0 when an unfinished run is continued
             self._bar = tqdm(
-                total=progress.total, initial=before, desc=progress.phase, unit=UNITS.get(progress.phase, "frame")
+                total=progress.total,
+                initial=before,
+                desc=f"pass {phase[0]} of {of}: {phase[1]}" if of > 1 else phase[1],
+                unit=UNITS.get(progress.phase, "frame"),
             )
             _Handler.bar = self._bar
         assert self._bar is not None

@@ -11,18 +11,19 @@ from stablevsr.cli.weights import asking
 from stablevsr.convert.assemble import Sources, convert, describe, to_diffusers
 from stablevsr.errors import OptionsError
 from stablevsr.hub.cache import weights_file
-from stablevsr.hub.fetch import published
+from stablevsr.hub.fetch import make_place, published
 from stablevsr.hub.names import Name, parse_name
-from stablevsr.model import DTYPES
+from stablevsr.model import DTYPES, find_weights
 
 log = logging.getLogger(__name__)
 
 
 def run(options: argparse.Namespace) -> int:
     if options.inspect:
-        print(describe(options.inspect))
+        print(describe(find_weights(options.inspect, asking(options.yes))))
     elif options.to_diffusers:
-        folder, file = options.to_diffusers
+        folder = Path(options.to_diffusers[0])
+        file = find_weights(options.to_diffusers[1], asking(options.yes))
         print(f"{folder}: wrote {', '.join(to_diffusers(file, folder))} (the flow network is not part of this layout)")
     else:
         _convert(options)
@@ -41,7 +42,8 @@ def _convert(options: argparse.Namespace) -> None:
     if options.stablevsr and options.tcm is None and not (options.stablevsr / "controlnet").is_dir():
         raise OptionsError(f"{options.stablevsr} has no controlnet folder: for a stock SD x4 upscaler use --base")
     with _sources(options, name) as sources:
-        output.parent.mkdir(parents=True, exist_ok=True)  # of the cache
+        if not options.output:
+            make_place(output)
         more = {"tcm": options.tcm, "tiny": options.tiny, "tokenizer": options.tokenizer}
         sources = replace(sources, **more, with_text=options.with_text)
         header = convert(sources, output, DTYPES.get(options.dtype), notify=lambda note: log.warning("%s", note))
@@ -63,4 +65,5 @@ def _name(options: argparse.Namespace) -> Name | None:
 def _sources(options: argparse.Namespace, name: Name | None) -> AbstractContextManager[Sources]:
     if name is not None:
         return published(name, options.variant, options.flow, asking(options.yes))
-    return nullcontext(Sources(options.stablevsr or options.base, options.flow, variant=options.variant))
+    base = options.stablevsr or find_weights(options.base, asking(options.yes))
+    return nullcontext(Sources(base, options.flow, variant=options.variant))

@@ -7,9 +7,10 @@ from tqdm import tqdm
 
 from stablevsr.atomic import replacing
 from stablevsr.cli.console import DONE, require_folder_of, shows_progress
+from stablevsr.cli.weights import asking
 from stablevsr.metrics.evaluate import Evaluator, clip_pairs, evaluate
 from stablevsr.metrics.report import as_csv, as_json, table
-from stablevsr.model import build_model
+from stablevsr.model import build_model, find_weights
 
 log = logging.getLogger(__name__)
 
@@ -18,7 +19,7 @@ def run(options: argparse.Namespace) -> int:
     pairs = clip_pairs(options.result, options.truth)
     for path in filter(None, (options.csv, options.json)):
         require_folder_of(path)
-    model = build_model(options.weights, options.device)
+    model = build_model(find_weights(options.weights, asking(options.yes)), options.device)
     evaluator = Evaluator(model.device, model.flow, options.weights_dir)
     with tqdm(unit="frame", disable=not shows_progress()) as bar:
 

@@ -3,6 +3,8 @@
 import argparse
 import re
 
+from stablevsr.config import DTYPE_NAMES
+
 
 def for_every_command() -> argparse.ArgumentParser:
     """The arguments that all commands share."""
@@ -18,6 +20,30 @@ def for_commands_that_compute() -> argparse.ArgumentParser:
     shared = argparse.ArgumentParser(add_help=False, parents=[for_every_command()])
     shared.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best available)")
     return shared
+
+
+def add_weights(command: argparse.ArgumentParser, purpose: str = "") -> None:
+    """The option for a weights file or the name of one, and that for its download.
+
+    Args:
+        purpose: what the weights are for, where that is not to upscale.
+    """
+    command.add_argument(
+        "--weights",
+        metavar="FILE|NAME",
+        help=f"{purpose}a weights file; small or small-streaming, which are bundled; or the name of a model on the "
+        "Hugging Face hub, see stablevsr models (default: small)",
+    )
+    add_yes(command)
+
+
+def add_precision(command: argparse.ArgumentParser) -> None:
+    """The options for the numbers of the networks, and for where these are."""
+    command.add_argument("--dtype", choices=DTYPE_NAMES, help="precision of the networks (default: fp32)")
+    command.add_argument("--compile", action="store_true", help="compile the networks: faster after a slow start")
+    command.add_argument(
+        "--offload", action="store_true", help="keep only the active network on the GPU: less memory, slower"
+    )
 
 
 def add_yes(command: argparse.ArgumentParser) -> None:

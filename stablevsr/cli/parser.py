@@ -5,6 +5,8 @@ from pathlib import Path
 
 from stablevsr import __version__
 from stablevsr.cli.options import (
+    add_precision,
+    add_weights,
     add_yes,
     crop_place,
     for_clips_that_are_read,
@@ -61,13 +63,8 @@ def add_app(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
         help="upscale in a web page on this machine",
         description="Serve a web page on which clips are upscaled, to this machine only. Needs the extra `app`.",
     )
-    command.add_argument(
-        "--weights", metavar="FILE|NAME", help="a weights file, or a name as for upscale (default: small, bundled)"
-    )
-    add_yes(command)
-    command.add_argument("--dtype", choices=DTYPE_NAMES, help="precision of the networks (default: fp32)")
-    command.add_argument("--compile", action="store_true", help="compile the networks: faster after a slow start")
-    command.add_argument("--offload", action="store_true", help="keep only the active network on the GPU")
+    add_weights(command)
+    add_precision(command)
     command.add_argument(
         "--folder",
         type=Path,
@@ -97,9 +94,7 @@ def add_evaluate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     command.add_argument(
         "truth", type=Path, metavar="GT", help="the ground truth, or a folder of clips of the same names"
     )
-    command.add_argument(
-        "--weights", type=Path, metavar="FILE", help="weights with the flow network for tOF (default: bundled)"
-    )
+    add_weights(command, "weights with the flow network for tOF: ")
     command.add_argument(
         "--weights-dir",
         type=Path,
@@ -157,9 +152,7 @@ def add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         help="measure at most N frames, evenly chosen; 0: none (default: %(default)s)",
     )
     command.add_argument("--crf", type=int, default=16, help="quality of the video: 0 is best (default: %(default)s)")
-    command.add_argument(
-        "--weights", type=Path, metavar="FILE", help="weights with the flow network (default: bundled)"
-    )
+    add_weights(command, "weights with the flow network: ")
     command.add_argument("--force", action="store_true", help="replace the page if it exists")
 
 
@@ -182,13 +175,16 @@ def add_convert(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     source.add_argument("--stablevsr", type=Path, metavar="DIR", help="the published folder (unet, controlnet, ...)")
     source.add_argument(
         "--base",
-        type=Path,
-        metavar="PATH",
-        help="a stock SD x4 upscaler: folder, or single file in the LDM layout; or a weights file made by this command",
+        metavar="PATH|NAME",
+        help="a stock SD x4 upscaler: folder, or single file in the LDM layout; or a weights file made by this "
+        "command, or the name of one, as for upscale",
     )
-    source.add_argument("--inspect", type=Path, metavar="FILE", help="print parts, parameter counts, dtype, provenance")
+    source.add_argument("--inspect", metavar="FILE|NAME", help="print parts, parameter counts, dtype, provenance")
     source.add_argument(
-        "--to-diffusers", nargs=2, type=Path, metavar=("DIR", "FILE"), help="write FILE back as a diffusers folder"
+        "--to-diffusers",
+        nargs=2,
+        metavar=("DIR", "FILE|NAME"),
+        help="write a weights file back as a diffusers folder",
     )
     command.add_argument("-o", "--output", type=Path, metavar="FILE", help="the weights file to write")
     command.add_argument("--flow", type=Path, metavar="FILE", help="RAFT weights: torchvision's or princeton-vl's .pth")
@@ -212,7 +208,13 @@ def add_inspect(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         description="Print the parts of a weights file, their parameter counts, dtypes and provenance, and the "
         "sampling options that the weights were made for.",
     )
-    command.add_argument("file", type=Path, nargs="?", metavar="FILE", help="a weights file (default: the bundled one)")
+    command.add_argument(
+        "file",
+        nargs="?",
+        metavar="FILE|NAME",
+        help="a weights file, or the name of one, as for upscale (default: small, bundled)",
+    )
+    add_yes(command)
 
 
 def add_models(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

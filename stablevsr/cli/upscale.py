@@ -25,7 +25,7 @@ from stablevsr.media import Encoding, PartReader, Reader, check_output, open_rea
 from stablevsr.media.pipe import PIPE
 from stablevsr.model import Model, build_model, find_weights
 from stablevsr.sampling.config import PRESETS, SamplingConfig
-from stablevsr.sampling.resizing import output_size
+from stablevsr.sampling.resizing import MAX_PASSES, output_size, passes_for
 from stablevsr.weights import read_header
 
 if TYPE_CHECKING:
@@ -176,15 +176,17 @@ def untrained_parts(provenance: dict[str, str]) -> list[str]:
 def upscale_one(model: Model, clip: Reader, task: Task, config: SamplingConfig, options: argparse.Namespace) -> Task:
     """Run one task; returns it with the number of frames and the seconds it took."""
     even = needs_even_sides(task.output, options.side_by_side)
-    height, width = output_size(config, clip.height, clip.width, even)
+    height, width = output_size(config, clip.height, clip.width, even, MAX_PASSES)
+    twice = passes_for((height, width), (clip.height, clip.width)) > 1
     log.info(
-        "%s (%dx%d) to %s (%dx%d), %d steps on %s, %s",
+        "%s (%dx%d) to %s (%dx%d), %s%d steps on %s, %s",
         task.input,
         clip.width,
         clip.height,
         task.output,
         width,
         height,
+        "two passes of " if twice else "",
         config.steps_taken,
         model.device,
         options.dtype or "fp32",

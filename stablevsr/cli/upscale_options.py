@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from stablevsr.cli.options import (
-    add_yes,
+    add_precision,
+    add_weights,
     for_clips_that_are_read,
     for_commands_that_compute,
     frame_range,
     preview_place,
 )
-from stablevsr.config import DTYPE_NAMES
 from stablevsr.media.codecs import CODECS
 from stablevsr.sampling.config import PRESETS, SIZES, SamplingConfig
 
@@ -23,7 +23,7 @@ def add_upscale(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     command = commands.add_parser(
         "upscale",
         parents=[for_clips_that_are_read(), for_commands_that_compute()],
-        help="upscale a video or a folder of images four times, or to any size",
+        help="upscale a video or a folder of images",
         description="Upscale a video or a folder of images four times, or to another size. Frame times and audio are "
         "kept.",
     )
@@ -39,18 +39,8 @@ def add_upscale(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     command.add_argument(
         "--frames", type=frame_range, default=(0, None), metavar="A:B", help="only frames A to B - 1, counted from 0"
     )
-    command.add_argument(
-        "--weights",
-        metavar="FILE|NAME",
-        help="a weights file; small or small-streaming, which are bundled; or the name of a model on the Hugging Face "
-        "hub, see stablevsr models (default: small)",
-    )
-    add_yes(command)
-    command.add_argument("--dtype", choices=DTYPE_NAMES, help="precision of the networks (default: fp32)")
-    command.add_argument("--compile", action="store_true", help="compile the networks: faster after a slow start")
-    command.add_argument(
-        "--offload", action="store_true", help="keep only the active network on the GPU: less memory, slower"
-    )
+    add_weights(command)
+    add_precision(command)
     command.add_argument(
         "--side-by-side",
         type=Path,

@@ -16,7 +16,7 @@ from stablevsr.media import Encoding, Frame, Reader, Writer, open_writer
 from stablevsr.media.paths import output_kind
 from stablevsr.media.pipe import PIPE
 from stablevsr.sampling.pictures import PictureFormat, bicubic, normalise
-from stablevsr.sampling.resizing import pixel_aspect, resized
+from stablevsr.sampling.resizing import passes_for, pixel_aspect, resized
 
 
 class Sink(Protocol):
@@ -117,8 +117,9 @@ class Writers:
             self.pair.write(np.concatenate(both, axis=1), frame)
 
     def _enlarged(self, image: np.ndarray, is_deep: bool) -> np.ndarray:
-        """LR (h, w, c) at the size of the result, by way of four times as large, as the result is."""
-        return resized(torch.from_numpy(enlarged(image, is_deep)), self.size).numpy()
+        """LR (h, w, c) at the size of the result, by way of four or sixteen times as large, as the result is."""
+        large = enlarged(image, is_deep, passes_for(self.size, image.shape[:2]))
+        return resized(torch.from_numpy(large), self.size).numpy()
 
 
 def needs_even_sides(*outputs: Path | None) -> bool:
@@ -137,7 +138,14 @@ def in_depth(image: np.ndarray, is_deep: bool) -> np.ndarray:
     return image.astype(np.uint16) * 257 if is_deep else ((image.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
-def enlarged(image: np.ndarray, is_deep: bool) -> np.ndarray:
-    """(h, w, c) uint8 or uint16 to (4h, 4w, c) by bicubic interpolation, in the depth that a writer takes."""
-    picture = (bicubic(normalise(torch.from_numpy(image)[None])) / 2 + 0.5).clamp(0, 1)
+def enlarged(image: np.ndarray, is_deep: bool, passes: int = 1) -> np.ndarray:
+    """(h, w, c) uint8 or uint16 by bicubic interpolation to four times the size in each pass.
+
+    Returns:
+        uint16 if `is_deep`, else uint8.
+    """
+    picture = normalise(torch.from_numpy(image)[None])
+    for _ in range(passes):
+        picture = bicubic(picture)
+    picture = (picture / 2 + 0.5).clamp(0, 1)
     return PictureFormat(torch.uint16 if is_deep else torch.uint8).encode(picture).numpy()

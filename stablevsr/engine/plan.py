@@ -65,7 +65,14 @@ class Plan:
 
     @classmethod
     def make(
-        cls, workspace: Workspace, sizes: dict[str, int], new: bool, num_frames: int, outputs: list[Output]
+        cls,
+        workspace: Workspace,
+        sizes: dict[str, int],
+        new: bool,
+        num_frames: int,
+        outputs: list[Output],
+        optional: frozenset[str] = OPTIONAL,
+        later: int = 0,
     ) -> "Plan":
         """Keep the optional arrays that fit; `ResourceError` if not even the others do.
 
@@ -74,14 +81,16 @@ class Plan:
         Args:
             sizes: from `Run.sizes`.
             new: decide now; otherwise the earlier decision holds, because an array may be half written.
+            optional: of `OPTIONAL`, those that this run can do without.
+            later: bytes that are needed on the same disk once this run is done.
         """
         known = None if new else workspace.noted("plan")
         if known is not None:
             return cls(sizes, frozenset(known["kept"]))
         workspace.drop("flows")  # left by a run killed before its first flow was saved; its space is free
-        needed = sum(size for name, size in sizes.items() if name not in OPTIONAL)
-        left = require_room(workspace.folder, needed, num_frames, outputs)
-        kept = sorted(name for name in OPTIONAL if sizes.get(name, left + 1) <= left)
+        needed = sum(size for name, size in sizes.items() if name not in optional)
+        left = require_room(workspace.folder, needed + later, num_frames, outputs)
+        kept = sorted(name for name in OPTIONAL if name not in optional or sizes.get(name, left + 1) <= left)
         workspace.note("plan", {"kept": kept})
         return cls(sizes, frozenset(kept))
 
@@ -130,10 +139,11 @@ class Clock:
 
     Args:
         left: the number of frame-steps to do.
+        second_pass: as many of them take as long as a second pass of the model.
     """
 
-    def __init__(self, left: int) -> None:
-        self._left, self._done, self._start = left, 0, 0.0
+    def __init__(self, left: int, second_pass: int = 0) -> None:
+        self._left, self._second_pass, self._done, self._start = left, second_pass, 0, 0.0
 
     def after_a_step(self) -> str | None:
         """Call after every frame-step. Returns the time estimate once; None before that, or when it is short."""
@@ -142,10 +152,11 @@ class Clock:
             self._start = time.monotonic()
         if self._done != SKIPPED + WATCHED:
             return None
-        seconds = (time.monotonic() - self._start) / WATCHED * (self._left - self._done)
-        if seconds < WORTH_TELLING:
+        a_step, left = (time.monotonic() - self._start) / WATCHED, self._left - self._done
+        if a_step * (left + self._second_pass) < WORTH_TELLING:
             return None
-        return f"{duration(seconds)} for the {self._left - self._done} frame-steps left"
+        more = f", then {duration(a_step * self._second_pass)} for the second pass" if self._second_pass else ""
+        return f"{duration(a_step * left)} for the {left} frame-steps left{more}"
 
 
 def duration(seconds: float) -> str:

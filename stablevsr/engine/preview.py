@@ -10,14 +10,15 @@ from statistics import mean
 import numpy as np
 import torch
 
+from stablevsr.config import SCALE
 from stablevsr.engine.memory import sample_video
-from stablevsr.engine.outputs import enlarged, in_depth
+from stablevsr.engine.outputs import enlarged
 from stablevsr.engine.progress import OnProgress, Progress
 from stablevsr.errors import OptionsError
 from stablevsr.media import Frame, Reader
 from stablevsr.model import Model
 from stablevsr.sampling.config import SIZES, SamplingConfig, resolve
-from stablevsr.sampling.resizing import output_size, resized
+from stablevsr.sampling.resizing import MAX_PASSES, output_size, passes_for, resized
 
 GAP = 4  # white pixels between before and after
 
@@ -86,13 +87,14 @@ def preview(
         Stopped: when `progress` returned False.
     """
     config = resolve(config, model.sampling, fields)
-    size = output_size(config, clip.height, clip.width)
+    size = output_size(config, clip.height, clip.width, passes=MAX_PASSES)
+    passes = passes_for(size, (clip.height, clip.width))
     require_place(clip, frame, crop)
     crop_or_all = crop or Crop(clip.width, clip.height, 0, 0)
     shown, frames = _frames(clip, frame, 1 if crop else 0)
     lr = [np.ascontiguousarray(crop_or_all.of(each.image)) for each in frames]
     watch = _Stopwatch(progress)
-    result = sample_video(model, _as_clip(lr), _for_part(config, shown), progress=watch)
+    result = sample_video(model, _as_clip(lr), _for_part(config, shown, passes), progress=watch)
     target = tuple(
         max(1, round(side * whole / full))
         for side, whole, full in zip(lr[0].shape[:2], size, (clip.height, clip.width), strict=True)
@@ -134,12 +136,12 @@ def _frames(clip: Reader, frame: int, after: int) -> tuple[range, list[Frame]]:
     return range(first, first + len(found)), found
 
 
-def _for_part(config: SamplingConfig, shown: range) -> SamplingConfig:
-    """The config for these frames alone, at four times the size."""
+def _for_part(config: SamplingConfig, shown: range, passes: int) -> SamplingConfig:
+    """The config for these frames alone, at four times the size, or sixteen for two passes."""
     if isinstance(config.scene_cuts, tuple):
         cuts = tuple(cut - shown.start for cut in config.scene_cuts if cut in shown[1:])
         config = replace(config, scene_cuts=cuts or "off")
-    return config.with_fields(dict.fromkeys(SIZES))
+    return config.with_fields(dict.fromkeys(SIZES) | {"scale": float(SCALE**passes)})
 
 
 def _as_clip(images: list[np.ndarray]) -> np.ndarray:
@@ -158,7 +160,7 @@ def _as_images(clip: object) -> list[np.ndarray]:
 
 def _row(lr: np.ndarray, result: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
     height, width = size
-    pictures = (in_depth(enlarged(lr, False), False), result)
+    pictures = (enlarged(lr, False, passes_for((height, width), lr.shape[:2])), result)
     both = [resized(torch.from_numpy(picture), (height, width)).numpy() for picture in pictures]
     return np.concatenate(list(_with_gaps(both, axis=1)), axis=1)
 
@@ -177,23 +179,27 @@ class _Stopwatch:
 
     def __init__(self, progress: OnProgress | None) -> None:
         self._progress, self._last = progress, time.monotonic()
-        self._seconds: dict[str, list[float]] = {}
+        self._seconds: dict[tuple[int, str], list[float]] = {}  # by pass of the model, and phase
 
     def __call__(self, progress: Progress) -> bool | None:
         now = time.monotonic()
-        self._seconds.setdefault(progress.phase, []).append(now - self._last)
+        self._seconds.setdefault((progress.model_pass, progress.phase), []).append(now - self._last)
         answer = self._progress(progress) if self._progress else None
         self._last = time.monotonic()
         return answer
 
     def estimate(self, measured: int, frames: int, steps: int) -> float:
         """Seconds for `frames` frames, from a run over `measured`."""
-        times = self._seconds
-        # The first frame of each pass is not guided, which is rare in a longer clip; the very first units are slow.
-        guided = [seconds for unit, seconds in enumerate(times.get("denoise", ())) if unit % measured]
-        per_step = _typical(guided or times.get("denoise", []))
-        per_frame = _typical(times.get("decode", [])) + _typical(times.get("stream", []))
-        return frames * (steps * per_step + per_frame) + (frames - 1) * _typical(times.get("flow", []))
+        return sum(self._of_pass(each, measured, frames, steps) for each in {number for number, _ in self._seconds})
+
+    def _of_pass(self, model_pass: int, measured: int, frames: int, steps: int) -> float:
+        flow, denoise, decode, stream = (
+            self._seconds.get((model_pass, phase), []) for phase in ("flow", "denoise", "decode", "stream")
+        )
+        # The first frame of each step is not guided, which is rare in a longer clip; the very first units are slow.
+        guided = [seconds for unit, seconds in enumerate(denoise) if unit % measured]
+        per_frame = _typical(decode) + _typical(stream)
+        return frames * (steps * _typical(guided or denoise) + per_frame) + (frames - 1) * _typical(flow)
 
 
 def _typical(seconds: list[float]) -> float:

@@ -53,6 +53,7 @@ class Run:
         context: from `prompt_context`; None encodes the config's prompt.
         format: of the pictures.
         neighbors: of `frames`, if they are one segment of a longer scene.
+        notify: log what the user should know of the config.
 
     Raises:
         UserError: from `events` and `pictures`, for overflow and for errors of the store.
@@ -70,6 +71,7 @@ class Run:
         context: Tensor | None = None,
         format: PictureFormat,
         neighbors: Neighbors | None = None,
+        notify: bool = True,
     ) -> None:
         self._model, self._store, self._config, self._frames, self._cuts = model, store, config, frames, cuts
         height, width = frames.size
@@ -77,14 +79,12 @@ class Run:
         self._noise = noise or SeededNoise(config.seed, self._latent_shape)
         self._context = prompt_context(model, config) if context is None else context
         self._format, self._picture_shape = format, format.shape(SCALE * height, SCALE * width)
-        for notice in config.notices(model.config, model.sampling):
-            log.warning("%s", notice)
         self._neighbors = neighbors
         self._first, self._pairs = 0, len(frames) - 1  # of frames between which there is a flow
         if neighbors is not None:
             self._first, self._pairs = -neighbors.before, self._pairs + neighbors.before + neighbors.after
-        if self._pairs == 0 and config.tcm_scale != 1.0:
-            log.warning("tcm_scale has no effect on a single frame")
+        if notify:
+            _log_notices(model, config, self._pairs)
         self._sampler = sampler_by_name(config.sampler, config.eta)
         self._segments = segment_starts(config.segments, sorted(cuts), len(frames))
         self._decoder = PictureDecoder(model, config.tile)
@@ -265,6 +265,13 @@ class Run:
 
     def _picture_array(self) -> Array:
         return self._store.array("pictures", self._picture_shape, self._format.dtype, torch.device("cpu"))
+
+
+def _log_notices(model: Networks, config: SamplingConfig, pairs: int) -> None:
+    for notice in config.notices(model.config, model.sampling):
+        log.warning("%s", notice)
+    if pairs == 0 and config.tcm_scale != 1.0:
+        log.warning("tcm_scale has no effect on a single frame")
 
 
 @numerics()

@@ -2,22 +2,20 @@
 
 import logging
 from collections.abc import Generator, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor
 
 from stablevsr.atomic import restore
 from stablevsr.engine.fingerprint import fingerprint
-from stablevsr.engine.ingest import Footage, ingest
+from stablevsr.engine.ingest import ingest
 from stablevsr.engine.outputs import Writers, needs_even_sides
+from stablevsr.engine.passes import Pass
 from stablevsr.engine.pipe import upscale_pipe
-from stablevsr.engine.plan import Clock, Plan
-from stablevsr.engine.progress import OnProgress, Progress, report
-from stablevsr.engine.run import Run
+from stablevsr.engine.progress import OnProgress, Progress, in_pass, report
 from stablevsr.engine.store import DiskStore
 from stablevsr.engine.stream import Stream
 from stablevsr.engine.stream_file import StreamedFile
@@ -29,8 +27,7 @@ from stablevsr.media.pipe import PIPE, PipeWriter
 from stablevsr.model import Model
 from stablevsr.sampling.config import SamplingConfig, resolve
 from stablevsr.sampling.denoiser import prompt_context
-from stablevsr.sampling.pictures import PictureFormat
-from stablevsr.sampling.resizing import output_size, pixel_aspect
+from stablevsr.sampling.resizing import MAX_PASSES, output_size, passes_for, pixel_aspect
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -50,7 +47,7 @@ def upscale(
     progress: OnProgress | None = None,
     **fields: object,
 ) -> int:
-    """Upscale a clip four times, or to the size that the config asks for.
+    """Upscale a clip four times, or to the size that the config asks for; above four times by two passes of the model.
 
     The output appears under its name only when it is complete. The work so far is kept in a folder beside it; after a
     crash the same call continues it and ends with the same bits. Memory does not grow with the number of frames. All
@@ -90,7 +87,8 @@ def upscale(
             if side_by_side or (output != PIPE and output_kind(output) == "image"):
                 raise OptionsError(f"got {side_by_side or output} with a pipe, which carries one video only: omit it")
             return _through_pipe(model, clip, output, config, context, encoding, force, progress)
-        size = output_size(config, clip.height, clip.width, needs_even_sides(output, side_by_side))
+        even = needs_even_sides(output, side_by_side)
+        size = output_size(config, clip.height, clip.width, even, MAX_PASSES)
         for path in filter(None, (output, side_by_side)):
             restore(path)
             check_output(path, clip.path, force)
@@ -101,12 +99,13 @@ def upscale(
             writers = Writers.open(open_writers, workspace, clip, output, side_by_side, encoding, force, size)
             for notice in writers.result.notices:
                 log.warning("%s", notice)
-            job = fingerprint(model, clip, config)
+            passes = passes_for(size, (clip.height, clip.width))
+            job = fingerprint(model, clip, config) | {"number of passes": passes}
             if config.mode == "streaming":  # where outputs are written from the first frame on
                 job |= {"encoding": encoding or Encoding(), "side by side": side_by_side}
             workspace.begin(job, restart)
             store = open_writers.enter_context(DiskStore(workspace, model.device))
-            count = _Job(model, clip, config, context, workspace, store, writers, progress).run()
+            count = _Job(model, clip, config, context, passes, workspace, store, writers, progress).run()
         if not keep_workspace:
             workspace.remove()
     _require_complete(output, writers.failures)
@@ -178,6 +177,7 @@ class _Job:
     clip: Reader
     config: SamplingConfig
     context: Tensor
+    passes: int
     workspace: Workspace
     store: DiskStore
     writers: Writers
@@ -194,39 +194,32 @@ class _Job:
     def _sample(self) -> int:
         footage = run_to_end(ingest(self.store, self.workspace, self.clip, self.config), self.progress)
         self.config.check(self.model.config, len(footage.frames))
-        run = Run(
-            self.model,
-            self.store,
-            self.config,
-            footage.frames,
-            cuts=footage.cuts,
-            context=self.context,
-            format=PictureFormat(torch.uint16 if self.writers.is_deep else torch.uint8),
-        )
-        self._plan(run, footage)
-        clock = Clock(run.num_frame_steps - (run.state.done if run.state.phase == "denoise" else 0))
-        for event in run.events():
-            report(self.progress, event)
-            if event.phase == "denoise" and (sentence := clock.after_a_step()):
-                log.info("%s", sentence)
-        phase = "write" if self.store.keeps("pictures") else "decode"
-        for index, picture in enumerate(run.pictures()):
-            self.writers.write(picture, footage.frame(index))
-            report(self.progress, Progress(phase, index + 1, len(footage.frames)))
+        with ExitStack() as stack:
+            last = Pass(
+                self.model,
+                self.config,
+                self.context,
+                footage,
+                self.workspace,
+                self.store,
+                self.writers.bounds,
+                self.passes,
+                self.passes,
+                in_pass(self.progress, self.passes, self.passes),
+            )
+            frames = footage.frames
+            if self.passes > 1:
+                workspace = stack.enter_context(closing(self.workspace.first_pass()))
+                store = stack.enter_context(DiskStore(workspace, self.model.device))
+                progress = in_pass(self.progress, 1, self.passes)
+                first = replace(last, workspace=workspace, store=store, number=1, progress=progress)
+                frames = first.for_the_next(frames, self.clip.is_deep)
+            run = last.run(frames, self.writers.is_deep)
+            phase = "write" if self.store.keeps("pictures") else "decode"
+            for index, picture in enumerate(run.pictures()):
+                self.writers.write(picture, footage.frame(index))
+                report(last.progress, Progress(phase, index + 1, len(footage.frames)))
         return len(footage.frames)
-
-    def _plan(self, run: Run, footage: Footage) -> None:
-        """Decide which arrays to keep, and log what the run needs."""
-        n, state, total = len(footage.frames), run.state, run.num_frame_steps
-        new = state.phase == "flow" and state.done == 0
-        plan = Plan.make(self.workspace, run.sizes(), new, n, self.writers.bounds)
-        self.store.kept = plan.kept
-        if not new:
-            units = {"flow": n - 1, "denoise": total, "decode": n}[state.phase]
-            log.info("continuing: %d of %d in phase %s are done", state.done, units, state.phase)
-        elif footage.cuts:
-            log.info("scene cuts at frames %s", ", ".join(map(str, footage.cuts)))
-        log.info("%s", plan.sentence(n, total))
 
 
 def run_to_end(work: Generator[Progress, None, T], progress: OnProgress | None) -> T:

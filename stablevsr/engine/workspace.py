@@ -12,7 +12,8 @@
     pictures.raw     decoded frames, uint8 or uint16; in streaming mode those not yet safe in `written`
     written, written.pair    in streaming mode, the outputs so far: finished segments, or a folder's images
     state.safetensors    how far the run is, and the last clean estimate
-    output           what is being written; renamed to the final name when complete. For a short time there are also
+    first_pass/      for more than four times the size: a workspace without a job, whose pictures the second pass reads
+output           what is being written; renamed to the final name when complete. For a short time there are also
                      output.rehearsal and output.joined, see `media.video_writer`
     outside.json     the temporary file that is elsewhere, to be removed after a crash
     units.json, units/    of a run that several processes share (`stablevsr.cluster`): its scenes, and the finished ones
@@ -63,6 +64,7 @@ FILES = (
     "pictures.raw",
     "written",
     "written.pair",
+    "first_pass",
     "output",
     "output.joined",
     "output.rehearsal",
@@ -168,7 +170,7 @@ class Workspace:
             device: where the run computes.
         """
         path = self.folder / "state.safetensors"
-        if not self.has_state():
+        if not path.exists():
             return RunState()
         with using(path):
             data = path.read_bytes()
@@ -178,8 +180,17 @@ class Workspace:
             raise _damaged(path) from error
 
     def has_state(self) -> bool:
-        """Whether any work has been recorded."""
-        return (self.folder / "state.safetensors").exists()
+        """Whether any work has been recorded, in either pass."""
+        return any((folder / "state.safetensors").exists() for folder in (self.folder, self.folder / "first_pass"))
+
+    def first_pass(self) -> "Workspace":
+        """The files of the first of two passes."""
+        folder = self.folder / "first_pass"
+        with using(folder):
+            folder.mkdir(exist_ok=True)
+        first = Workspace(folder)
+        first.clean()
+        return first
 
     def sync(self) -> None:
         """Flush the arrays to the disk."""

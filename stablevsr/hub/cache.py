@@ -9,8 +9,9 @@ from pathlib import Path
 
 from stablevsr.atomic import remove
 from stablevsr.errors import OptionsError, ResourceError
-from stablevsr.hub.names import Name
+from stablevsr.hub.names import PREFIX, Name
 
+WEIGHTS = "stablevsr.safetensors"
 LATEST = "latest"  # in place of a revision, where none was asked for
 
 
@@ -27,7 +28,7 @@ def cache_folder() -> Path:
 
 def weights_file(name: Name) -> Path:
     """The converted weights of a model, whether they exist or not."""
-    return cache_folder() / "weights" / _key(name) / "stablevsr.safetensors"
+    return cache_folder() / "weights" / _key(name) / WEIGHTS
 
 
 def download_folder(name: Name, commit: str) -> Path:
@@ -43,7 +44,7 @@ def _key(name: Name) -> str:
 class Entry:
     """Something in the cache.
 
-    finished: whether these are converted weights, not a download.
+    finished: whether these are converted weights, not a download or what a killed process has left.
     """
 
     name: str  # OWNER/NAME@REVISION
@@ -74,7 +75,8 @@ def _entries() -> Iterator[Entry]:
                 owner, _, rest = each.name.partition("--")
                 changed = datetime.fromtimestamp(max((file.st_mtime for file in files), default=each.stat().st_mtime))
                 size = sum(file.st_size for file in files)
-                yield Entry(f"{owner}/{rest}", each, kind == "weights", size, changed)
+                finished = kind == "weights" and (each / WEIGHTS).is_file()
+                yield Entry(f"{owner}/{rest}", each, finished, size, changed)
 
 
 def clear(names: Sequence[str]) -> list[Entry]:
@@ -85,15 +87,20 @@ def clear(names: Sequence[str]) -> list[Entry]:
 
     Raises:
         OptionsError: for a name that the cache does not have; nothing is deleted then.
+        ResourceError: when something could not be deleted.
     """
     present = entries()
     chosen = present if not names else []
     for name in names:
-        found = [entry for entry in present if name in (entry.name, entry.name.partition("@")[0])]
+        key = name.removeprefix(PREFIX).replace("/", "--")
+        found = [entry for entry in present if key in (entry.folder.name, entry.folder.name.partition("@")[0])]
         if not found:
             have = ", ".join(dict.fromkeys(entry.name for entry in present)) or "nothing"
             raise OptionsError(f"got {name}, but the cache has {have}")
         chosen += found
+    chosen = list(dict.fromkeys(chosen))
     for entry in chosen:
         remove(entry.folder)
+        if entry.folder.exists():
+            raise ResourceError(f"{entry.folder} could not be deleted: check its permissions, or delete it by hand")
     return chosen

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from stablevsr.errors import ResourceError, UserError, WeightsError
+from stablevsr.errors import OptionsError, ResourceError, UserError, WeightsError
 from stablevsr.hub.names import Name
 from stablevsr.hub.repository import RemoteFile, Repository
 
@@ -56,6 +56,8 @@ def explained(name: Name) -> Iterator[None]:
         ) from error
     except errors.EntryNotFoundError as error:
         raise WeightsError(f"{name} lacks a file that its list has: try again, or another revision") from error
+    except errors.HFValidationError as error:
+        raise OptionsError(f"{name} is no name that the hub allows ({reason_of(error)}): check it") from error
     except errors.OfflineModeIsEnabled as error:
         raise ResourceError(
             f"{name} is not in the cache, and HF_HUB_OFFLINE forbids to download it: unset it"

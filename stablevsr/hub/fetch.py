@@ -21,6 +21,7 @@ from stablevsr.hub import client
 from stablevsr.hub.cache import cache_folder, download_folder, weights_file
 from stablevsr.hub.names import Name, parse_name
 from stablevsr.hub.repository import Repository
+from stablevsr.weights import read_header
 
 log = logging.getLogger(__name__)
 SPARE = 2**30  # bytes to leave free on the disk
@@ -70,11 +71,45 @@ def weights_by_name(text: str, confirm: Confirm = agree) -> Path:
     if name is None:
         return Path(text)
     file = weights_file(name)
-    if not file.is_file():
+    if not _is_whole(file):
         with published(name, confirm=confirm) as sources:
-            file.parent.mkdir(parents=True, exist_ok=True)
+            make_place(file)
             convert(sources, file)
     return file
+
+
+def _is_whole(file: Path) -> bool:
+    """Whether converted weights are there and can be read; damaged ones are made again."""
+    try:
+        if not file.is_file():
+            return False
+        read_header(file)
+    except WeightsError as error:
+        log.warning("%s; it is made again", error)
+        return False
+    except OSError as error:
+        raise ResourceError(f"{file} cannot be read ({error.strerror}): check the cache's permissions") from error
+    return True
+
+
+def make_place(file: Path) -> None:
+    """Create the folder of converted weights in the cache, without what a killed process has left there.
+
+    Raises:
+        ResourceError: when that is not possible.
+    """
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        for left in file.parent.glob(".stablevsr-*.part"):
+            remove(left)
+    except OSError as error:
+        raise _not_writable(file.parent, error) from error
+
+
+def _not_writable(folder: Path, error: OSError) -> ResourceError:
+    return ResourceError(
+        f"the cache {folder} cannot be written ({error.strerror}): set XDG_CACHE_HOME to another folder"
+    )
 
 
 @contextlib.contextmanager
@@ -176,10 +211,10 @@ def _only_one(folder: Path, name: Name) -> Iterator[None]:
         lock.acquire()
     except Timeout as error:
         raise ResourceError(f"another process is downloading {name}: wait for it") from error
+    except NotImplementedError:  # a file system without locks: the same may be downloaded twice
+        log.warning("%s is on a file system without locks: do not download the same model twice at once", folder.parent)
     except OSError as error:
-        raise ResourceError(
-            f"the cache {folder.parent} cannot be written ({error.strerror}): set XDG_CACHE_HOME to another folder"
-        ) from error
+        raise _not_writable(folder.parent, error) from error
     try:
         yield
     finally:

@@ -7,7 +7,9 @@ from pathlib import Path
 from stablevsr.errors import OptionsError
 
 PREFIX = "hub:"  # marks a name where a file is expected too
-_NAME = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w-][\w./-]*))?", re.ASCII)
+_PART = r"\w(?:[\w.-]*\w)?"  # the hub's rules, to which `_is_repo` adds
+_NAME = re.compile(rf"({_PART}/{_PART})(?:@([\w-][\w./-]*))?", re.ASCII)
+MAX_LENGTH = 96  # of OWNER/NAME
 _FILES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
 
 
@@ -29,18 +31,25 @@ class Name:
 def parse_name(text: str) -> Name | None:
     """The model that `text` names: hub:OWNER/NAME, OWNER/NAME, either with @REVISION; None if it names a file.
 
-    Without the prefix a file of that name comes first.
+    Without the prefix a file of that name comes first. A slash at the end, as of folders, changes nothing.
 
     Raises:
-        OptionsError: for anything else after the prefix.
+        OptionsError: for anything else after the prefix, and for a web address.
     """
+    if "://" in text:
+        raise OptionsError(f"got the web address {text}, expected OWNER/NAME, as in claudiom4sir/StableVSR")
     marked = text.startswith(PREFIX)
-    match = _NAME.fullmatch(text.removeprefix(PREFIX))
-    if marked and (match is None or ".." in text):
+    match = _NAME.fullmatch(text.removeprefix(PREFIX).removesuffix("/"))
+    is_name = match is not None and _is_repo(match[1]) and ".." not in text
+    if marked and not is_name:
         raise OptionsError(f"got {text!r}, expected hub:OWNER/NAME or hub:OWNER/NAME@REVISION")
-    if match is None or ".." in text or (not marked and (text.endswith(_FILES) or Path(text).exists())):
+    if match is None or not is_name or (not marked and (text.endswith(_FILES) or Path(text).exists())):
         return None
     return Name(match[1], match[2])
+
+
+def _is_repo(repo: str) -> bool:
+    return len(repo) <= MAX_LENGTH and "--" not in repo and not repo.endswith(".git")
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,9 @@ class SamplingConfig:
         None, "match the colors of the result to the input (default: no change)", choices=COLOR_FIXES
     )
     scale: float | None = option(
-        None, "resize the result to F times the input's size, at most 4 (default: 4)", metavar="F"
+        None,
+        "resize the result to F times the input's size, at most 16; above 4 the model runs twice (default: 4)",
+        metavar="F",
     )
     size: str | None = option(
         None, "resize the result to W x H pixels; a video of another shape is still shown in its own", metavar="WxH"

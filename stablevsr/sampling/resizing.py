@@ -11,10 +11,13 @@ from stablevsr.config import SCALE
 from stablevsr.errors import OptionsError
 from stablevsr.sampling.config import SamplingConfig
 
+MAX_PASSES = 2  # of the model, each of which enlarges by `SCALE`
 MIN_VIDEO_SIDE = SCALE  # pixels, as a single one becomes; below it SVT-AV1 takes the whole process down
 
 
-def output_size(config: SamplingConfig, height: int, width: int, even: bool = False) -> tuple[int, int]:
+def output_size(
+    config: SamplingConfig, height: int, width: int, even: bool = False, passes: int = 1
+) -> tuple[int, int]:
     """(height, width) of the result for LR frames of `height` x `width`.
 
     `scale` and `height` keep the shape, to the nearest pixel; `size` need not.
@@ -22,9 +25,10 @@ def output_size(config: SamplingConfig, height: int, width: int, even: bool = Fa
     Args:
         even: as the codecs of videos need it: derived sides are rounded to even numbers, odd ones that were asked for
             and those below `MIN_VIDEO_SIDE` are refused.
+        passes: of the model that the caller can make; streaming mode makes one only.
 
     Raises:
-        OptionsError: for a size above the fourfold one, and for odd and tiny sides as above.
+        OptionsError: for a size above what these passes give, and for odd and tiny sides as above.
     """
     if config.size is not None:
         found, said = config.size_in_pixels, f"size {config.size}"
@@ -38,10 +42,12 @@ def output_size(config: SamplingConfig, height: int, width: int, even: bool = Fa
         found = _nearest(scale * height, even), _nearest(scale * width, even)
     else:
         return SCALE * height, SCALE * width
-    if found[0] > SCALE * height or found[1] > SCALE * width:
+    most = SCALE if config.mode == "streaming" else SCALE**passes
+    if found[0] > most * height or found[1] > most * width:
+        where = ", in streaming mode and on several machines" if most == SCALE else ""
         raise OptionsError(
-            f"got {said} for {width}x{height}, expected at most {SCALE} times as large, {SCALE * width}x"
-            f"{SCALE * height}: for more, upscale the result once more"
+            f"got {said} for {width}x{height}, expected at most {most} times as large, {most * width}x{most * height}"
+            f"{where}: for more, upscale the result once more"
         )
     if even and (found[0] % 2 or found[1] % 2):
         sides = found[:1] if config.size is None else found[::-1]
@@ -52,6 +58,11 @@ def output_size(config: SamplingConfig, height: int, width: int, even: bool = Fa
             f"got {said}, which is {found[1]}x{found[0]}, for a video, whose sides must be at least {MIN_VIDEO_SIDE}"
         )
     return found
+
+
+def passes_for(size: tuple[int, int], lr_size: tuple[int, int]) -> int:
+    """How often the model runs, each time on the result of the last, for a result of (height, width) `size`."""
+    return 1 if size[0] <= SCALE * lr_size[0] and size[1] <= SCALE * lr_size[1] else MAX_PASSES
 
 
 def _nearest(length: Fraction, even: bool) -> int:

@@ -120,7 +120,7 @@ class Recipe:
     steps: int
     output: str  # folder for checkpoint, log and, at the end, model.safetensors and PART.safetensors
     preset: str = ""  # start from random weights of this architecture, as "small" ...
-    init: str = ""  # ... or from a weights file
+    init: str = ""  # ... or from a weights file: a path, a bundled name or hub:OWNER/NAME, as wherever it says FILE
     parts: dict[str, str] = field(default_factory=dict)  # parts to load from other weights files: flow = "FILE"
     tcm_from_unet: bool = False  # initialise the TCM from the UNet's encoder, with zero convolutions
     teacher: str = ""  # stream-vae: StableVSR weights whose VAE spans the latent space

@@ -14,7 +14,7 @@ from stablevsr.atomic import replacing
 from stablevsr.config import ModelConfig, TemporalTinyConfig
 from stablevsr.errors import OptionsError, ResourceError, WeightsError
 from stablevsr.fields import to_dict
-from stablevsr.model import StableVSR, build_model
+from stablevsr.model import BUNDLED, StableVSR, build_model, find_weights
 from stablevsr.nn.tcm import starting_state
 from stablevsr.nn.tiny import TemporalProcessor
 from stablevsr.runtime import check_dtype, require_compiler
@@ -80,6 +80,13 @@ def train(path: Path, device: torch.device) -> Path:
     return output
 
 
+def located(base: Path, weights: str) -> Path:
+    """The weights file that a recipe in the folder `base` means: a path from there, a bundled name, hub:OWNER/NAME."""
+    path = base / weights
+    is_name = weights in BUNDLED or weights.startswith("hub:")
+    return find_weights(weights) if is_name and not path.exists() else path
+
+
 def unchanged(recipe: Recipe, model: StableVSR, base: Path) -> dict[str, Tensor]:
     """All tensors of the model; those from `recipe.init` keep the bits and dtype of that file."""
     tensors = {name: value.cpu() for name, value in model.state_dict().items()}
@@ -87,7 +94,7 @@ def unchanged(recipe: Recipe, model: StableVSR, base: Path) -> dict[str, Tensor]
         changed = {*recipe.parts, *(["tcm"] if recipe.tcm_from_unet else [])}
         if "unet" in changed:
             changed.add("empty_prompt")
-        _, kept = read(base / recipe.init)
+        _, kept = read(located(base, recipe.init))
         tensors |= {name: value for name, value in kept.items() if name.split(".")[0] not in changed}
     return tensors
 
@@ -99,8 +106,9 @@ def starting_model(recipe: Recipe, base: Path) -> tuple[Header, StableVSR]:
         UserError: if preset, parts or weights files are unknown or do not fit.
     """
     if recipe.init:
-        model = cast(StableVSR, build_model(base / recipe.init, device="cpu"))  # not offloaded
-        header = read_header(base / recipe.init)
+        start = located(base, recipe.init)
+        model = cast(StableVSR, build_model(start, device="cpu"))  # not offloaded
+        header = read_header(start)
     elif recipe.preset in ARCHITECTURES:
         torch.manual_seed(recipe.seed)
         model = StableVSR(ARCHITECTURES[recipe.preset])
@@ -115,7 +123,7 @@ def starting_model(recipe: Recipe, base: Path) -> tuple[Header, StableVSR]:
         if part not in TRAINED or getattr(model, part) is None:
             known = ", ".join(each for each in TRAINED if getattr(model, each) is not None)
             raise OptionsError(f"parts has {part!r}, expected a part of the model: {known}")
-        model.load_state_dict(read_part(base / file, part, model), strict=False)
+        model.load_state_dict(read_part(located(base, file), part, model), strict=False)
         header.provenance[part] = f"from {Path(file).name}"
     if recipe.tcm_from_unet:
         model.tcm.load_state_dict(starting_state(model.config.tcm, model.unet.state_dict()))
@@ -154,7 +162,7 @@ def teacher_of(recipe: Recipe, base: Path, config: ModelConfig) -> StableVSR | N
     """
     if not recipe.teacher:
         return None
-    teacher = cast(StableVSR, build_model(base / recipe.teacher, device="cpu"))  # not offloaded
+    teacher = cast(StableVSR, build_model(located(base, recipe.teacher), device="cpu"))  # not offloaded
     if teacher.config.is_streaming:
         raise WeightsError(f"teacher {recipe.teacher} has streaming weights, expected StableVSR weights with their VAE")
     theirs, ours = teacher.config.vae.latent_channels, config.vae.latent_channels
