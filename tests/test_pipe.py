@@ -419,10 +419,12 @@ def test_a_disk_that_is_full_of_what_is_written(tmp_path: Path) -> None:
         ("upscale in.mkv out.mkv", "0<&- 1>&-", 2, "input in.mkv does not exist"),
         ("upscale in.mkv out.mkv", "2>&-", 2, ""),
         ("models", "> /dev/full", 1, "No space left on device"),
+        ("upscale in.y4m - --weights small-streaming -q", "> /dev/full", 2, "standard output could not be written"),
     ],
 )
 def test_the_command_without_standard_streams(words: str, closed: str, code: int, message: str, tmp_path: Path) -> None:
     """A file that is opened gets the number of no stream: what libraries print would end up inside."""
+    (tmp_path / "in.y4m").write_bytes(y4m())
     program = "import os, sys; from stablevsr.cli import main; code = main(sys.argv[1:]); "
     program += "sys.exit(code if os.open(os.devnull, os.O_RDONLY) > 2 else 77)"
     line = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-c", program, *words.split()]

@@ -44,7 +44,6 @@ def told_in_a_sentence(run: Callable[[argparse.Namespace], int], options: argpar
         log.error("interrupted; no incomplete output is left")
         return INTERRUPTED
     except BrokenPipeError:  # the reader has exited, as `| head` does: nobody is left to report to
-        close_streams()
         return FAILED
     except UserError as error:
         log.error("%s", error)
@@ -53,5 +52,6 @@ def told_in_a_sentence(run: Callable[[argparse.Namespace], int], options: argpar
         if options.debug:
             raise
         log.error("failed: %s: %s (--debug shows the traceback)", type(error).__name__, error)
-        close_streams()
         return FAILED
+    finally:
+        close_streams()

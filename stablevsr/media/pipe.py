@@ -212,7 +212,9 @@ class PipeWriter:
         except BrokenPipeError:
             raise
         except OSError as error:
-            raise ResourceError(f"standard output could not be written ({error.strerror}): choose another") from error
+            raise ResourceError(
+                f"standard output could not be written ({error.strerror}): write to another place"
+            ) from error
         self._header = b""
 
 
