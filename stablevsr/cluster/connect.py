@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -93,8 +94,8 @@ def connected(cluster: Cluster, description: ModelDescription) -> Iterator[Conne
     with ExitStack() as stack:
         if address == "local":
             address = _start(stack, cluster, description)
-        stack.callback(ray.shutdown)
         _join(ray, address)
+        stack.callback(ray.shutdown)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)  # Ray exits at once, where others want to clean up
         yield _connection(ray, cluster, description)
@@ -108,7 +109,8 @@ def _start(stack: ExitStack, cluster: Cluster, description: ModelDescription) ->
     try:
         return stack.enter_context(local_ray(cores))
     except OSError as error:
-        raise ResourceError(f"Ray cannot be started on this machine ({error}): its logs are in /tmp/ray") from error
+        logs = Path(tempfile.gettempdir(), "ray")
+        raise ResourceError(f"Ray cannot be started on this machine ({error}): its logs are in {logs}") from error
 
 
 def _join(ray: ModuleType, address: str) -> None:

@@ -127,12 +127,6 @@ class Pool:
             log.warning("%s: %s; it is tried again", assignment, reason)
             self.add(assignment)
 
-    def _is_given_up(self, assignment: Assignment) -> bool:
-        return assignment.job in self._dropped or (assignment.scene is not None and assignment.scene.is_given_up)
-
-    def _forget(self) -> None:
-        self._waiting = [each for each in self._waiting if not self._is_given_up(each[-1])]
-
     def leave(self, seat: "_Seat", error: Exception) -> None:
         """A worker ends because of an error: the others go on, unless it shows before the first unit is finished."""
         with self._changed:
@@ -168,6 +162,12 @@ class Pool:
         for seat in self._seats:
             if seat.is_alive():
                 seat.join(10.0)
+
+    def _is_given_up(self, assignment: Assignment) -> bool:
+        return assignment.job in self._dropped or (assignment.scene is not None and assignment.scene.is_given_up)
+
+    def _forget(self) -> None:
+        self._waiting = [each for each in self._waiting if not self._is_given_up(each[-1])]
 
 
 class _Seat(threading.Thread):
