@@ -1,8 +1,10 @@
 """Fixtures for all tests."""
 
 import os
-from collections.abc import Generator
+import shutil
+from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -15,6 +17,9 @@ from stablevsr import PRESETS
 from stablevsr.convert.assemble import Sources, convert
 from stablevsr.model import StableVSR
 from stablevsr.weights import Header, write
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 
 @pytest.hookimpl(wrapper=True)
@@ -37,6 +42,21 @@ def tiny_weights(tmp_path_factory: pytest.TempPathFactory, tiny_model: StableVSR
     path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
     write(path, Header(TINY, {"note": "random"}, sampling=PRESETS["exact"]), tiny_model.state_dict())
     return path
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator["Browser"]:
+    """Chromium without a window; skips where there is none."""
+    driver = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if path is None:
+        pytest.skip("no chromium or google-chrome on this machine")
+    with driver.sync_playwright() as playwright:
+        # Root may not use the sandbox.
+        arguments = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
+        browser = playwright.chromium.launch(executable_path=path, args=arguments)
+        yield browser
+        browser.close()
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,6 @@
 """The app in a real browser, with the bundled weights: its whole path. Skipped without Gradio or a browser."""
 
-import os
 import re
-import shutil
 import socket
 import threading
 import urllib.error
@@ -23,8 +21,6 @@ from stablevsr.media import Encoding, PartReader, open_reader
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
 pytest.importorskip("gradio", reason="gradio is not installed: pip install 'stablevsr[app]'")
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium or google-chrome on this machine")
 
 STEPS = 3
 MAX_UPLOAD = 1_000_000
@@ -88,16 +84,6 @@ def address(studio: Studio, lookups: list[str]) -> Iterator[str]:
     with serving(studio, "127.0.0.1", free_port(), MAX_UPLOAD) as address:
         yield address
     socket.socket.connect, socket.getaddrinfo = connect, look_up
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator["playwright.Browser"]:
-    with playwright.sync_playwright() as driver:
-        # Root may not use the sandbox.
-        arguments = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
-        browser = driver.chromium.launch(executable_path=BROWSER, args=arguments)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -1,8 +1,6 @@
 """The page of `stablevsr compare` in a real browser: what its users see and touch. Skipped where there is none."""
 
 import io
-import os
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from fractions import Fraction
@@ -17,8 +15,6 @@ from stablevsr.compare.collect import Settings
 from stablevsr.compare.compare import compare_inline, compare_page
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium or google-chrome on this machine")
 
 FRAMES, HEIGHT, WIDTH = 20, 240, 320
 VIEW = {"width": 1000, "height": 800}
@@ -99,16 +95,6 @@ class Viewer:
     @property
     def split(self) -> int:
         return int(self.page.get_attribute("#divider", "aria-valuenow"))
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator["playwright.Browser"]:
-    with playwright.sync_playwright() as driver:
-        # Root may not use the sandbox.
-        arguments = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
-        browser = driver.chromium.launch(executable_path=BROWSER, args=arguments)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

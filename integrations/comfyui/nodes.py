@@ -36,19 +36,24 @@ STRENGTH = (
 )
 SCALES = {"default": float(SCALE), "min": 0.25, "max": float(SCALE), "step": 0.25}
 RESIZED = "The result is resized to this"
-SEED = (
-    "INT",
-    {"default": 0, "min": 0, "max": 2**64 - 1, "control_after_generate": True, "tooltip": "Seed of the noise."},
-)
-COLOR = ([UNCHANGED, *COLOR_FIXES], {"default": UNCHANGED, "tooltip": "Match the colors of the result to the input."})
-CUTS = (
-    "STRING",
-    {
-        "default": "auto",
-        "tooltip": "Frames that start a new scene, which guidance does not cross: auto detects them, off has none, "
-        "or numbers as in 48,120.",
-    },
-)
+IN_BOTH: dict[str, Any] = {  # nodes that upscale
+    "seed": (
+        "INT",
+        {"default": 0, "min": 0, "max": 2**64 - 1, "control_after_generate": True, "tooltip": "Seed of the noise."},
+    ),
+    "color_fix": (
+        [UNCHANGED, *COLOR_FIXES],
+        {"default": UNCHANGED, "tooltip": "Match the colors of the result to the input."},
+    ),
+    "scene_cuts": (
+        "STRING",
+        {
+            "default": "auto",
+            "tooltip": "Frames that start a new scene, which guidance does not cross: auto detects them, off has "
+            "none, or numbers as in 48,120.",
+        },
+    ),
+}
 TILE = (
     "STRING",
     {"default": "auto", "tooltip": "Decode in tiles of so many LR pixels; auto: only after running out of memory."},
@@ -104,9 +109,7 @@ class UpscaleVideo:
                 "images": ("IMAGE",),
                 "preset": ([WEIGHTS_OWN, *PRESETS], {"default": WEIGHTS_OWN}),
                 "steps": ("INT", {"default": 0, "min": 0, "max": 1000, "tooltip": "Denoising steps; 0: the preset's."}),
-                "seed": SEED,
-                "color_fix": COLOR,
-                "scene_cuts": CUTS,
+                **IN_BOTH,
             },
             "optional": {
                 "tcm_scale": (
@@ -164,9 +167,7 @@ class StreamUpscale:
                 "model": (MODEL,),
                 "video": ("VIDEO",),
                 "steps": ("INT", {"default": DISTILLED_STEPS, "min": 1, "max": 1000}),
-                "seed": SEED,
-                "color_fix": COLOR,
-                "scene_cuts": CUTS,
+                **IN_BOTH,
                 "codec": (list(CODECS), {"default": CODECS[0]}),
                 "crf": ("INT", {"default": 12, "min": 0, "max": 51, "tooltip": "Quality of the file: 0 is best."}),
             },

@@ -6,10 +6,16 @@ from stablevsr.cli.console import DONE
 from stablevsr.hub.cache import entries
 from stablevsr.hub.names import KNOWN
 
+BUNDLED = {
+    "small": "small and quick, to try the package; the default",
+    "small-streaming": "as small, for streams: 4 steps a frame from past frames only",
+}
+
 
 def run(options: argparse.Namespace) -> int:
     here = {entry.name.partition("@")[0] for entry in entries() if entry.finished}
-    print("the bundled model\n    small and quick, to try the package\n    stablevsr upscale IN OUT")
+    for name, purpose in BUNDLED.items():
+        print(f"{name} (bundled)\n    {purpose}\n    stablevsr upscale IN OUT --weights {name}")
     for known in KNOWN:
         kept = " (in the cache)" if known.repo in here else ""
         print(f"{known.repo}{kept}\n    {known.purpose}\n    {known.use}")
