@@ -117,10 +117,12 @@ class Assignment:
     notices: dict[str, None] = field(default_factory=dict)  # in order, each once
     record: Record | None = None  # once it is finished
     is_given_up: bool = False
+    work: int = field(init=False)  # frame-steps; asked for at every written frame, so it is not counted anew
+    num_passes: int = field(init=False)
 
-    @property
-    def work(self) -> int:
-        return self.job.order(self.unit).work
+    def __post_init__(self) -> None:
+        order = self.job.order(self.unit)
+        self.work, self.num_passes = order.work, order.passes
 
     @property
     def length(self) -> int:
@@ -138,13 +140,12 @@ class Assignment:
 
     def __str__(self) -> str:
         text = f"{self.job.input}, {self.unit}"
-        return text if self.scene is None else f"{text}, pass {self.passes + 1} of {self.job.order(self.unit).passes}"
+        return text if self.scene is None else f"{text}, pass {self.passes + 1} of {self.num_passes}"
 
     def note(self, progress: Progress | None) -> None:
         """Update `done`."""
-        steps = self.job.order(self.unit).passes
         if progress is not None and progress.phase in ("denoise", "stream", "decode"):
-            per_unit = {"denoise": 1, "stream": steps}.get(progress.phase)
+            per_unit = {"denoise": 1, "stream": self.num_passes}.get(progress.phase)
             self.done = self.work if per_unit is None else per_unit * progress.done
 
 
