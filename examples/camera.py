@@ -108,7 +108,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--format", help="FFmpeg's name of the device: v4l2, avfoundation, dshow")
     parser.add_argument("--size", type=size, default=(160, 120), help="of the frames taken (default: 160x120)")
     parser.add_argument("--rate", type=int, default=25, help="frames per second of the output (default: %(default)s)")
-    parser.add_argument("--weights", metavar="FILE", help="streaming weights, a file or a name (default: small-streaming)")
+    parser.add_argument("--weights", metavar="FILE", help="for streaming, a file or a name (default: small-streaming)")
     options = parser.parse_args(arguments)
     frames, count = pictures(options.source, options.format, options.size), 0
     if options.format:
