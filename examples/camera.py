@@ -108,14 +108,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--format", help="FFmpeg's name of the device: v4l2, avfoundation, dshow")
     parser.add_argument("--size", type=size, default=(160, 120), help="of the frames taken (default: 160x120)")
     parser.add_argument("--rate", type=int, default=25, help="frames per second of the output (default: %(default)s)")
-    parser.add_argument("--weights", metavar="FILE", help="streaming weights (default: the bundled model)")
+    parser.add_argument("--weights", metavar="FILE", help="for streaming, a file or a name (default: small-streaming)")
     options = parser.parse_args(arguments)
     frames, count = pictures(options.source, options.format, options.size), 0
     if options.format:
         frames = newest(frames)
     output = None
     try:
-        model = build_model(options.weights)
+        model = build_model(options.weights or "small-streaming")
         with contextlib.suppress(KeyboardInterrupt):
             start = time.monotonic()
             for picture in stream_video(model, frames):

@@ -239,6 +239,7 @@ def test_the_list_of_files_is_complete(output: Path) -> None:
             workspace.note(name, {})
         workspace.outside(output)
         workspace.save_state(RunState())
+        workspace.first_pass()
         for name in ("output", "output.joined", "output.rehearsal", "written", "written.pair", "units", "turn.lock"):
             (workspace.folder / name).touch()
     assert sorted(os.listdir(workspace_path(output))) == sorted(room.FILES)

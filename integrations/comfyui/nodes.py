@@ -83,7 +83,7 @@ class LoadStableVSR:
             "optional": {
                 "file": (
                     "STRING",
-                    {"default": "", "tooltip": "A weights file anywhere, in place of the choice above."},
+                    {"default": "", "tooltip": "Another weights file, or hub:OWNER/NAME, in place of the above."},
                 ),
             },
         }
