@@ -153,6 +153,11 @@ class FakeRay:
     def kill(self, handle: _Handle) -> None:
         handle.killed.set()
 
+    def settle(self) -> None:
+        """Wait for the threads of workers that were killed: threads cannot be."""
+        for handle in self.handles:
+            handle._threads.shutdown()
+
     def available_resources(self) -> dict[str, float]:
         return {"CPU": max(0, self.slots - len(self.handles))}
 

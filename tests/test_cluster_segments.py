@@ -169,9 +169,10 @@ def test_a_driver_that_dies(cluster, tiny_weights: Path, tmp_path: Path) -> None
     def interrupt(progress: Progress) -> bool:
         return progress.phase != "denoise" or progress.done < 5 + 3
 
-    cluster()
+    ray = cluster()
     with pytest.raises(Stopped):
         run(tiny_weights, clip, config, progress=interrupt)
+    ray.settle()
     assert list((workspace_path(target(clip)) / "units").glob("*.npy"))
     cluster(lambda worker, order, index: begun.append(index))
     assert not run(tiny_weights, clip, config).error
@@ -228,9 +229,10 @@ def test_a_segment_that_fails_ends_its_scene_and_no_other(cluster, tiny_weights:
 def test_shards_do_not_divide_scenes(cluster, tiny_weights: Path, tmp_path: Path, capsys) -> None:
     """Nor do they continue a run that does."""
     clip, config = scenes_video(tmp_path / "in.mp4", 3, 1), sampling(segments=2)
-    cluster()
+    ray = cluster()
     with pytest.raises(Stopped):
         run(tiny_weights, clip, config, progress=lambda progress: progress.phase != "denoise")
+    ray.settle()
     options = ["--weights", str(tiny_weights), "--steps", str(STEPS), "--scene-cuts", "auto", "--segments", "2", "-q"]
     command = ["upscale", str(clip), str(target(clip)), "--shard", "1/1", "--device", "cpu", *options]
     assert main(command) == 2
