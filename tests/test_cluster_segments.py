@@ -177,7 +177,7 @@ def test_a_driver_that_dies(cluster, tiny_weights: Path, tmp_path: Path) -> None
     cluster(lambda worker, order, index: begun.append(index))
     assert not run(tiny_weights, clip, config).error
     assert begun.count(0) <= 3  # asked once, and answered at once
-    assert begun.count(1) == 0
+    assert begun.count(1) <= 1  # of a segment that was behind
     expect_the_same(tiny_weights, clip, config)
 
 
