@@ -334,9 +334,6 @@ side = 32
 pool = 2
 [optimiser]
 ema = 0.9
-[rollout]
-features = 0.0
-temporal = 0.5
 """
 
 
