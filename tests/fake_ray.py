@@ -1,8 +1,9 @@
 """Ray's calls that `cluster` uses, on threads of this process: for tests of what happens when things fail."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -10,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from stablevsr.cluster.connect import Connection
+from stablevsr.cluster.connect import Cluster, Connection
 from stablevsr.cluster.description import ModelDescription
 from stablevsr.cluster.pieces import write_piece
 from stablevsr.cluster.run_unit import Made, Order
@@ -164,5 +165,8 @@ class FakeRay:
     def cluster_resources(self) -> dict[str, float]:
         return {"CPU": self.slots}
 
-    def connection(self, description: ModelDescription, workers: int) -> Connection:
-        return Connection(self, description, workers, 1)
+    @contextmanager
+    def connected(self, cluster: Cluster, description: ModelDescription) -> Iterator[Connection]:
+        """In place of `connect.connected`."""
+        assert cluster.workers is not None
+        yield Connection(self, description, cluster.workers, 1)

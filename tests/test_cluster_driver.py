@@ -8,7 +8,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import av
@@ -43,12 +42,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Callable[..., FakeRay]:
 
     def make(act: Act = lambda worker, order: None, slots: int = 99, **fields: object) -> FakeRay:
         ray = FakeRay(type("Worker", (GrayWorker,), {"act": staticmethod(act), **fields}), slots)
-
-        @contextmanager
-        def connected(cluster: Cluster, description: ModelDescription) -> Iterator[object]:
-            yield ray.connection(description, cluster.workers)
-
-        monkeypatch.setattr(driver, "connected", connected)
+        monkeypatch.setattr(driver, "connected", ray.connected)
         return ray
 
     return make

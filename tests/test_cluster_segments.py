@@ -2,8 +2,8 @@
 
 import shutil
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -56,12 +56,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Callable[..., FakeRay]:
 
     def make(act: object = lambda worker, order, index: None, **fields: object) -> FakeRay:
         ray = FakeRay(type("Worker", (RealWorker,), {"act": staticmethod(act), **fields}))
-
-        @contextmanager
-        def connected(cluster: Cluster, description: ModelDescription) -> Iterator[object]:
-            yield ray.connection(description, cluster.workers)
-
-        monkeypatch.setattr(driver, "connected", connected)
+        monkeypatch.setattr(driver, "connected", ray.connected)
         return ray
 
     return make
@@ -97,7 +92,7 @@ def test_units_with_segments() -> None:
         (0, 2, 0, 1), (2, 4, 1, 0), (4, 6, 0, 1), (6, 7, 1, 1), (7, 9, 1, 0),
     ]  # fmt: skip
     assert [len(scene) for scene in scenes_of(units)] == [2, 3]
-    assert not any(unit.is_segment for unit in units_between([4], 9))
+    assert not any(unit.before or unit.after for unit in units_between([4], 9))
     first, middle, last = units[2:]
     assert [middle.source(index) for index in range(4)] == [None, 7, 5, 7]
     assert [middle.given(index) for index in range(4)] == [6, 6, 6, 6]

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch._dynamo.utils import counters
 
 from stablevsr import PRESETS, build_model, sample_video, weights
+from stablevsr.cli.models import PURPOSES
 from stablevsr.errors import OptionsError, ResourceError, WeightsError
 from stablevsr.media import open_reader
 from stablevsr.model import BUNDLED, StableVSR, bundled_weights, find_weights
@@ -45,6 +46,10 @@ def test_the_bundled_models_run(name: str | None) -> None:
     model = build_model(name, device="cpu")
     assert sample_video(model, np.zeros((2, 4, 5, 3), np.uint8), steps=1).shape == (2, 16, 20, 3)
     assert find_weights(name).stat().st_size < 30e6
+
+
+def test_the_list_of_models_has_the_bundled_ones() -> None:
+    assert tuple(PURPOSES) == BUNDLED
 
 
 def test_a_file_goes_before_a_bundled_model_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

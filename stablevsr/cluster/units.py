@@ -26,11 +26,6 @@ class Unit:
         """The number of its frames."""
         return self.last - self.first
 
-    @property
-    def is_segment(self) -> bool:
-        """Whether it is sampled pass by pass, with estimates from its neighbors."""
-        return bool(self.before or self.after)
-
     def source(self, index: int) -> int | None:
         """The frame of a neighbor whose estimate of pass `index` - 1 guides the first frame of pass `index`."""
         if index == 0 or not (self.after if index % 2 else self.before):
