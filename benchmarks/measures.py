@@ -14,7 +14,7 @@ from stablevsr.model import StableVSR
 from stablevsr.nn.warp import warp
 from stablevsr.training.features import FeatureNetwork, feature_distance
 
-METRICS = ("PSNR", "SSIM", "HaarPSI", "GMSD", "features", "tfeatures", "warp", "tOF")
+METRICS = ("PSNR", "SSIM", "HaarPSI", "GMSD", "features", "tfeatures", "tbias", "warp", "tOF")
 Row = dict[str, float]
 
 
@@ -26,15 +26,17 @@ def warping_error(frames: Tensor, clip: HeldOutClip) -> float:
 
 
 def feature_errors(network: FeatureNetwork, frames: Tensor, truth: Tensor) -> Row:
-    """Distance of the features from the truth's, and how wrongly they change from frame to frame (as tLP), x 100."""
+    """Distance of the features from the truth's, and errors of their change from frame to frame (as tLP), x 100."""
     ours, theirs = network(frames), network(truth)
 
     def changes(features: list[Tensor]) -> Tensor:
         return feature_distance([each[1:] for each in features], [each[:-1] for each in features])
 
+    wrong = 100 * (changes(ours) - changes(theirs))
     return {
         "features": 100 * feature_distance(ours, theirs).mean().item(),
-        "tfeatures": 100 * (changes(ours) - changes(theirs)).abs().mean().item(),
+        "tfeatures": wrong.abs().mean().item(),
+        "tbias": wrong.mean().item(),
     }
 
 

@@ -11,7 +11,8 @@ Metrics, per clip and then over clips:
     warp        warping error: mean squared difference of a frame and the one before, fetched along the exact flow,
                 outside of occlusions, x 1000; lower is steadier (Lai et al. 2018)
     features    distance of features of EfficientNet-Lite2, x 100, lower is better: like LPIPS, but not LPIPS
-    tfeatures   how wrongly these features change from frame to frame (as tLP), x 100, lower is steadier
+    tfeatures   how wrongly these features change from frame to frame (as tLP), x 100, lower is better
+    tbias       the same, signed: below 0 they change less than the truth's, as of soft frames; flicker adds change
     tOF         mean absolute difference of the flows seen in result and truth, x 10, lower is better. The flows are
                 those of the model's own network, so the figures compare with each other, not with other papers'
 """

@@ -60,11 +60,11 @@ def test_a_file_goes_before_a_bundled_model_of_its_name(tmp_path: Path, monkeypa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("dtype", "steps"), [("bf16", 50), ("fp16", 5)])  # fp16 is slow on CPUs: 67 dB behind 50 steps
+@pytest.mark.parametrize(("dtype", "steps"), [("bf16", 20), ("fp16", 5)])  # slow where the processor lacks them
 def test_half_precision_stays_near_through_a_run(dtype: str, steps: int) -> None:
     """On a real clip, with weights that were trained, for errors to add up in."""
     with open_reader(bundled_weights().parent / "demo.mp4") as reader:
-        frames = np.stack([frame.image[10:42, 20:60] for frame in reader][:3])
+        frames = np.stack([frame.image[10:34, 20:52] for frame in reader][:2])
     models = (build_model(device="cpu", dtype=kind) for kind in (dtype, "fp32"))
     half, full = (sample_video(model, frames, PRESETS["exact"], steps=steps) for model in models)
     assert 40 < 10 * np.log10(255**2 / np.square(half.astype(float) - full).mean()) < 90  # and half it is

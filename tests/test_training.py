@@ -29,6 +29,7 @@ from stablevsr.errors import UserError
 from stablevsr.model import BUNDLED, bundled_weights
 from stablevsr.sampling.flow import estimate_flow
 from stablevsr.training import losses as losses_module
+from stablevsr.training import samples
 from stablevsr.training.loop import NUM_SAMPLES, Trainer, checkpoint_blocks, learning_rate
 from stablevsr.training.recipe import CLIP_ROLLOUTS, ROLLOUTS, OptimiserRecipe, Recipe, read_recipe
 from stablevsr.training.samples import sample_picture
@@ -78,6 +79,7 @@ SIDES = {
     "tiny": 16,
     "rollout": 16,
     "vae-rollout": 16,
+    "joint-rollout": 16,
     "tcm-rollout": 32,
 }  # of crops
 
@@ -111,19 +113,24 @@ def losses(folder: Path) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("stage", "crop"), SIDES.items())
-def test_every_stage_trains_its_part_and_nothing_else(tmp_path: Path, stage: str, crop: int) -> None:
+def test_every_stage_trains_its_parts_and_nothing_else(tmp_path: Path, stage: str, crop: int) -> None:
     recipe = write_recipe(tmp_path / "run.toml", stage=stage, crop=crop, steps=2)
     output = train(recipe, CPU)
     after, start = load_file(output), starting_model(read_recipe(recipe), tmp_path)[1].state_dict()
-    part = STAGES[stage].part
-    assert {name.split(".")[0] for name in after if not torch.equal(after[name], start[name])} == {part}
-    header = build_model(output, device="cpu").provenance
-    assert header[part] == "trained by run.toml, 2 steps"
+    parts = STAGES[stage].parts
+    assert {name.split(".")[0] for name in after if not torch.equal(after[name], start[name])} == set(parts)
+    provenance = build_model(output, device="cpu").provenance
+    for part in parts:
+        assert provenance[part] == "trained by run.toml, 2 steps"
+        alone = load_file(output.parent / f"{part}.safetensors")
+        assert {name.split(".")[0] for name in alone} == {part, *(["empty_prompt"] if part == "unet" else [])}
+        assert all(torch.equal(tensor, after[name]) for name, tensor in alone.items())
 
 
 @pytest.mark.parametrize(("stage", "crop"), SIDES.items())
-def test_sample_pictures_change_nothing(tmp_path: Path, stage: str, crop: int) -> None:
+def test_sample_pictures_change_nothing(tmp_path: Path, stage: str, crop: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A picture every second step, of the weights that would be written, and the same training."""
+    monkeypatch.setattr(samples, "EXACT", samples.EXACT.with_fields({"steps": 2}))
     plain = train(write_recipe(tmp_path / "plain.toml", stage=stage, crop=crop, steps=2), CPU)
     drawn = train(write_recipe(tmp_path / "drawn.toml", "sample_every = 2\n", stage=stage, crop=crop, steps=2), CPU)
     assert_same_weights(plain.parent, drawn.parent)
@@ -223,11 +230,13 @@ def test_half_precision_training_keeps_flow_and_warp_in_float32(monkeypatch: pyt
     assert torch.equal(flow, expected)
 
 
-@pytest.mark.parametrize(("place", "kept"), [("one_step", 2), ("update_average", 0)])
+@pytest.mark.parametrize(
+    ("place", "kept", "old"), [("one_step", 2, False), ("one_step", 2, True), ("update_average", 0, False)]
+)
 def test_an_interrupted_run_saves_its_last_whole_step(
-    tmp_path: Path, place: str, kept: int, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, place: str, kept: int, old: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between two steps; within an update of the weights there is nothing whole to save."""
+    """Between two steps; within an update of the weights there is nothing whole to save. Old checkpoints go on too."""
     whole, stopped = (write_recipe(tmp_path / f"{name}.toml", steps=5) for name in ("whole", "stopped"))
     train(whole, CPU)
     go_on, calls = getattr(Trainer, place), []
@@ -244,6 +253,11 @@ def test_an_interrupted_run_saves_its_last_whole_step(
             train(stopped, CPU)
     checkpoint = tmp_path / "stopped/checkpoint.pt"
     assert (torch.load(checkpoint)["step"] if checkpoint.exists() else 0) == kept
+    if old:  # version 0.1 left the part out of the names
+        state = torch.load(checkpoint)
+        for kind in ("weights", "average"):
+            state[kind] = {name.removeprefix("vae."): value for name, value in state[kind].items()}
+        torch.save(state, checkpoint)
     train(stopped, CPU)
     assert_same_weights(tmp_path / "stopped", tmp_path / "whole")
     assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
@@ -321,10 +335,11 @@ def test_the_moving_average_is_what_is_written(tmp_path: Path) -> None:
     state = torch.load(tmp_path / "run0.999/checkpoint.pt", weights_only=True)
     written = weights_of(tmp_path / "run0.999")
     for name, value in state["average"].items():
-        assert torch.equal(written[f"vae.{name}"], value)
-    assert not torch.equal(state["average"]["decoder.conv_out.weight"], state["weights"]["decoder.conv_out.weight"])
+        assert torch.equal(written[name], value)
+    last = "vae.decoder.conv_out.weight"
+    assert not torch.equal(state["average"][last], state["weights"][last])
     plain = weights_of(tmp_path / "run0.0")
-    assert all(torch.equal(plain[f"vae.{name}"], value) for name, value in state["weights"].items())
+    assert all(torch.equal(plain[name], value) for name, value in state["weights"].items())
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -383,7 +398,7 @@ def test_a_checkpoint_of_another_recipe_is_refused_by_name(tmp_path: Path) -> No
             ("[optim", "[rollout]\nfeatures = 0.0\nlatent = 0.0\npicture = 0.0\n[optim"),
             "rollout.latent, picture and features are all 0",
         ),
-        (("[optim", "[rollout]\nlatent = 0.0\n[optim"), "rollout is for stages rollout, vae-rollout, tcm-rollout"),
+        (("[optim", "[rollout]\nlatent = 0.0\n[optim"), "rollout is for stages rollout, vae-rollout, joint-rollout, "),
         (
             ('stage = "vae"', 'stage = "rollout"\nrollout.temporal = 0.5'),
             "rollout.temporal is for stages tcm-rollout, stream-vae, stream-tcm, got stage rollout",

@@ -50,7 +50,7 @@ def test_a_perfect_result_has_no_error(benchmarks: SimpleNamespace, network: Fea
     row = benchmarks.measures.measure(random_model(), network, frames, clip_of(frames))
     assert row == {
         "PSNR": 100, "SSIM": 1, "HaarPSI": pytest.approx(1, abs=1e-5), "GMSD": pytest.approx(0, abs=1e-3),
-        "features": 0, "tfeatures": 0, "tOF": 0,
+        "features": 0, "tfeatures": 0, "tbias": 0, "tOF": 0,
     }  # fmt: skip
     still = benchmarks.measures.measure(random_model(), network, frames, clip_of(frames, torch.zeros(1, 2, 176, 176)))
     assert still["warp"] == pytest.approx(1000 * (frames[1] - frames[0]).square().mean().item(), rel=1e-3)
@@ -64,6 +64,8 @@ def test_temporal_features_are_of_flicker(benchmarks: SimpleNamespace, network: 
     flicker = benchmarks.measures.feature_errors(network, truth + noise, truth)
     assert same["tfeatures"] == pytest.approx(0, abs=1e-4)
     assert flicker["tfeatures"] > 0.5 * same["features"] > 0
+    assert flicker["tbias"] == flicker["tfeatures"]
+    assert benchmarks.measures.feature_errors(network, truth, truth + noise)["tbias"] == -flicker["tfeatures"]
 
 
 def test_pans_have_exact_flow(benchmarks: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ def save_checkpoint(
     recipe: Recipe,
     world: int,
     step: int,
-    learner: nn.Module,
+    learner: nn.ModuleDict,
     average: dict[str, Tensor],
     optimiser: torch.optim.Optimizer,
 ) -> None:
@@ -56,7 +56,7 @@ def load_checkpoint(
     path: Path,
     recipe: Recipe,
     world: int,
-    learner: nn.Module,
+    learner: nn.ModuleDict,
     average: dict[str, Tensor],
     optimiser: torch.optim.Optimizer,
 ) -> int:
@@ -76,14 +76,22 @@ def load_checkpoint(
                 f"checkpoint {path} has {name} = {theirs.get(name)}, expected {ours.get(name)} as in the recipe: "
                 "choose another output, or delete the checkpoint"
             )
+    weights, kept = (_named(state[name], learner) for name in ("weights", "average"))
     try:
-        learner.load_state_dict(state["weights"])
+        learner.load_state_dict(weights)
     except RuntimeError as error:
         raise UserError(
             f"checkpoint {path} does not fit the model configuration of the starting weights: "
             "choose another output, or delete the checkpoint"
         ) from error
     for name, value in average.items():  # version 0.1 stored one even with ema = 0
-        value.copy_(state["average"][name])
+        value.copy_(kept[name])
     optimiser.load_state_dict(state["optimiser"])
     return state["step"]
+
+
+def _named(tensors: dict[str, Tensor], learner: nn.ModuleDict) -> dict[str, Tensor]:
+    """Tensors under the names of `learner`; version 0.1, which trained one part at a time, left its name out."""
+    (first, *_) = learner
+    lacks = not any(name.startswith(tuple(f"{part}." for part in learner)) for name in tensors)
+    return {f"{first}.{name}": value for name, value in tensors.items()} if lacks else tensors

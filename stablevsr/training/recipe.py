@@ -16,13 +16,14 @@ STAGES = (
     "tiny",
     "rollout",
     "vae-rollout",
+    "joint-rollout",
     "tcm-rollout",
     "stream-vae",
     "stream-tcm",
 )
 
 CLIP_ROLLOUTS = ("tcm-rollout", "stream-vae", "stream-tcm")
-ROLLOUTS = ("rollout", "vae-rollout", *CLIP_ROLLOUTS)
+ROLLOUTS = ("rollout", "vae-rollout", "joint-rollout", *CLIP_ROLLOUTS)
 
 
 def _require(ok: bool, message: str) -> None:

@@ -187,7 +187,7 @@ def _latent_loss(model: Networks, x0: Tensor, truth: Tensor, objective: Objectiv
 def rollout_loss(
     model: Networks, truth: Tensor, low_res: Tensor, noise: Tensor, context: Tensor, objective: Objective
 ) -> Tensor:
-    """Rollout loss of the UNet on single images, or, if only that has gradients, of the VAE's decoder.
+    """Rollout loss of the UNet and the VAE's decoder, whichever have gradients, on single images.
 
     Args:
         truth: (n, 3, 4h, 4w) in [-1, 1].

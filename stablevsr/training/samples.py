@@ -69,6 +69,7 @@ COLUMNS = {
     "tiny": tiny_columns,
     "rollout": rollout_columns,
     "vae-rollout": rollout_columns,
+    "joint-rollout": rollout_columns,
     "tcm-rollout": rollout_columns,
     "stream-vae": rollout_columns,
     "stream-tcm": rollout_columns,

@@ -113,7 +113,7 @@ def tiny_stage(model: StableVSR, window: Window, random: Randomness) -> Tensor:
 
 
 def rollout_stage(model: StableVSR, window: Window, random: Randomness, objective: Objective) -> Tensor:
-    """The UNet, or the VAE's decoder, on the first frames, through all steps of the distilled run."""
+    """The UNet, the VAE's decoder, or both, on the first frames, through all steps of the distilled run."""
     picture, low_res = window["hr"][:, 0], window["lr"][:, 0]
     noise = random.normal(len(picture), model.config.vae.latent_channels, *low_res.shape[-2:], device=picture.device)
     return rollout_loss(model, picture, low_res, noise, _context(model, len(picture)), objective)
@@ -131,9 +131,9 @@ def clip_stage(
 
 
 class Stage(NamedTuple):
-    """How one part of the model is trained."""
+    """Which parts of the model are trained, and how."""
 
-    part: str
+    parts: tuple[str, ...]
     num_frames: int  # per window
     needs_flow: bool
     loss: Callable[..., Tensor]  # (model, window, randomness), and objective if `is_rollout`
@@ -142,18 +142,19 @@ class Stage(NamedTuple):
 
 
 STAGES = {
-    "vae": Stage("vae", 1, False, vae_stage),
-    "unet": Stage("unet", 1, False, unet_stage),
-    "flow": Stage("flow", 2, True, flow_stage),
-    "tcm": Stage("tcm", 3, False, tcm_stage),
-    "tiny": Stage("tiny", 1, False, tiny_stage),
-    "rollout": Stage("unet", 1, False, rollout_stage, is_rollout=True),
-    "vae-rollout": Stage("vae", 1, False, rollout_stage, is_rollout=True),
-    "tcm-rollout": Stage("tcm", 3, True, partial(clip_stage, loss=tcm_rollout_loss), is_rollout=True),
-    "stream-vae": Stage("vae", 2, True, partial(clip_stage, loss=stream_vae_loss), True, True),
-    "stream-tcm": Stage("tcm", 3, True, partial(clip_stage, loss=stream_tcm_loss), True, True),
+    "vae": Stage(("vae",), 1, False, vae_stage),
+    "unet": Stage(("unet",), 1, False, unet_stage),
+    "flow": Stage(("flow",), 2, True, flow_stage),
+    "tcm": Stage(("tcm",), 3, False, tcm_stage),
+    "tiny": Stage(("tiny",), 1, False, tiny_stage),
+    "rollout": Stage(("unet",), 1, False, rollout_stage, is_rollout=True),
+    "vae-rollout": Stage(("vae",), 1, False, rollout_stage, is_rollout=True),
+    "joint-rollout": Stage(("unet", "vae"), 1, False, rollout_stage, is_rollout=True),
+    "tcm-rollout": Stage(("tcm",), 3, True, partial(clip_stage, loss=tcm_rollout_loss), is_rollout=True),
+    "stream-vae": Stage(("vae",), 2, True, partial(clip_stage, loss=stream_vae_loss), True, True),
+    "stream-tcm": Stage(("tcm",), 3, True, partial(clip_stage, loss=stream_tcm_loss), True, True),
 }
-TRAINED = tuple(dict.fromkeys(stage.part for stage in STAGES.values()))  # parts that can be trained
+TRAINED = tuple(dict.fromkeys(part for stage in STAGES.values() for part in stage.parts))  # parts that can be trained
 
 
 def stage_of(recipe: Recipe, device: torch.device, teacher: VAE | None = None) -> Stage:
@@ -174,13 +175,13 @@ def stage_of(recipe: Recipe, device: torch.device, teacher: VAE | None = None) -
 
 
 class StageLoss(nn.Module):
-    """A stage's loss as a module, as DistributedDataParallel needs; only the stage's part is trainable."""
+    """A stage's loss as a module, as DistributedDataParallel needs; only the stage's parts are trainable."""
 
     def __init__(self, model: StableVSR, stage: Stage) -> None:
         super().__init__()
         self.model = model.requires_grad_(False)
         self.stage = stage
-        self.learner: nn.Module = getattr(model, stage.part)
+        self.learner = nn.ModuleDict({part: getattr(model, part) for part in stage.parts})
         self.learner.requires_grad_(True)
 
     def forward(self, window: Window, random: Randomness) -> Tensor:

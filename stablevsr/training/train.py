@@ -35,10 +35,10 @@ def train(path: Path, device: torch.device) -> Path:
         UserError: if the recipe, data or weights are invalid or do not fit each other.
     """
     recipe = read_recipe(path)
-    part = STAGES[recipe.stage].part
+    parts = STAGES[recipe.stage].parts
     header, model = starting_model(recipe, path.parent)
     source = recipe.init or f"preset {recipe.preset}"
-    if (part in ("flow", "tcm") or STAGES[recipe.stage].is_streaming) and model.flow is None:
+    if (not {"flow", "tcm"}.isdisjoint(parts) or STAGES[recipe.stage].is_streaming) and model.flow is None:
         raise WeightsError(
             f"{source} has no flow network, which stage {recipe.stage} needs: use weights converted with --flow"
         )
@@ -64,16 +64,18 @@ def train(path: Path, device: torch.device) -> Path:
         require_compiler(device)
         model.compile_parts()
     trainer = Trainer(recipe, loss, open_windows(recipe, stage, path.parent), folder, device)
-    weights = {f"{stage.part}.{name}": value.contiguous().cpu() for name, value in trainer.run().items()}
+    weights = {name: value.contiguous().cpu() for name, value in trainer.run().items()}
     output = folder / "model.safetensors"
     if trainer.rank == 0:
-        check_finite(weights, f"the trained {stage.part}")
-        provenance = {**header.provenance, stage.part: f"trained by {path.name}, {recipe.steps} steps"}
+        check_finite(weights, f"the trained {' and '.join(parts)}")
+        provenance = header.provenance | dict.fromkeys(parts, f"trained by {path.name}, {recipe.steps} steps")
         write(output, replace(header, provenance=provenance), {**unchanged(recipe, model, path.parent), **weights})
-        if stage.part == "unet":  # the UNet was trained with this context only
-            weights["empty_prompt"] = model.empty_prompt.cpu()
-        with replacing(folder / f"{stage.part}.safetensors") as unfinished:
-            save_file(weights, unfinished)
+        for part in parts:
+            held = {name: value for name, value in weights.items() if name.startswith(part + ".")}
+            if part == "unet":  # the UNet was trained with this context only
+                held["empty_prompt"] = model.empty_prompt.cpu()
+            with replacing(folder / f"{part}.safetensors") as unfinished:
+                save_file(held, unfinished)
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
