@@ -119,7 +119,7 @@ class Recipe:
 
     stage: str  # one of STAGES: which part is trained, and how
     steps: int
-    output: str  # folder for checkpoint, log and, at the end, model.safetensors and PART.safetensors
+    output: str  # folder for checkpoint, log and, at the end, model.safetensors and the trained PART.safetensors
     preset: str = ""  # start from random weights of this architecture, as "small" ...
     init: str = ""  # ... or from a weights file: a path, a bundled name or hub:OWNER/NAME, as wherever it says FILE
     parts: dict[str, str] = field(default_factory=dict)  # parts to load from other weights files: flow = "FILE"
