@@ -13,10 +13,11 @@ import torch.nn.functional as F
 
 from stablevsr.errors import UserError
 from stablevsr.nn.warp import warp
-from stablevsr.training import degradations
+from stablevsr.training import degradations, photos
 from stablevsr.training.data import MixedWindows, ProceduralWindows, Window, downscale
 from stablevsr.training.folders import FolderWindows
 from stablevsr.training.photos import STILL, PhotoClips, PhotoWindows, Plane, project
+from stablevsr.training.procedural import SUPERSAMPLING, pixel_centres
 
 
 @pytest.fixture(scope="module")
@@ -91,26 +92,68 @@ def test_planes_turn_out_of_the_picture() -> None:
     assert np.allclose(plane.on_plane(there, 4), points)
 
 
-def test_degraded_windows_have_other_lr_frames_and_the_same_hr(folder: Path) -> None:
-    clean, degraded = open_photos(folder), open_photos(folder, degraded=1.0)
+def test_lr_frames_of_degraded_windows_differ_mildly(folder: Path) -> None:
+    degraded = open_photos(folder, degraded=1.0)
     differ = 0
     for number in range(6):
-        ours, theirs = clean[number], degraded[number]
-        assert torch.equal(ours["hr"], theirs["hr"])
-        difference = (ours["lr"] - theirs["lr"]).abs().mean()
-        assert difference < 0.15  # mild
+        window = degraded[number]
+        difference = (window["lr"] / 2 - downscale(window["hr"] / 2 + 0.5) + 0.5).abs().mean()
+        assert difference < 0.08  # mild
         differ += bool(difference > 0.002)
     assert differ >= 4
 
 
+def test_degraded_clips_begin_before_their_window(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most frames of a compressed video are predicted from earlier ones, so single ones are not like it."""
+    lengths = []
+
+    def degrade(frames: torch.Tensor, random: np.random.Generator) -> torch.Tensor:
+        lengths.append(len(frames))
+        return downscale(frames)
+
+    monkeypatch.setattr(photos, "degrade", degrade)
+    for num_frames in (1, 3):
+        lengths.clear()
+        windows = open_photos(folder, num_frames, degraded=1.0)
+        for index in range(12):
+            clip = windows.render(index)
+            assert len(clip["hr"]) == len(clip["lr"]) == num_frames
+            assert (downscale(clip["hr"] / 255) - clip["lr"] / 255).abs().max() < 0.01
+            assert num_frames == 1 or len(clip["flow"]) == 2
+        assert set(lengths) == set(range(num_frames, num_frames + photos.LEAD))
+
+
+def test_strong_reductions_do_not_alias(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (700, 700, 3), np.uint8)
+    iio.imwrite(tmp_path / "noise.png", noise)
+    windows = open_photos(tmp_path)
+    points = pixel_centres(64, 64, SUPERSAMPLING)
+    (colors,) = windows._colors(0, [points], 8.0 * np.eye(2), np.random.default_rng(0))
+    reduced = F.avg_pool2d(colors, SUPERSAMPLING)
+    assert reduced.shape == (3, 64, 64)
+    assert reduced.std() < 1.5 * (noise / 255).std() / 8  # of the mean of 8x8 pixels: an eighth
+
+
+def test_places_with_detail_are_preferred(tmp_path: Path) -> None:
+    """Otherwise most clips of a landscape show its sky."""
+    picture = np.full((400, 1600, 3), 100, np.uint8)
+    picture[:, 1200:] = np.random.default_rng(0).integers(0, 256, (400, 400, 3), np.uint8)
+    iio.imwrite(tmp_path / "landscape.png", picture)
+    windows = open_photos(tmp_path)
+    points = pixel_centres(64, 64, SUPERSAMPLING)
+    random = np.random.default_rng(0)
+    found = [bool(windows._colors(0, [points], 2.0 * np.eye(2), random)[0].std() > 0.1) for _ in range(200)]
+    assert 0.4 < np.mean(found) < 0.65  # of 30% of all places, 1 - 0.7^2 = 51% of those chosen from two
+
+
 def test_a_share_of_the_windows_is_procedural(folder: Path) -> None:
-    photos = open_photos(folder, num_frames=1)
+    moving = open_photos(folder, num_frames=1)
     procedural = ProceduralWindows(0, 48, 3, 64, 1, 2.0, False)
-    mixed = MixedWindows(photos, procedural, 0.3)
+    mixed = MixedWindows(moving, procedural, 0.3)
     for number in range(30):
         mixed[number]
     assert len(procedural.rendered) == 3
-    assert 10 < len(photos.rendered) < 30
+    assert 10 < len(moving.rendered) < 30
 
 
 def test_bad_folders_are_named(folder: Path, tmp_path: Path) -> None:

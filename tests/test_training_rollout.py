@@ -98,7 +98,7 @@ def test_gradients_run_through_every_step(model: StableVSR) -> None:
 
 def test_the_loss_falls_when_the_unet_learns(model: StableVSR) -> None:
     model.unet.requires_grad_(True)
-    objective = Objective(RolloutRecipe(steps=2, features=0.0), None)
+    objective = Objective(RolloutRecipe(steps=2, latent=1.0, picture=2.0, features=0.0), None)
     optimiser = torch.optim.Adam(model.unet.parameters(), lr=1e-3)
     truth, low_res, noise = normal(1, 3, 32, 32).clamp(-1, 1), normal(1, 3, 8, 8), normal(1, 4, 8, 8)
     losses = []

@@ -36,7 +36,7 @@ def degrade(frames: Tensor, random: Random) -> Tensor:
         noise = random.standard_normal(frames.shape, np.float32) * random.uniform(*NOISE)
         frames = (frames + torch.from_numpy(noise).float()).clamp(0, 1)
     pictures = (frames * 255).round().byte().permute(0, 2, 3, 1).contiguous().numpy()
-    compression = random.choice(["none", "jpeg", "h264"], p=[0.3, 0.3, 0.4])
+    compression = random.choice(["none", "jpeg", "h264"], p=[0.2, 0.2, 0.6])
     if compression == "jpeg":
         pictures = through_jpeg(pictures, int(random.integers(*JPEG_QUALITY)))
     elif compression == "h264":

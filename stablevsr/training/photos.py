@@ -21,11 +21,14 @@ from stablevsr.training.procedural import SUPERSAMPLING, pixel_centres
 from stablevsr.training.scene import Array, Mask, Motion, Random, draw_shape, transform
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
-REDUCTION = (1.6, 4.5)  # photograph pixels per clip pixel; lower values show demosaicing and JPEG artefacts
+REDUCTION = (1.6, 9.0)  # photograph pixels per clip pixel; lower values show demosaicing and JPEG artefacts
+FINEST = 2.8  # most pixels of a (halved) photograph per clip pixel: SUPERSAMPLING would alias beyond
+CANDIDATES = 2  # random places in a photograph, of which the one with the most detail is used: much of any is flat
 MARGIN = 1.15  # minimum side of a reduced photograph, relative to the clip's side: room for motion
 FRONT = 0.7  # share of clips with a moving foreground
 TILT = 5e-5  # perspective term of the homography, per frame and unit of speed
-KEPT = 24  # decoded photographs cached in memory
+KEPT = 96  # photographs cached in memory, decoded and halved
+LEAD = 4  # a degraded clip begins up to LEAD - 1 frames before its window, as a codec predicts from earlier frames
 STILL = Motion(np.zeros(2), np.zeros(2), 0.0, 0.0, 0.0)
 
 
@@ -94,31 +97,32 @@ class PhotoWindows(PooledWindows):
         super().__init__(seed, crop, pool)
         self.clips, self.side = clips, clips.side
         self.files = _photographs(root, include, exclude)
-        self._cache: OrderedDict[int, Tensor] = OrderedDict()
+        self._cache: OrderedDict[tuple[int, int], Tensor] = OrderedDict()
 
     def render(self, index: int) -> Window:
         random = np.random.Generator(np.random.Philox(key=self.seed, counter=[0, 0, index, 3]))
         camera = Motion.draw(random, self.clips.speed)
         planes, photographs = [], []
         if random.random() < FRONT:
-            planes.append(self._front(random, camera))
             photographs.append(int(random.integers(len(self.files))))
+            planes.append(self._front(random, camera, photographs[0]))
         ground = int(random.integers(len(self.files)))
         planes.append(Plane(camera, STILL, self._tilt(random), np.zeros(2), None, self._turn(random, ground)))
         photographs.append(ground)
-        window = self._window(planes, photographs, random)
+        is_degraded = random.random() < self.clips.degraded
+        lead = int(random.integers(LEAD)) if is_degraded else 0
+        window = self._window(planes, photographs, lead, random)
         hr = (window["hr"] * 255).round()
-        lr = degrade(hr / 255, random) if random.random() < self.clips.degraded else downscale(hr / 255)
-        return window | {"hr": hr.to(torch.uint8), "lr": (lr * 255).round().to(torch.uint8)}
+        lr = degrade(hr / 255, random) if is_degraded else downscale(hr / 255)
+        return window | {"hr": hr[lead:].to(torch.uint8), "lr": (lr[lead:] * 255).round().to(torch.uint8)}
 
     def _tilt(self, random: Random) -> Array:
         return random.laplace(0, TILT * self.clips.speed, 2)
 
-    def _front(self, random: Random, camera: Motion) -> Plane:
+    def _front(self, random: Random, camera: Motion, photograph: int) -> Plane:
         radius, place = self.side * random.uniform(0.1, 0.35), self.side * random.uniform(-0.4, 0.4, 2)
         own, tilt = Motion.draw(random, self.clips.speed), self._tilt(random)
-        reduction = np.exp(random.uniform(*np.log(REDUCTION)))
-        return Plane(camera, own, tilt, place, draw_shape(random, radius), reduction * np.eye(2))
+        return Plane(camera, own, tilt, place, draw_shape(random, radius), self._turn(random, photograph))
 
     def _turn(self, random: Random, photograph: int) -> Array:
         """(2, 2): a random reduction that the photograph is large enough for, and a random number of quarter turns."""
@@ -127,11 +131,12 @@ class PhotoWindows(PooledWindows):
         reduction = np.exp(random.uniform(np.log(min(REDUCTION[0], limit)), np.log(limit)))
         return reduction * np.linalg.matrix_power(np.array([[0, -1], [1, 0]]), int(random.integers(4)))
 
-    def _window(self, planes: list[Plane], photographs: list[int], random: Random) -> Window:
+    def _window(self, planes: list[Plane], photographs: list[int], lead: int, random: Random) -> Window:
+        """`hr` in [0, 1], from `lead` frames before time 0 on, and the flow from time 0 on."""
         points = pixel_centres(self.side, self.side, SUPERSAMPLING)
-        times = range(self.clips.num_frames)
+        times = range(-lead, self.clips.num_frames)
         colors = [
-            self._colors(photograph, [plane.on_plane(points, time) @ plane.turn.T for time in times], random)
+            self._colors(photograph, [plane.on_plane(points, time) for time in times], plane.turn, random)
             for plane, photograph in zip(planes, photographs, strict=True)
         ]
         frames = []
@@ -143,35 +148,46 @@ class PhotoWindows(PooledWindows):
             frames.append(F.avg_pool2d(frame, SUPERSAMPLING))
         window = {"hr": torch.stack(frames)}
         if self.clips.with_flow:
-            pairs = [_flow(planes, self.side, time + 1, time) for time in times[:-1]]
+            pairs = [_flow(planes, self.side, time + 1, time) for time in times[lead:-1]]
             window["flow"] = torch.stack([torch.from_numpy(flow).float().permute(2, 0, 1) for flow, _ in pairs])
             window["valid"] = ~torch.stack([torch.from_numpy(hidden) for _, hidden in pairs])
         return window
 
-    def _colors(self, number: int, points: list[Array], random: Random) -> list[Tensor]:
-        """A photograph sampled at (rows, columns, 2) pixels around a random centre: (3, rows, columns) in [0, 1] each.
+    def _colors(self, number: int, points: list[Array], turn: Array, random: Random) -> list[Tensor]:
+        """A photograph sampled at (rows, columns, 2) plane coordinates: (3, rows, columns) in [0, 1] each.
 
-        The centre keeps all points inside if the photograph is large enough; otherwise the border is replicated.
+        It is placed at random such that all points are inside if it is large enough; otherwise the border is
+        replicated.
         """
-        photograph = self._photograph(number)
+        reduction = np.sqrt(np.linalg.det(turn))
+        halvings = max(int(np.ceil(np.log2(reduction / FINEST))), 0)
+        photograph = self._photograph(number, halvings)
+        points = [p @ (turn / 2**halvings).T for p in points]
         size = np.array(photograph.shape[1::-1])
         low = np.min([p.min((0, 1)) for p in points], axis=0)
         high = np.max([p.max((0, 1)) for p in points], axis=0)
-        centre = random.uniform(np.minimum(1 - low, size / 2), np.maximum(size - 2 - high, size / 2))
+        bounds = np.minimum(1 - low, size / 2), np.maximum(size - 2 - high, size / 2)
+        centres = random.uniform(*bounds, (CANDIDATES, 2))
+        centre = max(
+            centres, key=lambda centre: _detail(photograph, points[0][::SUPERSAMPLING, ::SUPERSAMPLING] + centre)
+        )
         first = np.clip(np.floor(centre + low).astype(int) - 1, 0, size - 2)
         last = np.clip(np.ceil(centre + high).astype(int) + 2, first + 2, size)
         part = photograph[first[1] : last[1], first[0] : last[0]].permute(2, 0, 1)[None].float() / 255
         scale = 2 / (last - first)
         return [_sample(part, (p + centre - first + 0.5) * scale - 1) for p in points]
 
-    def _photograph(self, number: int) -> Tensor:
-        """(h, w, 3) uint8, from a least-recently-used cache."""
-        if number not in self._cache:
-            self._cache[number] = _read(self.files[number], self.side)
+    def _photograph(self, number: int, halvings: int = 0) -> Tensor:
+        """(h, w, 3) uint8, halved in size so many times, from a least-recently-used cache."""
+        key = number, halvings
+        if key not in self._cache:
+            self._cache[key] = (
+                _halve(self._photograph(number, halvings - 1)) if halvings else _read(self.files[number], self.side)
+            )
             if len(self._cache) > KEPT:
                 self._cache.popitem(last=False)
-        self._cache.move_to_end(number)
-        return self._cache[number]
+        self._cache.move_to_end(key)
+        return self._cache[key]
 
 
 def project(matrix: Array, points: Array) -> Array:
@@ -197,6 +213,18 @@ def _flow(planes: list[Plane], side: int, target: float, source: float) -> tuple
         warped[owner == number] = project(step, points[owner == number])
     outside = (np.abs(warped) > (side - 1) / 2).any(-1)
     return warped - points, outside | (_owner(planes, warped, source) != owner)
+
+
+def _detail(photograph: Tensor, points: Array) -> float:
+    """Mean difference of the pixels nearest to neighbouring (rows, columns, 2) points."""
+    columns, rows = (points[..., axis].round().astype(int).clip(0, photograph.shape[1 - axis] - 1) for axis in (0, 1))
+    pixels = photograph[rows, columns].float()
+    return float(pixels.diff(dim=0).abs().mean() + pixels.diff(dim=1).abs().mean())
+
+
+def _halve(photograph: Tensor) -> Tensor:
+    """Mean of 2x2 pixels of (h, w, 3) uint8; an odd last row or column is dropped."""
+    return F.avg_pool2d(photograph.permute(2, 0, 1).float(), 2).round().byte().permute(1, 2, 0).contiguous()
 
 
 def _sample(picture: Tensor, grid: Array) -> Tensor:
