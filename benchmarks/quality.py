@@ -48,6 +48,7 @@ from stablevsr.engine.run import decode_frame
 from stablevsr.errors import OptionsError
 from stablevsr.model import StableVSR, find_weights
 from stablevsr.sampling.bidirectional import bidirectional_sampling
+from stablevsr.sampling.color_fix import fix_colors
 from stablevsr.sampling.config import PRESETS, SAMPLERS, SamplingConfig
 from stablevsr.sampling.denoiser import Denoiser
 from stablevsr.sampling.flow import EstimatedFlows, FlowSource, estimate_flow
@@ -161,7 +162,8 @@ def variants(model: StableVSR, low_res: Tensor) -> dict[str, Callable[[int, str]
             sampler=sampler_by_name(sampler, config.eta),
         ):
             pass
-        return torch.stack([decode_frame(decode, latent) for latent in latents])
+        pictures = torch.stack([decode_frame(decode, latent) for latent in latents])
+        return fix_colors(pictures, low_res / 2 + 0.5, config.color_fix)
 
     def shortcut(fields: dict[str, object]) -> Callable[[int, str], Tensor]:
         config = EXACT.with_fields(fields)

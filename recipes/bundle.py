@@ -23,7 +23,9 @@ from stablevsr.weights import Header, write
 BUNDLES = {
     "small": Header(
         replace(SMALL, schedule=replace(SMALL.schedule, timestep_spacing="trailing")),
-        sampling=SamplingConfig(steps=4, sampler="ddim", temporal=TemporalGuidance(tiny=True)),
+        sampling=SamplingConfig(
+            steps=4, sampler="ddim", temporal=TemporalGuidance(tiny=True), color_fix="backprojection"
+        ),
     ),
     "small_streaming": Header(SMALL_STREAMING, sampling=replace(STREAMING, spacing=None)),
 }

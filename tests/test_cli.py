@@ -434,6 +434,8 @@ def test_what_is_asked_for_counts_more_than_the_preset() -> None:
     words = "--steps 7 --sampler ddim --eta 0.5 --no-temporal-tiny --temporal-every 3 --tile 32 --scene-cuts 3,9"
     asked = parse("--preset", "fast", *words.split())
     fields = {"temporal.tiny": False, "temporal.every": 3, "tile": 32, "scene_cuts": (3, 9)}
+    assert parse("--color-fix", "wavelet").color_fix == "wavelet"
+    assert parse("--color-fix", "none").color_fix is None
     assert asked == PRESETS["fast"].with_fields({"steps": 7, "sampler": "ddim", "eta": 0.5, **fields})
 
 

@@ -4,10 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from stablevsr.sampling.color_fix import coarse, fix_colors
+from stablevsr.sampling.color_fix import PROJECTED, coarse, fix_colors
 from stablevsr.sampling.config import COLOR_FIXES
 
 KINDS = pytest.mark.parametrize("kind", COLOR_FIXES)
+COLORS_ONLY = pytest.mark.parametrize("kind", ["wavelet", "adain"])
 
 
 def shrunk(picture: torch.Tensor) -> torch.Tensor:
@@ -31,7 +32,7 @@ def test_a_frame_that_fits_its_lr_frame_is_left_alone(kind: str) -> None:
     assert (fix_colors(right, rounded, kind) - right).abs().max() < 1 / 255
 
 
-@KINDS
+@COLORS_ONLY
 @pytest.mark.parametrize(("gain", "offset"), [(1.0, 0.1), (0.7, 0.1)])
 def test_a_cast_goes_and_details_stay(kind: str, gain: float, offset: float) -> None:
     """Of a cast the mean comes back exactly, of lost contrast what lies in coarse structure."""
@@ -52,12 +53,22 @@ def test_wavelet_mends_a_cast_that_changes_over_the_picture() -> None:
     assert (fixed - right).abs()[..., 16:-16].max() < 0.01
 
 
+def test_backprojection_goes_half_the_way_and_brings_detail_back() -> None:
+    right = picture()
+    blurred = F.avg_pool2d(F.pad(right, (6,) * 4, mode="replicate"), 13, stride=1)
+    fixed = fix_colors(blurred, shrunk(right), "backprojection")
+    before, after = ((shrunk(x) - shrunk(right)).abs().mean() for x in (blurred, fixed))
+    assert 0.4 * before < after < 0.7 * before
+    assert (fixed - right).abs().mean() < 0.9 * (blurred - right).abs().mean()
+
+
 @KINDS
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (5, 3)])
 def test_any_size_and_flat_pictures(kind: str, size: tuple[int, int]) -> None:
     low_res = torch.full((1, 3, *size), 0.3)
     wrong = torch.full((1, 3, 4 * size[0], 4 * size[1]), 0.4)
-    assert (fix_colors(wrong, low_res, kind) - 0.3).abs().max() < 1e-5
+    left = (1 - PROJECTED) * 0.1 if kind == "backprojection" else 0.0
+    assert (fix_colors(wrong, low_res, kind) - 0.3 - left).abs().max() < 1e-5
     assert fix_colors(wrong, low_res, None) is wrong
 
 

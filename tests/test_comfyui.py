@@ -140,6 +140,7 @@ def test_widgets_become_fields(pack: ModuleType) -> None:
         "tile": 64,
         "color_fix": "adain",
     }
+    assert fields_of({"color_fix": "as the preset"}) == {}
     assert fields_of({"scene_cuts": "auto", "tile": "off", "color_fix": "unchanged"}) == {
         "scene_cuts": "auto",
         "tile": "off",

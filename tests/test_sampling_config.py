@@ -47,7 +47,7 @@ DISTILLED = {"mode": "streaming", "steps": 4, "sampler": "ddim"}
         ({"segments": 8, "mode": "streaming"}, "got segments 8 in mode streaming, where each frame needs the one"),
         ({"tile": 8}, "got tile 8, expected auto, off or a number of at least 16"),
         ({"tile": "big"}, "got tile 'big', expected auto"),
-        ({"color_fix": "sepia"}, "got color_fix 'sepia', expected one of wavelet, adain"),
+        ({"color_fix": "sepia"}, "got color_fix 'sepia', expected one of wavelet, adain, backprojection"),
         ({"temporal.every": 0}, "got temporal.every 0, expected 1 or more"),
         ({"temporal.first_step": -1}, "got temporal.first_step -1"),
         ({"temporal": 3}, "temporal is 3, expected TemporalGuidance"),

@@ -13,6 +13,7 @@ from stablevsr.architectures import ARCHITECTURES
 from stablevsr.errors import UserError
 from stablevsr.model import StableVSR
 from stablevsr.nn.warp import pixel_grid, warp
+from stablevsr.sampling.color_fix import correction
 from stablevsr.sampling.schedule import run_steps
 from stablevsr.training.recipe import RolloutRecipe, read_recipe
 from stablevsr.training.rollout import (
@@ -198,6 +199,23 @@ def test_weights_that_were_sampled_with_another_spacing_get_the_rollouts() -> No
     schedule = found.sampling.schedule_for(found.config)
     assert [step.timestep for step in run_steps(schedule, found.sampling.steps)] == [999, 749, 499, 249]
     assert found.sampling.eta == 0
+
+
+def test_the_picture_is_the_one_that_sampling_shows(model: StableVSR) -> None:
+    """With the color fix of the recipe, which becomes the default of the weights file."""
+    found = for_rollout(RolloutRecipe(steps=2, color_fix="backprojection"), Header(TINY))
+    assert found.sampling.color_fix == "backprojection"
+    assert for_rollout(RolloutRecipe(), found).sampling.color_fix is None
+    model.sampling = found.sampling
+    truth, low_res, noise = normal(1, 3, 32, 32).clamp(-1, 1), normal(1, 3, 8, 8), normal(1, 4, 8, 8)
+    objective = Objective(RolloutRecipe(steps=2, latent=0.0, picture=1.0, features=0.0), None)
+    context = model.encode_prompt(None)
+    x0 = roll_out(model, low_res, noise, context, objective.steps(model))
+    picture = model.vae.decode(x0 / model.vae.scaling_factor) / 2 + 0.5
+    fixed = picture + correction(picture, low_res / 2 + 0.5, "backprojection")
+    expected = (fixed - truth / 2 - 0.5).abs().mean().item()
+    assert rollout_loss(model, truth, low_res, noise, context, objective).item() == pytest.approx(expected, rel=1e-4)
+    assert abs(expected - (picture - truth / 2 - 0.5).abs().mean().item()) > 0.01 * expected
 
 
 @pytest.mark.parametrize(

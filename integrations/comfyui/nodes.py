@@ -28,6 +28,7 @@ CATEGORY = "video/StableVSR"
 MODEL = "STABLEVSR_MODEL"
 WEIGHTS_OWN = "as the weights recommend"
 UNCHANGED = "unchanged"
+OF_PRESET = "as the preset"
 CODECS = ("h264", "hevc", "av1")  # that an MP4 takes and ComfyUI can copy
 
 STRENGTH = (
@@ -42,8 +43,8 @@ IN_BOTH: dict[str, Any] = {  # nodes that upscale
         {"default": 0, "min": 0, "max": 2**64 - 1, "control_after_generate": True, "tooltip": "Seed of the noise."},
     ),
     "color_fix": (
-        [UNCHANGED, *COLOR_FIXES],
-        {"default": UNCHANGED, "tooltip": "Match the colors of the result to the input."},
+        [OF_PRESET, UNCHANGED, *COLOR_FIXES],
+        {"default": OF_PRESET, "tooltip": "Match the colors of the result to the input."},
     ),
     "scene_cuts": (
         "STRING",
@@ -194,7 +195,7 @@ class StreamUpscale:
 
 def fields_of(options: dict[str, Any]) -> dict[str, Any]:
     """Widget values as fields of `SamplingConfig`: text such as "48,120" as numbers, empty text as the default."""
-    fields = {name: value for name, value in options.items() if value not in ("", UNCHANGED)}
+    fields = {name: value for name, value in options.items() if value not in ("", UNCHANGED, OF_PRESET)}
     for name in ("scene_cuts", "tile"):
         text = str(fields.get(name, "")).replace(" ", "")
         if text and all(each.isdecimal() for each in text.split(",")):

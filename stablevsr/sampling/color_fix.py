@@ -1,6 +1,6 @@
-"""Match the colors of a result to its LR frame: diffusion models tend to shift them.
+"""Match a result to its LR frame: diffusion models tend to shift colors, and autoencoders lose detail.
 
-Both fixes compare at LR size, where a correct result equals the LR frame and so stays unchanged.
+All fixes compare at LR size, where a correct result equals the LR frame and so stays unchanged.
 """
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 from stablevsr.sampling.pictures import bicubic
 
 LEVELS = 3  # of the wavelet: details up to 4 LR pixels (16 HR pixels, as in StableSR's five levels) stay unchanged
+PROJECTED = 0.5  # share of the way to the LR frame: all of it would bring back compression that the model removed
 
 
 def fix_colors(picture: Tensor, low_res: Tensor, kind: str | None) -> Tensor:
@@ -19,13 +20,20 @@ def fix_colors(picture: Tensor, low_res: Tensor, kind: str | None) -> Tensor:
         picture: (n, 3, 4h, 4w) in [0, 1].
         low_res: (n, 3, h, w) in [0, 1].
         kind: "wavelet" takes the low frequencies of the LR frame (StableSR, Wang et al. 2023); "adain" takes mean and
-            standard deviation of each channel (Huang and Belongie 2017); None changes nothing.
+            standard deviation of each channel (Huang and Belongie 2017); "backprojection" takes half of all that
+            differs at LR size, one relaxed step of iterative back-projection (Irani and Peleg 1991); None changes
+            nothing.
     """
-    if kind is None:
-        return picture
+    return picture if kind is None else (picture + correction(picture, low_res, kind)).clamp(0, 1)
+
+
+def correction(picture: Tensor, low_res: Tensor, kind: str) -> Tensor:
+    """What `fix_colors` adds, before clamping; differentiable."""
     small = F.interpolate(picture, size=low_res.shape[-2:], mode="bicubic", antialias=True, align_corners=False)
-    change = coarse(low_res - small) if kind == "wavelet" else restyled(small, low_res) - small
-    return (picture + bicubic(change)).clamp(0, 1)
+    if kind == "adain":
+        return bicubic(restyled(small, low_res) - small)
+    missing = low_res - small
+    return bicubic(coarse(missing) if kind == "wavelet" else PROJECTED * missing)
 
 
 def coarse(x: Tensor) -> Tensor:

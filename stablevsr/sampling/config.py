@@ -17,7 +17,7 @@ from stablevsr.sampling.groups import FlowOptions, TemporalGuidance, option, req
 MODES = ("bidirectional", "streaming")
 SAMPLERS = ("ddpm", "ddim", "dpm++")
 SPACINGS = ("leading", "trailing", "linspace")
-COLOR_FIXES = ("wavelet", "adain")
+COLOR_FIXES = ("wavelet", "adain", "backprojection")
 DEFAULT_NOISE_LEVEL = 20
 DISTILLED_STEPS = 4  # of the released streaming weights
 # Share of the clean picture at the first timestep, sqrt(abar_t), above which a notice is due: sampling starts with none
@@ -85,7 +85,9 @@ class SamplingConfig:
         metavar="auto|off|N",
     )
     color_fix: str | None = option(
-        None, "match the colors of the result to the input (default: no change)", choices=COLOR_FIXES
+        None,
+        "match the result to the input: its colors, or by backprojection half of all that differs at the input's size",
+        choices=("none", *COLOR_FIXES),
     )
     scale: float | None = option(
         None,

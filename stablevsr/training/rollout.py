@@ -14,6 +14,7 @@ from stablevsr.nn.tiny import TemporalTinyVAE
 from stablevsr.nn.vae import VAE
 from stablevsr.nn.warp import warp, warp_published
 from stablevsr.sampling.bidirectional import pass_order
+from stablevsr.sampling.color_fix import correction
 from stablevsr.sampling.flow import estimate_flow
 from stablevsr.sampling.networks import Networks
 from stablevsr.sampling.samplers import ddim_step
@@ -184,6 +185,16 @@ def _latent_loss(model: Networks, x0: Tensor, truth: Tensor, objective: Objectiv
     return objective.recipe.latent * F.mse_loss(x0, latent_of(model.vae, truth))
 
 
+def with_color_fix(model: Networks, picture: Tensor, low_res: Tensor) -> Tensor:
+    """Decoded frames (n, 3, 4h, 4w) with the color fix that the weights sample with, but not clamped.
+
+    Args:
+        low_res: (n, 3, h, w) in [-1, 1].
+    """
+    kind = model.sampling.color_fix
+    return picture if kind is None else picture + correction(picture, low_res, kind)
+
+
 def rollout_loss(
     model: Networks, truth: Tensor, low_res: Tensor, noise: Tensor, context: Tensor, objective: Objective
 ) -> Tensor:
@@ -196,7 +207,7 @@ def rollout_loss(
         context: (n, tokens, width).
     """
     x0 = roll_out(model, low_res, noise, context, objective.steps(model))
-    picture = model.vae.decode(x0 / model.vae.scaling_factor).float()
+    picture = with_color_fix(model, model.vae.decode(x0 / model.vae.scaling_factor).float(), low_res)
     return _latent_loss(model, x0, truth, objective) + pictures_loss(picture[:, None], truth[:, None], objective)
 
 
@@ -220,5 +231,6 @@ def tcm_rollout_loss(
     """
     x0 = roll_out_clips(model, low_res, noise, context, objective.steps(model)).flatten(0, 1)
     picture = model.vae.decode(x0 / model.vae.scaling_factor).float()
+    picture = with_color_fix(model, picture, low_res.flatten(0, 1))
     latent = _latent_loss(model, x0, truth.flatten(0, 1), objective)
     return latent + pictures_loss(picture.view_as(truth), truth, objective, motion)

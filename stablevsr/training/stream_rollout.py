@@ -14,7 +14,7 @@ from stablevsr.sampling.flow import estimate_flow
 from stablevsr.sampling.networks import Networks
 from stablevsr.sampling.schedule import Step
 from stablevsr.training.losses import flow_network_of, temporal_autoencoder_of
-from stablevsr.training.rollout import Motion, Objective, denoise, latent_of, pictures_loss
+from stablevsr.training.rollout import Motion, Objective, denoise, latent_of, pictures_loss, with_color_fix
 
 
 def roll_out_stream(
@@ -94,7 +94,7 @@ def stream_vae_loss(
         pictures = _decode_truth(model, truth, objective.teacher, motion)
     else:
         _, pictures = roll_out_stream(model, low_res, noise, context, objective.steps(model))
-    loss = pictures_loss(pictures, truth, objective, motion)
+    loss = pictures_loss(_fixed(model, pictures, low_res), truth, objective, motion)
     if objective.teacher is not None and objective.recipe.latent:
         frame = truth[:, 0]
         latent = temporal_autoencoder_of(model).encode(frame).float()
@@ -118,4 +118,9 @@ def stream_tcm_loss(
     latents, pictures = roll_out_stream(model, low_res, noise, context, objective.steps(model))
     target = latent_of(model.vae, truth[:, 1:].flatten(0, 1))
     latent = objective.recipe.latent * F.mse_loss(latents[:, 1:].flatten(0, 1), target)
-    return latent + pictures_loss(pictures, truth, objective, motion, first=1)
+    return latent + pictures_loss(_fixed(model, pictures, low_res), truth, objective, motion, first=1)
+
+
+def _fixed(model: Networks, pictures: Tensor, low_res: Tensor) -> Tensor:
+    """Clips (n, frames, 3, 4h, 4w) with the color fix of the weights, as the stream writes them."""
+    return with_color_fix(model, pictures.flatten(0, 1), low_res.flatten(0, 1)).view_as(pictures)

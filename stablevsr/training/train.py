@@ -198,7 +198,15 @@ def for_rollout(rollout: RolloutRecipe, header: Header) -> Header:
     """The header for a distilled model: the rollout's sampler becomes the default of the weights."""
     schedule = replace(header.config.schedule, timestep_spacing=rollout.spacing)
     mode = "streaming" if header.config.is_streaming else "bidirectional"
-    sampling = replace(header.sampling, mode=mode, steps=rollout.steps, spacing=None, sampler="ddim", eta=0.0)
+    sampling = replace(
+        header.sampling,
+        mode=mode,
+        steps=rollout.steps,
+        spacing=None,
+        sampler="ddim",
+        eta=0.0,
+        color_fix=rollout.color_fix or None,
+    )
     return replace(header, config=replace(header.config, schedule=schedule), sampling=sampling)
 
 
