@@ -394,7 +394,7 @@ def test_a_checkpoint_of_another_recipe_is_refused_by_name(tmp_path: Path) -> No
         (("pool = 2", "degraded = 0.5"), "data.degraded is 0.5, which needs data.kind photos"),
         (("[optim", "[rollout]\nsteps = 0\n[optim"), "rollout.steps is 0, expected 1 to 50"),
         (("[optim", '[rollout]\nspacing = "even"\n[optim'), "rollout.spacing is 'even', expected one of leading"),
-        (("[optim", '[rollout]\ncolor_fix = "sepia"\n[optim'), "rollout.color_fix is 'sepia', expected one of"),
+        (("[optim", '[rollout]\ncolor_fix = "sepia"\n[optim'), "rollout.color_fix is 'sepia', expected one of none,"),
         (
             ("[optim", "[rollout]\nfeatures = 0.0\nlatent = 0.0\npicture = 0.0\n[optim"),
             "rollout.latent, picture and features are all 0",

@@ -205,7 +205,8 @@ def test_the_picture_is_the_one_that_sampling_shows(model: StableVSR) -> None:
     """With the color fix of the recipe, which becomes the default of the weights file."""
     found = for_rollout(RolloutRecipe(steps=2, color_fix="backprojection"), Header(TINY))
     assert found.sampling.color_fix == "backprojection"
-    assert for_rollout(RolloutRecipe(), found).sampling.color_fix is None
+    assert for_rollout(RolloutRecipe(), found).sampling.color_fix == "backprojection"
+    assert for_rollout(RolloutRecipe(color_fix="none"), found).sampling.color_fix is None
     model.sampling = found.sampling
     truth, low_res, noise = normal(1, 3, 32, 32).clamp(-1, 1), normal(1, 3, 8, 8), normal(1, 4, 8, 8)
     objective = Objective(RolloutRecipe(steps=2, latent=0.0, picture=1.0, features=0.0), None)

@@ -44,7 +44,7 @@ IN_BOTH: dict[str, Any] = {  # nodes that upscale
     ),
     "color_fix": (
         [OF_PRESET, UNCHANGED, *COLOR_FIXES],
-        {"default": OF_PRESET, "tooltip": "Match the colors of the result to the input."},
+        {"default": OF_PRESET, "tooltip": "Match the result to the input."},
     ),
     "scene_cuts": (
         "STRING",

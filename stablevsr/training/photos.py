@@ -156,8 +156,8 @@ class PhotoWindows(PooledWindows):
     def _colors(self, number: int, points: list[Array], turn: Array, random: Random) -> list[Tensor]:
         """A photograph sampled at (rows, columns, 2) plane coordinates: (3, rows, columns) in [0, 1] each.
 
-        It is placed at random such that all points are inside if it is large enough; otherwise the border is
-        replicated.
+        Of CANDIDATES random places it takes the one with the most detail. All points are inside if the photograph is
+        large enough; otherwise its border is replicated.
         """
         reduction = np.sqrt(np.linalg.det(turn))
         halvings = max(int(np.ceil(np.log2(reduction / FINEST))), 0)
