@@ -149,7 +149,7 @@ def test_the_truth_is_decoded_with_the_features_of_the_true_previous_frame() -> 
     features = model.vae.features(warp_published(truth[:, 0], still[:, 0]))
     pictures = torch.cat([model.vae.decode(latents[:1]), model.vae.decode(latents[1:], features)])
     for motion in (None, (still, torch.ones(1, 1, 32, 32, dtype=torch.bool))):
-        loss = stream_vae_loss(model, truth, None, None, None, objective, motion)
+        loss = stream_vae_loss(model, truth, normal(1, 2, 3, 8, 8), None, None, objective, motion)
         if motion is None:
             alone = torch.cat([pictures[:1], model.vae.decode(latents[1:], model.vae.features(truth[:, 0]))])
             assert loss.item() == pytest.approx((alone - truth[0]).abs().mean().item(), rel=1e-4)
