@@ -28,7 +28,10 @@ def fix_colors(picture: Tensor, low_res: Tensor, kind: str | None) -> Tensor:
 
 
 def correction(picture: Tensor, low_res: Tensor, kind: str) -> Tensor:
-    """What `fix_colors` adds, before clamping; differentiable."""
+    """What `fix_colors` adds, before clamping: (n, 3, 4h, 4w), differentiable.
+
+    Args: as of `fix_colors`, but both in any range, the same for both.
+    """
     small = F.interpolate(picture, size=low_res.shape[-2:], mode="bicubic", antialias=True, align_corners=False)
     if kind == "adain":
         return bicubic(restyled(small, low_res) - small)

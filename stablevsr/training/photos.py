@@ -22,7 +22,7 @@ from stablevsr.training.scene import Array, Mask, Motion, Random, draw_shape, tr
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 REDUCTION = (1.6, 9.0)  # photograph pixels per clip pixel; lower values show demosaicing and JPEG artefacts
-FINEST = 2.8  # most pixels of a (halved) photograph per clip pixel: SUPERSAMPLING would alias beyond
+DENSEST = 2.8  # most pixels of a (halved) photograph per clip pixel: SUPERSAMPLING would alias beyond
 CANDIDATES = 2  # random places in a photograph, of which the one with the most detail is used: much of any is flat
 MARGIN = 1.15  # minimum side of a reduced photograph, relative to the clip's side: room for motion
 FRONT = 0.7  # share of clips with a moving foreground
@@ -160,7 +160,7 @@ class PhotoWindows(PooledWindows):
         large enough; otherwise its border is replicated.
         """
         reduction = np.sqrt(np.linalg.det(turn))
-        halvings = max(int(np.ceil(np.log2(reduction / FINEST))), 0)
+        halvings = max(int(np.ceil(np.log2(reduction / DENSEST))), 0)
         photograph = self._photograph(number, halvings)
         points = [p @ (turn / 2**halvings).T for p in points]
         size = np.array(photograph.shape[1::-1])
