@@ -2,7 +2,7 @@
 """What the model is worth on held-out clips: against bicubic, with and without the TCM, one-way and two-way.
 
 Streaming weights take the variants "default" (each frame guided by the previous result), "default per frame" (every
-frame on its own) and "half flow"; "exact", "balanced" and "fast" are the presets. Prints tables and writes JSON.
+frame on its own) and "full flow"; "exact", "balanced" and "fast" are the presets. Prints tables and writes JSON.
 Metrics, per clip and then over clips:
 
     PSNR, SSIM  fidelity, higher is better (HaarPSI and GMSD are piq's)
@@ -66,7 +66,8 @@ EXACT = PRESETS["exact"]
 VARIANTS = ("per frame", "one-way", "no motion comp.", "two-way")
 DEFAULTS = ("default", "default per frame")  # steps and sampler that the weights name, with TCM and without
 WHOLE = ("exact", "balanced", "fast")  # presets, which set steps and sampler themselves
-FOR_STREAMING = (*DEFAULTS, "half flow")
+FULL_FLOW = "full flow"  # in place of half the size, for streaming weights
+FOR_STREAMING = (*DEFAULTS, FULL_FLOW)
 SHORTCUTS = {  # two-way, with less guidance
     "half flow": {"flow.half_size": True},
     "tiny": {"temporal.tiny": True},
@@ -123,7 +124,7 @@ def whole_runs(model: StableVSR, low_res: Tensor, strengths: Sequence[float] = (
         return weaker | {
             "default": run(model.sampling),
             "default per frame": run(model.sampling, scene_cuts=alone),
-            "half flow": run(model.sampling, **{"flow.half_size": True}),
+            FULL_FLOW: run(model.sampling, **{"flow.half_size": False}),
         }
     return weaker | {name: run(PRESETS[name]) for name in WHOLE}
 
@@ -284,7 +285,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", help="a weights file; default: the bundled model")
     parser.add_argument("--steps", type=int, nargs="+", default=[10, 20, 50])
-    parser.add_argument("--variants", nargs="+", choices=(*DEFAULTS, *WHOLE, *VARIANTS, *SHORTCUTS))
+    parser.add_argument("--variants", nargs="+", choices=(*DEFAULTS, FULL_FLOW, *WHOLE, *VARIANTS, *SHORTCUTS))
     parser.add_argument("--samplers", nargs="+", default=["ddpm"], choices=SAMPLERS)
     parser.add_argument("--frames", type=int, default=6, help="of a clip")
     parser.add_argument("--side", type=int, default=160, help="of a frame, in HR pixels; a multiple of 8 from 128")
@@ -317,7 +318,8 @@ def check_variants(options: argparse.Namespace, is_streaming: bool) -> None:
     options.variants = options.variants or (DEFAULTS if is_streaming else VARIANTS)
     wrong = [name for name in options.variants if name not in known]
     if wrong:
-        raise OptionsError(f"got variant {wrong[0]} for streaming weights, expected some of {', '.join(known)}")
+        kind = "streaming" if is_streaming else "StableVSR"
+        raise OptionsError(f"got variant {wrong[0]} for {kind} weights, expected some of {', '.join(known)}")
 
 
 def chosen_clips(options: argparse.Namespace) -> dict[str, list[HeldOutClip]]:

@@ -36,6 +36,7 @@ from stablevsr.engine.store import MemoryArray
 from stablevsr.model import StableVSR
 from stablevsr.nn.warp import warp
 from stablevsr.sampling.bidirectional import bidirectional_sampling
+from stablevsr.sampling.color_fix import fix_colors
 from stablevsr.sampling.denoiser import Denoiser
 from stablevsr.sampling.noise import SeededNoise
 from stablevsr.sampling.samplers import sampler_by_name
@@ -80,7 +81,8 @@ class Sampler:
         ):
             pass
         decode = PictureDecoder(model, "off")
-        return torch.stack([decode_frame(decode, latent) for latent in latents])
+        pictures = torch.stack([decode_frame(decode, latent) for latent in latents])
+        return fix_colors(pictures, self._low_res[first:last] / 2 + 0.5, config.color_fix)
 
 
 def blended(sample: Sampler, starts: list[int], count: int) -> Tensor:

@@ -9,6 +9,7 @@ import json
 import sys
 import tomllib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -140,11 +141,11 @@ def test_widgets_become_fields(pack: ModuleType) -> None:
         "tile": 64,
         "color_fix": "adain",
     }
-    assert fields_of({"color_fix": "as the preset"}) == {}
-    assert fields_of({"scene_cuts": "auto", "tile": "off", "color_fix": "unchanged"}) == {
+    assert fields_of({"color_fix": "default"}) == {}
+    assert fields_of({"scene_cuts": "auto", "tile": "off", "color_fix": "none"}) == {
         "scene_cuts": "auto",
         "tile": "off",
-        "color_fix": None,
+        "color_fix": "none",
     }
 
 
@@ -178,6 +179,20 @@ def test_a_file_is_streamed_interrupted_and_continued(
     assert len(pairs) == 4
     assert all(np.array_equal(a.image, b.image) for a, b in pairs)
     assert sorted(each.name for each in comfy.temporary.iterdir()) == [path.name]
+
+
+def test_a_stream_keeps_color_fix_and_flow_of_the_weights(
+    pack: ModuleType, weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are what these weights were trained with; the other options are those of streaming."""
+    model, configs = run(pack, "LoadStableVSR", weights=weights), []
+    model.model.sampling = replace(PRESETS["fast"], color_fix="backprojection")
+    monkeypatch.setattr(pack.nodes, "upscale", lambda model, clip, output, config, **_: configs.append(config))
+    clip = stand_in.VideoFromFile(str(write_video(tmp_path / "clip.mp4", [picture(16, 24, 0)])))
+    for color_fix in ("default", "none"):
+        run(pack, "StableVSRStreamUpscale", model=model, video=clip, codec="h264", color_fix=color_fix)
+    assert [(each.mode, each.flow.half_size) for each in configs] == [("streaming", True)] * 2
+    assert [each.color_fix for each in configs] == ["backprojection", None]
 
 
 def test_a_video_that_is_no_whole_file_is_written_first(

@@ -140,6 +140,23 @@ def test_flow_of_half_the_size_is_enlarged() -> None:
     torch.testing.assert_close(flow[0, 0, 0, 1:-1], torch.arange(1.0, 263.0) - 0.5)  # in pixels of the full size
 
 
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [((40, 40), (160, 160)), ((40, 44), (160, 176)), ((46, 46), (128, 128)), ((60, 80), (128, 160))],
+)
+def test_flow_of_half_the_size_where_it_saves_half_the_work(size: tuple[int, int], expected: tuple[int, int]) -> None:
+    """Half of 160x160 is 80x80, padded to 128x128: 1.6 times less."""
+    given = []
+
+    def raft(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        given.append(tuple(a.shape[2:]))
+        return torch.zeros(1, 2, *a.shape[2:])
+
+    frames = torch.zeros(2, 1, 3, *size)
+    assert estimate_flow(raft, *frames, half=True).shape == (1, 2, 4 * size[0], 4 * size[1])
+    assert given == [expected]
+
+
 def smooth(n: int, height: int, width: int) -> torch.Tensor:
     """LR frames that flow can be estimated for, (n, 3, h, w) in [-1, 1]."""
     noise = torch.rand(n, 3, 4, 5, generator=torch.Generator().manual_seed(0))
@@ -148,7 +165,7 @@ def smooth(n: int, height: int, width: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("config", [RAFT_SMALL, RAFT_LARGE], ids=["small", "large"])
-@pytest.mark.parametrize(("height", "width"), [(6, 5), (36, 41)])
+@pytest.mark.parametrize(("height", "width"), [(6, 5), (46, 51)])
 def test_flows_kept_small_have_the_bits_of_estimate_flow(config: FlowConfig, half: bool, height, width) -> None:
     torch.manual_seed(0)
     raft = RAFT(replace(config, num_updates=2)).eval().requires_grad_(False)

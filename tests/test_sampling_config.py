@@ -47,7 +47,7 @@ DISTILLED = {"mode": "streaming", "steps": 4, "sampler": "ddim"}
         ({"segments": 8, "mode": "streaming"}, "got segments 8 in mode streaming, where each frame needs the one"),
         ({"tile": 8}, "got tile 8, expected auto, off or a number of at least 16"),
         ({"tile": "big"}, "got tile 'big', expected auto"),
-        ({"color_fix": "sepia"}, "got color_fix 'sepia', expected one of wavelet, adain, backprojection"),
+        ({"color_fix": "sepia"}, "got color_fix 'sepia', expected one of none, wavelet, adain, backprojection"),
         ({"temporal.every": 0}, "got temporal.every 0, expected 1 or more"),
         ({"temporal.first_step": -1}, "got temporal.first_step -1"),
         ({"temporal": 3}, "temporal is 3, expected TemporalGuidance"),
@@ -192,7 +192,7 @@ def test_more_checks_against_weights_and_clip() -> None:
 
 def test_what_means_the_same_is_the_same() -> None:
     assert SamplingConfig(steps=np.int64(5), cfg_scale=np.float32(2.0)) == SamplingConfig(steps=5, cfg_scale=2.0)
-    assert SamplingConfig(prompt="") == SamplingConfig()
+    assert SamplingConfig(prompt="", color_fix="none") == SamplingConfig()
     assert SamplingConfig(scene_cuts=np.array([7, 3])) == SamplingConfig(scene_cuts={3, 7})
     assert SamplingConfig(scene_cuts=[7, 3]) == SamplingConfig(scene_cuts=(3, 7))
 

@@ -105,10 +105,11 @@ def test_lr_frames_of_degraded_windows_differ_mildly(folder: Path) -> None:
 
 def test_degraded_clips_begin_before_their_window(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Most frames of a compressed video are predicted from earlier ones, so single ones are not like it."""
-    lengths = []
+    lengths, changes = [], []
 
     def degrade(frames: torch.Tensor, random: np.random.Generator) -> torch.Tensor:
         lengths.append(len(frames))
+        changes.append(frames.diff(dim=0).abs().mean((1, 2, 3)))
         return downscale(frames)
 
     monkeypatch.setattr(photos, "degrade", degrade)
@@ -121,6 +122,8 @@ def test_degraded_clips_begin_before_their_window(folder: Path, monkeypatch: pyt
             assert (downscale(clip["hr"] / 255) - clip["lr"] / 255).abs().max() < 0.01
             assert num_frames == 1 or len(clip["flow"]) == 2
         assert set(lengths) == set(range(num_frames, num_frames + photos.LEAD))
+    for change in changes:  # the motion goes on from before the window into it
+        assert change.numel() < 2 or change.max() < 3 * change.min()
 
 
 def test_strong_reductions_do_not_alias(tmp_path: Path) -> None:

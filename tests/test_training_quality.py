@@ -118,3 +118,5 @@ def test_variants_that_the_weights_do_not_have_are_refused(benchmarks: SimpleNam
     assert options.variants == quality.DEFAULTS
     with pytest.raises(UserError, match="got variant two-way for streaming weights, expected some of default"):
         quality.check_variants(SimpleNamespace(variants=["two-way"]), is_streaming=True)
+    with pytest.raises(UserError, match="got variant full flow for StableVSR weights, expected some of default"):
+        quality.check_variants(SimpleNamespace(variants=["full flow"]), is_streaming=False)

@@ -1,8 +1,10 @@
 """Rollout distillation: the run that is trained is the run that is sampled, and what its losses ask for."""
 
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from models import TINY, random_model, with_noise_levels
@@ -201,8 +203,8 @@ def test_weights_that_were_sampled_with_another_spacing_get_the_rollouts() -> No
     assert found.sampling.eta == 0
 
 
-def test_the_picture_is_the_one_that_sampling_shows(model: StableVSR) -> None:
-    """With the color fix of the recipe, which becomes the default of the weights file."""
+def test_the_picture_is_corrected_by_the_color_fix_of_the_recipe(model: StableVSR) -> None:
+    """Which becomes the default of the weights file."""
     found = for_rollout(RolloutRecipe(steps=2, color_fix="backprojection"), Header(TINY))
     assert found.sampling.color_fix == "backprojection"
     assert for_rollout(RolloutRecipe(), found).sampling.color_fix == "backprojection"
@@ -217,6 +219,21 @@ def test_the_picture_is_the_one_that_sampling_shows(model: StableVSR) -> None:
     expected = (fixed - truth / 2 - 0.5).abs().mean().item()
     assert rollout_loss(model, truth, low_res, noise, context, objective).item() == pytest.approx(expected, rel=1e-4)
     assert abs(expected - (picture - truth / 2 - 0.5).abs().mean().item()) > 0.01 * expected
+
+
+def test_each_frame_of_a_clip_is_corrected_by_its_own_lr_frame(model: StableVSR) -> None:
+    model.sampling = replace(model.sampling, color_fix="backprojection")
+    truth, low_res, noise = normal(2, 2, 3, 32, 32).clamp(-1, 1), normal(2, 2, 3, 8, 8), normal(2, 2, 4, 8, 8)
+    objective = Objective(RolloutRecipe(steps=2, latent=0.0, picture=2.0, features=0.0), None)
+    context = model.encode_prompt(None).expand(2, -1, -1)
+    x0 = roll_out_clips(model, low_res, noise, context, objective.steps(model))
+    errors = []
+    for clip, frame in product(range(2), repeat=2):
+        picture = model.vae.decode(x0[clip, frame][None] / model.vae.scaling_factor)
+        fixed = picture + correction(picture, low_res[clip, frame][None], "backprojection")
+        errors.append((fixed - truth[clip, frame]).abs().mean().item())
+    loss = tcm_rollout_loss(model, truth, low_res, noise, context, objective, None)
+    assert loss.item() == pytest.approx(np.mean(errors), rel=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,11 @@
 """Stages of streaming models: the stream that is trained is the one that is sampled, and each stage trains its part."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from models import TINY, random_model
@@ -17,6 +20,7 @@ from stablevsr.errors import UserError
 from stablevsr.fields import to_dict
 from stablevsr.model import StableVSR
 from stablevsr.nn.warp import warp_published
+from stablevsr.sampling.color_fix import correction
 from stablevsr.sampling.schedule import run_steps
 from stablevsr.sampling.streaming import stream_steps
 from stablevsr.training.recipe import RolloutRecipe, read_recipe
@@ -127,6 +131,23 @@ def test_each_part_learns(part: str, loss: object, encoded: bool) -> None:
     objective = Objective(recipe, None, random_model(seed=1).vae)
     found = losses_while_learning(random_stream_model(), part, loss, objective)
     assert found[-1] < 0.97 * found[0]
+
+
+@pytest.mark.parametrize(("loss", "first"), [(stream_vae_loss, 0), (stream_tcm_loss, 1)])
+def test_each_frame_is_corrected_by_its_own_lr_frame(loss: Callable[..., Tensor], first: int) -> None:
+    model = random_stream_model()
+    model.sampling = replace(model.sampling, color_fix="backprojection")
+    truth, low_res, noise = normal(2, 3, 3, 32, 32).clamp(-1, 1), normal(2, 3, 3, 8, 8), normal(2, 3, 4, 8, 8)
+    objective = Objective(RolloutRecipe(steps=STEPS, latent=0.0, picture=2.0, features=0.0), None)
+    context = model.encode_prompt(None).expand(2, -1, -1)
+    _, pictures = roll_out_stream(model, low_res, noise, context, objective.steps(model))
+    errors = []
+    for clip, frame in product(range(2), range(first, 3)):
+        picture = pictures[clip, frame][None]
+        fixed = picture + correction(picture, low_res[clip, frame][None], "backprojection")
+        errors.append((fixed - truth[clip, frame]).abs().mean().item())
+    found = loss(model, truth, low_res, noise, context, objective, None)
+    assert found.item() == pytest.approx(np.mean(errors), rel=1e-4)
 
 
 def test_the_encoder_learns_the_latents_of_the_teacher() -> None:

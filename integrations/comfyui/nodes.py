@@ -27,8 +27,7 @@ from .loading import BUNDLED, DTYPES, LoadedModel, load, to_frames, to_images, w
 CATEGORY = "video/StableVSR"
 MODEL = "STABLEVSR_MODEL"
 WEIGHTS_OWN = "as the weights recommend"
-UNCHANGED = "unchanged"
-OF_PRESET = "as the preset"
+DEFAULT = "default"
 CODECS = ("h264", "hevc", "av1")  # that an MP4 takes and ComfyUI can copy
 
 STRENGTH = (
@@ -43,8 +42,8 @@ IN_BOTH: dict[str, Any] = {  # nodes that upscale
         {"default": 0, "min": 0, "max": 2**64 - 1, "control_after_generate": True, "tooltip": "Seed of the noise."},
     ),
     "color_fix": (
-        [OF_PRESET, UNCHANGED, *COLOR_FIXES],
-        {"default": OF_PRESET, "tooltip": "Match the result to the input."},
+        [DEFAULT, "none", *COLOR_FIXES],
+        {"default": DEFAULT, "tooltip": "Match the result to the input; default: as the preset or the weights do."},
     ),
     "scene_cuts": (
         "STRING",
@@ -179,7 +178,9 @@ class StreamUpscale:
     def upscale(
         self, model: LoadedModel, video: Any, steps: int, codec: str, crf: int, **options: Any
     ) -> tuple[VideoFromFile]:
-        config = replace(PRESETS["streaming"], steps=steps).with_fields(fields_of(options))
+        own = model.model.sampling
+        config = replace(PRESETS["streaming"], steps=steps, flow=own.flow, color_fix=own.color_fix)
+        config = config.with_fields(fields_of(options))
         config.check(model.model.config)
         source = file_of(video)
         # Named by all that changes it, so that an interrupted run is found again.
@@ -195,14 +196,12 @@ class StreamUpscale:
 
 def fields_of(options: dict[str, Any]) -> dict[str, Any]:
     """Widget values as fields of `SamplingConfig`: text such as "48,120" as numbers, empty text as the default."""
-    fields = {name: value for name, value in options.items() if value not in ("", UNCHANGED, OF_PRESET)}
+    fields = {name: value for name, value in options.items() if value not in ("", DEFAULT)}
     for name in ("scene_cuts", "tile"):
         text = str(fields.get(name, "")).replace(" ", "")
         if text and all(each.isdecimal() for each in text.split(",")):
             numbers = tuple(map(int, text.split(",")))
             fields[name] = numbers[0] if name == "tile" else numbers
-    if options.get("color_fix") == UNCHANGED:
-        fields["color_fix"] = None
     if options.get("scale") == SCALE:  # as the networks make it: nothing is resized
         del fields["scale"]
     return fields

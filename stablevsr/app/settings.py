@@ -21,7 +21,7 @@ PRESET_NAMES = {
 }
 FOURFOLD = "4×"
 SIZES = [FOURFOLD, "3×", "2×", "8×", "2160 lines", "1080 lines", "720 lines"]  # others can be typed, as 1280x720
-COLORS = {"none": None, **{name: name for name in COLOR_FIXES}}
+COLORS = ["none", *COLOR_FIXES]
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,6 @@ def settings_of(studio: Studio) -> Settings:
         limits = {"precision": 0, "min_width": 120}
         steps = gr.Number(own.steps, label="Steps", minimum=1, maximum=MAX_STEPS, elem_id="steps", **limits)
         seed = gr.Number(own.seed, label="Seed", minimum=0, maximum=MAX_SEED, elem_id="seed", **limits)
-    named = {value: name for name, value in COLORS.items()}
     strength = gr.Slider(0.05, 1, value=1, step=0.05, label="Strength: 1 invents most", elem_id="strength")
     with gr.Row():
         size = gr.Dropdown(
@@ -62,11 +61,11 @@ def settings_of(studio: Studio) -> Settings:
             min_width=140,
             elem_id="size",
         )
-        color = gr.Dropdown(list(COLORS), value=named[own.color_fix], label="Color match", min_width=140)
+        color = gr.Dropdown(COLORS, value=own.color_fix or COLORS[0], label="Color match", min_width=140)
         format = gr.Dropdown(list(FORMATS), value=next(iter(FORMATS)), label="Format", min_width=140)
 
     def follow(name: str) -> tuple[int, str]:
-        return presets[name].steps, named[presets[name].color_fix]
+        return presets[name].steps, presets[name].color_fix or COLORS[0]
 
     preset.change(follow, preset, [steps, color], show_progress="hidden", api_visibility="private")
     return Settings(preset, steps, seed, strength, size, color, format)
@@ -80,7 +79,7 @@ def options_of(
     Raises:
         OptionsError: for values out of range.
     """
-    fields: dict[str, Any] = {"color_fix": COLORS[color], "strength": strength} | size_fields(size)
+    fields: dict[str, Any] = {"color_fix": color, "strength": strength} | size_fields(size)
     if steps is not None:  # emptied fields are the preset's
         fields["steps"] = int(steps)
     if seed is not None:

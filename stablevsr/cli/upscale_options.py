@@ -135,8 +135,7 @@ def sampling_fields() -> list[tuple[str, "dataclasses.Field[Any]", Any]]:
 def sampling_values(options: argparse.Namespace) -> dict[str, Any]:
     """The sampling options that were given, for `SamplingConfig.with_fields`."""
     values = {name: getattr(options, name) for name, _, _ in sampling_fields()}
-    given = {name: value for name, value in values.items() if value is not None}
-    return given | ({"color_fix": None} if given.get("color_fix") == "none" else {})
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def reader_of(hint: Any) -> "type | typing.Callable[[str], Any]":

@@ -14,7 +14,7 @@ PROJECTED = 0.5  # share of the way to the LR frame: all of it would bring back 
 
 
 def fix_colors(picture: Tensor, low_res: Tensor, kind: str | None) -> Tensor:
-    """`picture` with the colors of its LR frame.
+    """`picture`, matched to its LR frame.
 
     Args:
         picture: (n, 3, 4h, 4w) in [0, 1].

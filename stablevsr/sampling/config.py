@@ -147,7 +147,7 @@ class SamplingConfig:
         )
         require(
             self.color_fix in (None, *COLOR_FIXES),
-            f"got color_fix {self.color_fix!r}, expected one of {', '.join(COLOR_FIXES)}",
+            f"got color_fix {self.color_fix!r}, expected one of none, {', '.join(COLOR_FIXES)}",
         )
         self._check_size()
 
@@ -324,15 +324,15 @@ def resolve(config: SamplingConfig | None, default: SamplingConfig, fields: dict
 
 
 def _make_plain(config: SamplingConfig) -> None:
-    """Turn numpy scalars into Python numbers, an empty prompt into None, any collection of cuts into a tuple, and a
-    size that is (width, height) into text."""
+    """Turn numpy scalars into Python numbers, an empty prompt and color fix "none" into None, any collection of cuts
+    into a tuple, and a size that is (width, height) into text."""
 
     def plain(value: Any) -> Any:
         return value.item() if type(value).__module__ == "numpy" and getattr(value, "ndim", 1) == 0 else value
 
     for name, value in vars(config).items():
         object.__setattr__(config, name, plain(value))
-        if name in ("prompt", "negative_prompt") and value == "":
+        if (name in ("prompt", "negative_prompt") and value == "") or (name == "color_fix" and value == "none"):
             object.__setattr__(config, name, None)
         elif name == "scene_cuts" and isinstance(value, Collection) and not isinstance(value, str):
             object.__setattr__(config, name, tuple(map(plain, value)))

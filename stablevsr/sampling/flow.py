@@ -54,15 +54,29 @@ def estimate_flow(raft: nn.Module, target: Tensor, source: Tensor, half: bool = 
     Args:
         raft: the flow network.
         target, source: (n, 3, h, w) LR frames in [-1, 1], of any size.
-        half: estimate at half the HR size, which takes a quarter of the time, and upsample the flow.
+        half: estimate at half the HR size, where this `halves_work`, and upsample the flow.
 
     Returns:
         (n, 2, 4h, 4w), in HR pixels.
     """
     size = (SCALE * target.shape[-2], SCALE * target.shape[-1])
+    half = half and halves_work(*size)
     target, source = (_raft_input(frame, half) for frame in (target, source))
     padding = Padding.for_size(*target.shape[-2:])
     return _to_size(padding.crop(raft(padding.pad(target), padding.pad(source))), size, half)
+
+
+def halves_work(height: int, width: int) -> bool:
+    """Whether estimating flow at half of this HR size takes at most half the work.
+
+    Small pictures are padded, so they gain little from it, and their flow becomes worse.
+    """
+
+    def work(height: int, width: int) -> int:
+        padding = Padding.for_size(height, width)
+        return (height + padding.bottom) * (width + padding.right)
+
+    return 2 * work(height // 2, width // 2) <= work(height, width)
 
 
 def _raft_input(frame: Tensor, half: bool) -> Tensor:
@@ -87,10 +101,10 @@ class EstimatedFlows:
     """
 
     def __init__(self, raft: RAFT, frames: Frames, device: torch.device, half_size: bool = False) -> None:
-        self._raft, self._frames, self._device, self._half = raft, frames, device, half_size
+        self._raft, self._frames, self._device = raft, frames, device
         height, width = (SCALE * side for side in frames[0].shape[-2:])
-        self._size = (height, width)
-        self._input_size = (height // 2, width // 2) if half_size else self._size
+        self._size, self._half = (height, width), half_size and halves_work(height, width)
+        self._input_size = (height // 2, width // 2) if self._half else self._size
         self._padding = Padding.for_size(*self._input_size)
         self._features: dict[int, Tensor] = {}  # of recent frames: each is in two pairs, in both directions
         self._contexts: dict[int, tuple[Tensor, Tensor]] = {}
@@ -164,12 +178,13 @@ class StreamFlows:
     def to_previous(self, frame: Tensor, previous: Tensor) -> Tensor:
         """The flow that warps `previous` onto the grid of `frame`, LR frames (3, h, w) in [-1, 1]: (2, 4h, 4w)."""
         size = (SCALE * frame.shape[-2], SCALE * frame.shape[-1])
-        picture = _raft_input(frame[None], self._half)
+        half = self._half and halves_work(*size)
+        picture = _raft_input(frame[None], half)
         padding = Padding.for_size(*picture.shape[-2:])
         picture = padding.pad(picture)
         features = self._raft.encode(picture)
         if self._last is None or self._last[0] is not previous:
-            self._last = previous, self._raft.encode(padding.pad(_raft_input(previous[None], self._half)))
+            self._last = previous, self._raft.encode(padding.pad(_raft_input(previous[None], half)))
         flow, hidden = self._raft.estimate(features, self._last[1], self._raft.context(picture))
         self._last = frame, features
-        return _to_size(padding.crop(self._raft.upsample(flow, hidden)), size, self._half)[0]
+        return _to_size(padding.crop(self._raft.upsample(flow, hidden)), size, half)[0]

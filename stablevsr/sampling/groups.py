@@ -49,7 +49,7 @@ class TemporalGuidance:
 class FlowOptions:
     """How optical flow is estimated. The defaults are the published ones."""
 
-    half_size: bool = option(False, "estimate optical flow at half size")
+    half_size: bool = option(False, "estimate optical flow at half size, where frames are large enough to gain")
 
     def __post_init__(self) -> None:
         require_types(self)

@@ -31,7 +31,7 @@ class StreamDenoiser:
     context: Tensor  # (1, tokens, width), or (2, tokens, width) for guidance: negative prompt, prompt
     tcm_scale: float = 1.0  # scale of the TCM's residuals
     cfg_scale: float = 1.0  # classifier-free guidance, used when `context` has two entries
-    half_flow: bool = False  # estimate flow at half the HR size
+    half_flow: bool = False  # estimate flow at half the HR size, as `half` of `estimate_flow`
     # Scaled latents (1, c, h, w) to pictures, for an autoencoder without temporal modules; None decodes whole frames.
     picture_decoder: Callable[[Tensor], Tensor] | None = None
     encoder: Callable[[Tensor], Tensor] | None = None  # LR frames to latents to start from; None: from pure noise

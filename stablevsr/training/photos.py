@@ -27,7 +27,7 @@ CANDIDATES = 2  # random places in a photograph, of which the one with the most 
 MARGIN = 1.15  # minimum side of a reduced photograph, relative to the clip's side: room for motion
 FRONT = 0.7  # share of clips with a moving foreground
 TILT = 5e-5  # perspective term of the homography, per frame and unit of speed
-KEPT = 96  # photographs cached in memory, decoded and halved
+CACHE = 3 * 2**30  # bytes of decoded and halved photographs to keep in memory
 LEAD = 4  # a degraded clip begins up to LEAD - 1 frames before its window, as a codec predicts from earlier frames
 STILL = Motion(np.zeros(2), np.zeros(2), 0.0, 0.0, 0.0)
 
@@ -140,11 +140,11 @@ class PhotoWindows(PooledWindows):
             for plane, photograph in zip(planes, photographs, strict=True)
         ]
         frames = []
-        for time in times:
+        for position, time in enumerate(times):
             owner = _owner(planes, points, time)
-            frame = colors[-1][time]
+            frame = colors[-1][position]
             for number in range(len(planes) - 1):
-                frame = torch.where(torch.from_numpy(owner == number), colors[number][time], frame)
+                frame = torch.where(torch.from_numpy(owner == number), colors[number][position], frame)
             frames.append(F.avg_pool2d(frame, SUPERSAMPLING))
         window = {"hr": torch.stack(frames)}
         if self.clips.with_flow:
@@ -180,14 +180,15 @@ class PhotoWindows(PooledWindows):
     def _photograph(self, number: int, halvings: int = 0) -> Tensor:
         """(h, w, 3) uint8, halved in size so many times, from a least-recently-used cache."""
         key = number, halvings
-        if key not in self._cache:
-            self._cache[key] = (
-                _halve(self._photograph(number, halvings - 1)) if halvings else _read(self.files[number], self.side)
-            )
-            if len(self._cache) > KEPT:
+        found = self._cache.get(key)
+        if found is None:
+            found = _halve(self._photograph(number, halvings - 1)) if halvings else _read(self.files[number], self.side)
+            self._cache[key] = found
+            while sum(kept.numel() for kept in self._cache.values()) > CACHE:
                 self._cache.popitem(last=False)
-        self._cache.move_to_end(key)
-        return self._cache[key]
+        else:
+            self._cache.move_to_end(key)
+        return found
 
 
 def project(matrix: Array, points: Array) -> Array:

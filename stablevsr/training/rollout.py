@@ -186,7 +186,7 @@ def _latent_loss(model: Networks, x0: Tensor, truth: Tensor, objective: Objectiv
 
 
 def with_color_fix(model: Networks, picture: Tensor, low_res: Tensor) -> Tensor:
-    """Decoded frames (n, 3, 4h, 4w) with the color fix that the weights sample with, but not clamped.
+    """Decoded frames (n, 3, 4h, 4w) with the color fix that the weights sample with; sampling clamps before and after.
 
     Args:
         low_res: (n, 3, h, w) in [-1, 1].

@@ -205,7 +205,7 @@ def for_rollout(rollout: RolloutRecipe, header: Header) -> Header:
         spacing=None,
         sampler="ddim",
         eta=0.0,
-        color_fix={"": header.sampling.color_fix, "none": None}.get(rollout.color_fix, rollout.color_fix),
+        color_fix=rollout.color_fix or header.sampling.color_fix,
     )
     return replace(header, config=replace(header.config, schedule=schedule), sampling=sampling)
 
