@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from stablevsr import SamplingConfig, TemporalGuidance
+from stablevsr import FlowOptions, SamplingConfig, TemporalGuidance
 from stablevsr.architectures import SMALL, SMALL_STREAMING
 from stablevsr.errors import UserError
 from stablevsr.model import PARTS, StableVSR
@@ -27,7 +27,10 @@ BUNDLES = {
             steps=4, sampler="ddim", temporal=TemporalGuidance(tiny=True), color_fix="backprojection"
         ),
     ),
-    "small_streaming": Header(SMALL_STREAMING, sampling=replace(STREAMING, spacing=None)),
+    "small_streaming": Header(
+        SMALL_STREAMING,
+        sampling=replace(STREAMING, spacing=None, flow=FlowOptions(half_size=True), color_fix="backprojection"),
+    ),
 }
 
 
