@@ -42,7 +42,7 @@ IN_BOTH: dict[str, Any] = {  # nodes that upscale
         {"default": 0, "min": 0, "max": 2**64 - 1, "control_after_generate": True, "tooltip": "Seed of the noise."},
     ),
     "color_fix": (
-        [DEFAULT, "none", *COLOR_FIXES],
+        [DEFAULT, *COLOR_FIXES],
         {"default": DEFAULT, "tooltip": "Match the result to the input; default: as the preset or the weights do."},
     ),
     "scene_cuts": (

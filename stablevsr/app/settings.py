@@ -21,7 +21,6 @@ PRESET_NAMES = {
 }
 FOURFOLD = "4×"
 SIZES = [FOURFOLD, "3×", "2×", "8×", "2160 lines", "1080 lines", "720 lines"]  # others can be typed, as 1280x720
-COLORS = ["none", *COLOR_FIXES]
 
 
 @dataclass(frozen=True)
@@ -61,11 +60,11 @@ def settings_of(studio: Studio) -> Settings:
             min_width=140,
             elem_id="size",
         )
-        color = gr.Dropdown(COLORS, value=own.color_fix or COLORS[0], label="Color match", min_width=140)
+        color = gr.Dropdown(list(COLOR_FIXES), value=own.color_fix or "none", label="Color match", min_width=140)
         format = gr.Dropdown(list(FORMATS), value=next(iter(FORMATS)), label="Format", min_width=140)
 
     def follow(name: str) -> tuple[int, str]:
-        return presets[name].steps, presets[name].color_fix or COLORS[0]
+        return presets[name].steps, presets[name].color_fix or "none"
 
     preset.change(follow, preset, [steps, color], show_progress="hidden", api_visibility="private")
     return Settings(preset, steps, seed, strength, size, color, format)

@@ -17,7 +17,7 @@ from stablevsr.sampling.groups import FlowOptions, TemporalGuidance, option, req
 MODES = ("bidirectional", "streaming")
 SAMPLERS = ("ddpm", "ddim", "dpm++")
 SPACINGS = ("leading", "trailing", "linspace")
-COLOR_FIXES = ("wavelet", "adain", "backprojection")
+COLOR_FIXES = ("none", "wavelet", "adain", "backprojection")  # "none" becomes None
 DEFAULT_NOISE_LEVEL = 20
 DISTILLED_STEPS = 4  # of the released streaming weights
 # Share of the clean picture at the first timestep, sqrt(abar_t), above which a notice is due: sampling starts with none
@@ -87,7 +87,7 @@ class SamplingConfig:
     color_fix: str | None = option(
         None,
         "match the result to the input: its colors, or by backprojection half of all that differs at the input's size",
-        choices=("none", *COLOR_FIXES),
+        choices=COLOR_FIXES,
     )
     scale: float | None = option(
         None,
@@ -147,7 +147,7 @@ class SamplingConfig:
         )
         require(
             self.color_fix in (None, *COLOR_FIXES),
-            f"got color_fix {self.color_fix!r}, expected one of none, {', '.join(COLOR_FIXES)}",
+            f"got color_fix {self.color_fix!r}, expected one of {', '.join(COLOR_FIXES)}",
         )
         self._check_size()
 

@@ -98,7 +98,7 @@ class RolloutRecipe:
 
     steps: int = 4  # DDIM steps
     spacing: str = "trailing"  # timestep spacing
-    color_fix: str = ""  # of the decoded frames, as in `SamplingConfig`, or "none"; "": that of the weights
+    color_fix: str = ""  # of the decoded frames, as in `SamplingConfig`; "": that of the weights
     encoded: bool = False  # stream-vae: decode the teacher's latents of the truth, not those of the run: faster
     latent: float = 0.5  # weight of the MSE of the latent; stream-vae: of the encoder's, against the teacher's
     picture: float = 80.0  # weight of the L1 of the decoded frame, in [0, 1]
@@ -113,10 +113,9 @@ class RolloutRecipe:
         _require(self.spacing in SPACINGS, f"rollout.spacing is {self.spacing!r}, expected one of {known}")
         for name in ("latent", "picture", "features", "temporal", "feature_changes"):
             _require(getattr(self, name) >= 0, f"rollout.{name} is {getattr(self, name)}, expected 0 or more")
-        fixes = ("none", *COLOR_FIXES)
         _require(
-            self.color_fix in ("", *fixes),
-            f"rollout.color_fix is {self.color_fix!r}, expected one of {', '.join(fixes)}",
+            self.color_fix in ("", *COLOR_FIXES),
+            f"rollout.color_fix is {self.color_fix!r}, expected one of {', '.join(COLOR_FIXES)}",
         )
         total = self.latent + self.picture + self.features
         _require(total > 0, "rollout.latent, picture and features are all 0, expected at least one above 0")
