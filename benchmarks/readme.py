@@ -82,6 +82,8 @@ TABLES: dict[str, tuple[str, Callable[[Report], str]]] = {
     "stream_quality_footage": ("quality_streaming.json", partial(means_table, kind="footage")),
     "presets": ("quality_presets.json", means_table),
     "strength": ("quality_strength.json", means_table),
+    "crf28": ("quality_crf28.json", means_table),
+    "crf28_footage": ("quality_crf28.json", partial(means_table, kind="footage")),
     "summary": ("quality_photos.json", summary_table),
     "streaming": ("streaming_small_cpu.json", streaming_table),
     "speed": ("speed_small_cpu.json", speed_table),

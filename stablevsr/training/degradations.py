@@ -17,7 +17,11 @@ from stablevsr.training.scene import Random
 BLUR = (0.2, 1.4)  # standard deviation, in HR pixels
 NOISE = (0.002, 0.02)  # standard deviation, in [0, 1]
 JPEG_QUALITY = (60, 96)
-CRF = (18, 31)  # H.264 constant rate factor
+CRF = (18, 33)  # H.264 constant rate factor
+# Shares of the degraded clips. Most are compressed only: where blur and other kernels were frequent, models sharpened
+# clean frames less (recipes/README.md).
+BLURRED = NOISY = 0.2
+COMPRESSED = {"none": 0.05, "jpeg": 0.15, "h264": 0.8}
 
 Resample = Callable[[Tensor, tuple[int, int]], Tensor]
 
@@ -28,15 +32,15 @@ def degrade(frames: Tensor, random: Random) -> Tensor:
     Optional blur, one of three resampling kernels, optional noise, and no compression, JPEG or H.264; all frames of
     a clip share the same choices.
     """
-    if random.random() < 0.5:
+    if random.random() < BLURRED:
         frames = gaussian_blur(frames, random.uniform(*BLUR))
     size = (frames.shape[-2] // SCALE, frames.shape[-1] // SCALE)
-    frames = RESAMPLERS[random.integers(len(RESAMPLERS))](frames, size).clamp(0, 1)
-    if random.random() < 0.4:
+    frames = RESAMPLERS[random.choice(len(RESAMPLERS), p=RESAMPLED)](frames, size).clamp(0, 1)
+    if random.random() < NOISY:
         noise = random.standard_normal(frames.shape, np.float32) * random.uniform(*NOISE)
         frames = (frames + torch.from_numpy(noise).float()).clamp(0, 1)
     pictures = (frames * 255).round().byte().permute(0, 2, 3, 1).contiguous().numpy()
-    compression = random.choice(["none", "jpeg", "h264"], p=[0.2, 0.2, 0.6])
+    compression = random.choice(list(COMPRESSED), p=list(COMPRESSED.values()))
     if compression == "jpeg":
         pictures = through_jpeg(pictures, int(random.integers(*JPEG_QUALITY)))
     elif compression == "h264":
@@ -53,6 +57,7 @@ RESAMPLERS: tuple[Resample, ...] = (
     _interpolation("bilinear"),
     lambda frames, size: F.interpolate(frames, size=size, mode="area"),
 )
+RESAMPLED = (0.6, 0.2, 0.2)  # their shares
 
 
 def gaussian_blur(frames: Tensor, sigma: float) -> Tensor:
