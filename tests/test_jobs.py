@@ -881,10 +881,13 @@ print(peak)
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not tell anonymous memory")
 def test_memory_does_not_grow_with_the_clip(tmp_path: Path, tiny_weights: Path) -> None:
     peaks = []
-    for count in (12, 120):
+    # Every tensor is given back as it is freed: glibc's own choice of what to keep moves the peak by 6 MB.
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
+    for count in (12, 84):
         clip = write_frames(tmp_path / str(count), pictures(count, 32, 48))
         command = [sys.executable, "-c", MEMORY, clip, tmp_path / f"out{count}", tiny_weights]
-        peaks.append(int(subprocess.run(command, capture_output=True, text=True, check=True, timeout=600).stdout))
-    results = 120 * 16 * 32 * 48 * 3 / 1024
-    print(f"peak anonymous memory: {peaks[0]} kB for 12 frames, {peaks[1]} kB for 120")
-    assert peaks[1] <= peaks[0] + results / 2
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600, env=environment)
+        peaks.append(int(done.stdout))
+    more = (84 - 12) * 16 * 32 * 48 * 3 / 1024  # kB of results
+    print(f"peak anonymous memory: {peaks[0]} kB for 12 frames, {peaks[1]} kB for 84")
+    assert peaks[1] <= peaks[0] + more / 2
