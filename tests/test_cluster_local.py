@@ -75,7 +75,10 @@ def test_an_end_in_the_middle(tiny_weights: Path, tmp_path: Path, number: signal
     command = [*map(str, [sys.executable, "-m", "stablevsr", "upscale", clip, output, *options])]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
-        assert any("worker 1 on" in line for line in process.stderr)  # it is at work
+        lines = []
+        while "worker 1 on" not in "".join(lines):  # until it is at work
+            lines.append(process.stderr.readline())
+            assert lines[-1], lines
         start = time.monotonic()
         process.send_signal(number)
         process.stderr.read()
